@@ -1,0 +1,64 @@
+"""What the tests share: a finished demo, and where a GPU is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).parent.parent
+
+# Before PyTorch is imported. Most tests compute little, and two threads that wait for each other on a busy machine are many
+# times slower than one; the tests that are about threads set their own number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def command(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m pipeline ...` in `folder` with the project's code."""
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", *arguments], cwd=folder, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a finished `python -m pipeline demo`, and what it printed."""
+    folder = tmp_path_factory.mktemp("demo") / "demo"
+    done = command("demo", "--folder", str(folder), folder=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done.stdout
+
+
+@pytest.fixture
+def cuda():
+    """The first CUDA device; skips where there is none."""
+    from pipeline import device
+    from pipeline.errors import UserError
+
+    try:
+        return device.select("cuda")
+    except UserError as reason:
+        pytest.skip(str(reason))
+
+
+REQUIRED = set(filter(None, os.environ.get("PIPELINE_REQUIRED_TESTS", "").split(",")))
+"""Markers whose tests may not be skipped, because what they need can be had on this machine."""
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    """Fail a test that is skipped although it is required."""
+    outcome = yield
+    report = outcome.get_result()
+    if report.skipped and not hasattr(report, "wasxfail") and REQUIRED & {mark.name for mark in item.iter_markers()}:
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but PIPELINE_REQUIRED_TESTS requires it: {report.longrepr}"
+
+
+settings.register_profile("pipeline", deadline=None)  # a busy machine is no failure
+settings.load_profile("pipeline")

@@ -1,0 +1,261 @@
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import params
+from pipeline.errors import UserError
+
+FILE = Path(__file__).parent.parent / "params.yaml"
+TEXT = FILE.read_text()
+
+pytestmark = pytest.mark.fault(28)
+
+
+def refused(text):
+    """The message with which `text` is refused."""
+    with pytest.raises(UserError) as error:
+        params.parse(text, "params.yaml")
+    return str(error.value)
+
+
+def changed(**keys):
+    """The project's params.yaml with one key changed, the dots in its name written as double underscores."""
+    content = yaml.safe_load(TEXT)
+    for name, value in keys.items():
+        *sections, key = name.split("__")
+        section = content
+        for part in sections:
+            section = section[part]
+        section[key] = value
+    return json.dumps(content, ensure_ascii=False)
+
+
+def test_the_projects_own_file_is_the_guides_training_on_the_official_archive():
+    found = params.load(FILE)
+    assert (found.device, found.seed, found.numerics, found.data.source) == ("cpu", 0, "exact", "cifar10")
+    assert (found.train.epochs, found.train.batch_size, found.train.lr, found.train.momentum) == (2, 64, 0.001, 0.9)
+    assert found.data.cifar10.bytes == 170_498_071
+
+
+def test_params_are_frozen():
+    with pytest.raises(AttributeError, match="cannot assign"):
+        params.load(FILE).seed = 1
+
+
+def test_a_missing_file_is_refused_with_where_to_run(tmp_path):
+    with pytest.raises(UserError, match=r"none\.yaml: not found; run from the folder that holds it"):
+        params.load(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"\xff\xfe", "cannot be read: 'utf-8' codec"), (b"seed: \0", "not valid YAML: unacceptable character #x0000")],
+)
+def test_a_file_that_is_not_text_is_refused_with_its_name(content, reason, tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        params.load(path)
+    assert str(error.value).startswith(f"{path}: {reason}")
+
+
+def test_a_folder_instead_of_a_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"cannot be read: .*Is a directory"):
+        params.load(tmp_path)
+
+
+def test_a_missing_key_is_refused_with_what_it_is():
+    assert refused(TEXT.replace("  momentum: 0.9\n", "")) == (
+        "params.yaml: key 'train.momentum' is missing; it is a number from 0 to below 1"
+    )
+
+
+def test_a_missing_section_is_refused_with_its_keys():
+    text = TEXT.replace("evaluate:\n  batch_size: 1000\n", "")
+    assert refused(text) == "params.yaml: key 'evaluate' is missing; it is a mapping with the keys batch_size"
+
+
+def test_an_unknown_key_is_refused_with_the_known_ones():
+    assert refused(TEXT + "devise: cuda\n").startswith("params.yaml: unknown key 'devise'; allowed here: device, seed, numerics, data")
+    assert refused(changed(train__weight_decay=0.1)).startswith("params.yaml: unknown key 'train.weight_decay'; allowed here: epochs,")
+
+
+def test_a_key_given_twice_is_refused_with_its_line():
+    line = len(TEXT.splitlines()) + 1
+    assert refused(TEXT + "seed: 1\n") == f"params.yaml: key 'seed' is given twice (line {line}); keep one"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("device", "gpu", "'device' is 'gpu'; allowed: cpu | cuda | cuda:N | mps"),
+        ("seed", -1, "'seed' is -1; allowed: a whole number from 0 to 9223372036854775807"),
+        ("seed", 2**63, "'seed' is 9223372036854775808; allowed: a whole number from 0 to 9223372036854775807"),
+        ("seed", True, "'seed' is True; allowed: a whole number from 0 to 9223372036854775807"),
+        ("seed", None, "'seed' is None; allowed: a whole number from 0 to 9223372036854775807"),
+        ("numerics", "fast", "'numerics' is 'fast'; allowed: exact | native"),
+        ("data__source", ["cifar10"], "'data.source' is ['cifar10']; allowed: cifar10 | synthetic | archive"),
+        ("data__archive__name", "cifar10", "'data.archive.name' is 'cifar10'; allowed: letters, digits, '.', '_' and '-', "
+         "but not cifar10 or synthetic"),
+        ("data__archive__name", 12, "'data.archive.name' is 12; allowed: letters, digits, '.', '_' and '-', "
+         "but not cifar10 or synthetic (quote what looks like a number)"),
+        ("data__archive__url", "a\nb", "'data.archive.url' is 'a\\nb'; allowed: an http(s) URL or a path"),
+        ("data__archive__url", "a\0b", "'data.archive.url' is 'a\\x00b'; allowed: an http(s) URL or a path"),
+        ("data__archive__sha256", "F" * 64, f"'data.archive.sha256' is '{'F' * 64}'; "
+         "allowed: 64 hexadecimal digits (or empty while source is another)"),
+        ("data__cifar10__mirrors", [], "'data.cifar10.mirrors' is []; allowed: a list of http(s) URLs"),
+        ("data__cifar10__mirrors", ["ftp://host/file"], "'data.cifar10.mirrors' is ['ftp://host/file']; allowed: a list of http(s) URLs"),
+        ("data__cifar10__mirrors", "https://host/file", "'data.cifar10.mirrors' is 'https://host/file'; allowed: a list of http(s) URLs"),
+        ("train", 3, "train is 3; it must be a mapping with the keys epochs, batch_size, lr, momentum, log_every"),
+        ("train__epochs", 0, "'train.epochs' is 0; allowed: a whole number from 1 to 100000"),
+        ("train__epochs", 2.0, "'train.epochs' is 2.0; allowed: a whole number from 1 to 100000"),
+        ("train__lr", -0.1, "'train.lr' is -0.1; allowed: a number above 0, at most 1000"),
+        ("train__lr", "0.1", "'train.lr' is '0.1'; allowed: a number above 0, at most 1000"),
+        ("train__momentum", 1, "'train.momentum' is 1; allowed: a number from 0 to below 1"),
+        ("compare__confidence", 1.0, "'compare.confidence' is 1.0; allowed: a number above 0 and below 1"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_refused_with_file_key_value_and_what_is_allowed(key, value, message):
+    assert refused(changed(**{key: value})) == f"params.yaml: {message}"
+
+
+@pytest.mark.parametrize("number", [".nan", ".inf", "-.inf"])
+def test_a_number_that_is_not_finite_is_refused(number):
+    assert refused(TEXT.replace("lr: 0.001", f"lr: {number}")).startswith("params.yaml: 'train.lr' is ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "text", "- a list", "[", "{", "\t", "*alias", "--- a\n--- b", "? [a]\n: b", "? {a: b}\n: c", "<<: {a: b}", "!!merge x: {a: b}",
+        "a: &a [*a]", "&a {b: *a}", "1: 2", "? &a [*a]\n: 1", '"\\ud800": 1', '"a\\nb": 1', "[" * 50_000, "a: " * 30_000, "x" * 200_000,
+        "!!bool maybe", "!!int ''", "!!int 0x" + "f" * 9000, "!!timestamp x", "!!map text", "!!binary x", "!!set {a, b}", "!!null {}",
+        "seed: " + "9" * 5000, "!!python/object/apply:os.system [true]",
+    ],
+)  # fmt: skip
+def test_what_is_no_params_file_is_refused_in_one_line(text):
+    assert len(refused(text).splitlines()) == 1
+
+
+def test_aliases_that_multiply_are_refused_in_no_time():
+    nested = ["&a0 [1]", *(f"&a{n + 1} [{', '.join([f'*a{n}'] * 9)}]" for n in range(30))]
+    assert refused(TEXT.replace("seed: 0", f"seed: [{', '.join(nested)}]")).startswith("params.yaml: 'seed' is [[1], [[1], [1],")
+
+
+@pytest.mark.parametrize("key", ["? [a]\n", "? {a: b}\n", "!!merge x"])
+def test_a_key_that_is_no_text_is_refused(key):
+    assert refused(f"seed: 1\n{key}: 1") == "params.yaml: a key must be plain text, not a list or a mapping (line 2)"
+
+
+def test_merged_mappings_that_multiply_are_refused_in_no_time():
+    nested = ["&a0 {k: 1}", *(f"&a{n + 1} {{!!merge x: [{', '.join([f'*a{n}'] * 9)}]}}" for n in range(30))]
+    assert "a key must be plain text" in refused(f"seed: [{', '.join(nested)}]")
+
+
+@pytest.mark.parametrize(("written", "lr"), [("1e-3", 0.001), ("1.0E-3", 0.001), (".5", 0.5), ("1", 1.0), ("+1.", 1.0)])
+def test_numbers_are_read_as_dvc_reads_them(written, lr):
+    assert params.parse(TEXT.replace("lr: 0.001", f"lr: {written}")).train.lr == lr
+
+
+@pytest.mark.parametrize("written", ["010", "0x10", "1_0", "1:30", "yes"])
+def test_what_other_releases_of_yaml_take_for_another_number_is_refused(written):
+    assert f"'seed' is '{written}'" in refused(TEXT.replace("seed: 0", f"seed: {written}"))
+
+
+printable = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=20)
+digits = st.text("0123456789abcdef", min_size=64, max_size=64)
+valid = st.builds(
+    params.Params,
+    device=st.sampled_from(["cpu", "cuda", "cuda:0", "cuda:17", "mps"]),
+    seed=st.integers(0, 2**63 - 1),
+    numerics=st.sampled_from(["exact", "native"]),
+    data=st.builds(
+        params.Data,
+        source=st.sampled_from(["cifar10", "synthetic", "archive"]),
+        archive=st.builds(
+            params.Archive,
+            name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True).filter(
+                lambda name: name not in ("cifar10", "cifar-10", "synthetic")
+            ),
+            url=printable,
+            sha256=digits | st.just(""),
+        ),
+        cifar10=st.builds(
+            params.Cifar10,
+            mirrors=st.lists(printable.filter(lambda text: text[0] != "/").map("https://{}".format), min_size=1).map(tuple),
+            bytes=st.integers(1, 10**12),
+            md5=digits.map(lambda text: text[:32]),
+            sha256=digits,
+        ),
+    ),
+    train=st.builds(
+        params.Train,
+        epochs=st.integers(1, 100_000),
+        batch_size=st.integers(1, 1_000_000),
+        lr=st.floats(0, 1000, exclude_min=True),
+        momentum=st.floats(0, 1, exclude_max=True),
+        log_every=st.integers(1, 1_000_000),
+    ),
+    evaluate=st.builds(params.Evaluate, batch_size=st.integers(1, 1_000_000)),
+    compare=st.builds(
+        params.Compare,
+        margin_points=st.floats(0, 100, exclude_min=True),
+        confidence=st.floats(0, 1, exclude_min=True, exclude_max=True),
+    ),
+)
+
+
+@given(valid)
+def test_every_valid_file_gives_the_params_that_it_was_written_from(made):
+    assert params.parse(json.dumps(asdict(made), ensure_ascii=False)) == made
+
+
+def holds(text):
+    """Whether `text` gives Params, or a UserError of one short line that a terminal can show."""
+    try:
+        return isinstance(params.parse(text), params.Params)
+    except UserError as error:
+        return len(str(error).splitlines()) == 1 and len(str(error).encode()) < 2000
+
+
+@given(st.text() | st.text("abc:-[]{}&*!?|>'\"#%@,\n \t0123~<").map("a: ".__add__))
+def test_no_text_escapes(text):
+    assert holds(text)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.data())
+def test_no_changed_value_escapes(data):
+    content = yaml.safe_load(TEXT)
+    section = content
+    while True:
+        key = data.draw(st.sampled_from(sorted(section)))
+        if not isinstance(section[key], dict) or data.draw(st.booleans()):
+            break
+        section = section[key]
+    section[data.draw(st.just(key) | st.text(max_size=5))] = data.draw(values)
+    assert holds(json.dumps(content))
+
+
+@given(st.integers(0, len(TEXT)), st.integers(0, 30), st.text(max_size=10))
+def test_no_damaged_file_escapes(start, removed, inserted):
+    assert holds(TEXT[:start] + inserted + TEXT[start + removed :])
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_escape(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "params.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError):
+        params.load(path)
