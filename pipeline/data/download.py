@@ -1,0 +1,68 @@
+"""The `download` stage: the data set that params.yaml names, from wherever it is."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pipeline import run
+from pipeline.data import archive, synthetic
+from pipeline.data.dataset import Dataset
+from pipeline.data.fetch import Expected, Patience, digest, fetch
+from pipeline.errors import UserError, shown
+from pipeline.params import URL, Archive, Cifar10, Data
+
+DOWNLOADS = run.CACHE / "downloads"
+MIRROR = "PIPELINE_CIFAR10_MIRROR"
+"""The environment variable that names a mirror of the user's own."""
+OFFLINE = "work offline with `source: synthetic` in params.yaml"
+
+
+def download(data: Data, cache: Path = DOWNLOADS, patience: Patience = Patience()) -> Dataset:  # noqa: B008 - frozen
+    """The data set that `data` describes; what is downloaded is kept in `cache`, where a user may also put it by hand.
+
+    Raises:
+        UserError: it cannot be had, or is not what its checksum says, or not in CIFAR-10's layout.
+    """
+    if data.source == "synthetic":
+        return synthetic.make()
+    if data.source == "cifar10":
+        return archive.read(_official(data.cifar10, cache, patience), "cifar10")
+    return archive.read(_own(data.archive, cache, patience), data.archive.name)
+
+
+def _official(cifar10: Cifar10, cache: Path, patience: Patience) -> Path:
+    own = os.environ.get(MIRROR)
+    if own and not re.fullmatch(URL, own):
+        raise UserError(f"{MIRROR} is {shown(own)}; allowed: an http(s) URL")
+    path = cache / "cifar-10-python.tar.gz"
+    expected = Expected(cifar10.sha256, cifar10.md5, cifar10.bytes)
+    fetch([*filter(None, [own]), *cifar10.mirrors], path, expected, patience, f"name a mirror of your own in {MIRROR}, or {OFFLINE}")
+    return path
+
+
+def _own(own: Archive, cache: Path, patience: Patience) -> Path:
+    if not re.match(r"https?://", own.url):
+        return _local(own)
+    if not own.sha256:
+        raise UserError(f"data.archive.sha256 is empty; put the SHA-256 of {own.url} there (sha256sum prints it)")
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(urlsplit(own.url).path).name)[-80:]
+    path = cache / f"{own.sha256[:16]}-{name}"
+    fetch([own.url], path, Expected(own.sha256), patience, OFFLINE)
+    return path
+
+
+def _local(own: Archive) -> Path:
+    path = Path(own.url)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", own.url):
+        raise UserError(f"data.archive.url is {shown(own.url)}; allowed: an http(s) URL or a path")
+    if not os.path.isfile(path):
+        raise UserError(f"data.archive.url is {shown(own.url)}; there is no such file (paths start at {Path.cwd()})")
+    found = digest(path, "sha256")
+    if not own.sha256:
+        raise UserError(f"data.archive.sha256 is empty; if {own.url} is the file that you mean, set it to {found}")
+    if found != own.sha256:
+        raise UserError(f"{own.url}: checksum mismatch: expected sha256 {own.sha256}; got sha256 {found}")
+    return path

@@ -1,0 +1,98 @@
+"""Small archives in the layout of CIFAR-10's official one, as Python 2 wrote it or as Python 3 writes it, whole or spoiled."""
+
+import gzip
+import io
+import pickle
+import struct
+import tarfile
+from pathlib import Path
+
+import numpy as np
+
+FOLDER = "cifar-10-batches-py"
+BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def python2(value):
+    """Pickle `value` as cPickle of Python 2 did with protocol 2: `str` is a byte string, and what may recur is noted."""
+    notes = 0
+
+    def noted(code):
+        nonlocal notes
+        notes += 1
+        return code + (b"q" + bytes([notes]) if notes < 256 else b"r" + struct.pack("<I", notes))
+
+    def dump(value):
+        match value:
+            case bool():
+                return b"\x88" if value else b"\x89"
+            case int():
+                return b"K" + bytes([value]) if 0 <= value < 256 else b"M" + struct.pack("<H", value)
+            case str() | bytes():
+                text = value.encode() if isinstance(value, str) else value
+                size = b"U" + bytes([len(text)]) if len(text) < 256 else b"T" + struct.pack("<i", len(text))
+                return noted(size + text)
+            case list():
+                return noted(b"]") + b"(" + b"".join(map(dump, value)) + b"e"
+            case dict():
+                return noted(b"}") + b"(" + b"".join(dump(k) + dump(v) for k, v in value.items()) + b"u"
+            case np.ndarray():
+                made = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+                shape = b"(" + b"".join(map(dump, value.shape)) + b"t"
+                kind = value.dtype.str.lstrip("|<").encode()
+                dtype = b"cnumpy\ndtype\n" + dump(kind) + b"K\x00K\x01\x87R(K\x03U\x01|NNN" + b"J\xff\xff\xff\xff" * 2 + b"K\x00tb"
+                return noted(made) + b"(K\x01" + shape + dtype + b"\x89" + dump(value.tobytes()) + b"tb"
+        raise TypeError(type(value))
+
+    return b"\x80\x02" + dump(value) + b"."
+
+
+def python3(value):
+    """Pickle `value` as Python 3 does with protocol 2."""
+    return pickle.dumps(value, protocol=2)
+
+
+def pixels(count, seed=0):
+    """uint8 [count, 3072], the same for the same seed."""
+    return np.random.RandomState(seed).randint(0, 256, (count, 3072)).astype(np.uint8)
+
+
+def contents(per_batch=10):
+    """What the official archive's members hold, with few images: each batch has each class as often as it can."""
+    made = {"batches.meta": {"num_cases_per_batch": per_batch, "label_names": list(CLASSES), "num_vis": 3072}}
+    for n, name in enumerate(BATCHES):
+        labels = [(i + n) % 10 for i in range(per_batch)]
+        filenames = [f"{CLASSES[label]}_{i:06d}.png" for i, label in enumerate(labels)]
+        made[name] = {"batch_label": name, "labels": labels, "data": pixels(per_batch, n), "filenames": filenames}
+    return made
+
+
+def members(per_batch=10, pickled=python2):
+    """The same, pickled."""
+    return {name: pickled(content) for name, content in contents(per_batch).items()}
+
+
+def header(name, size=0, kind=tarfile.REGTYPE):
+    """A tar header."""
+    info = tarfile.TarInfo(name)
+    info.size, info.type, info.mode = size, kind, 0o644
+    return info
+
+
+def pack(path, files, extra=(), form=tarfile.USTAR_FORMAT):
+    """Write a gzipped tar archive: the folder, `files` (name in it -> bytes), then `extra` (pairs of header and bytes)."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w", format=form) as tar:
+        tar.addfile(header(FOLDER, kind=tarfile.DIRTYPE))
+        for name, content in files.items():
+            tar.addfile(header(f"{FOLDER}/{name}", len(content)), io.BytesIO(content))
+        for info, content in extra:
+            tar.addfile(info, io.BytesIO(content))
+    Path(path).write_bytes(gzip.compress(made.getvalue(), 1, mtime=0))
+    return Path(path)
+
+
+def small(path, per_batch=10, pickled=python2):
+    """Write a good archive."""
+    return pack(path, members(per_batch, pickled))
