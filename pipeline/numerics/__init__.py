@@ -1,0 +1,27 @@
+"""How a model's operations are computed, chosen around the model, not inside it: exact, or PyTorch's own (native)."""
+
+from __future__ import annotations
+
+import torch
+
+from pipeline import device
+from pipeline.errors import UserError
+from pipeline.numerics.exact import VERSION, Exact
+from pipeline.numerics.native import Native
+
+Numerics = Exact | Native
+
+
+def select(name: str, on: torch.device) -> Numerics:
+    """The numerics called `name` in params.yaml (`exact-1` counts as exact where that is this version), for a device.
+
+    Raises:
+        UserError: the device has no float64, which exact numerics need, or the version is another.
+    """
+    if name == "native":
+        return Native()
+    if name not in ("exact", VERSION):
+        raise UserError(f"numerics '{name}': this version of the pipeline has {VERSION} and native; use the version that made the run")
+    if not device.has_float64(on):
+        raise UserError(f"numerics 'exact' needs float64, which device '{on}' has not; set numerics: native, or device: cpu")
+    return Exact()

@@ -1,0 +1,154 @@
+"""SimpleCNN's operations with exact sums, forward and backward: what `exact` puts in the place of PyTorch's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from pipeline.numerics import grid, transcendental
+from pipeline.numerics.grid import Placed
+from pipeline.numerics.reductions import Convolution, Matmul
+
+Operation = Matmul | Convolution
+BYTE_MAXIMUM = 255.0
+"""A uint8 input stands for byte / 255, as torchvision's ToTensor has it; the byte enters the sum, the division follows it."""
+
+
+class Weighted(Function):
+    """Sums of inputs times weights, plus a bias: linear and conv2d.
+
+    Rounding points, forward: each operand to its grid, the sum to float32, (for bytes: the division by 255,) the bias's
+    addition. Backward: the gradient to its grid, then each sum to float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, operation: Operation, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """X uint8 or float32, weight and bias float32 -> float32."""
+        ctx.operation, ctx.has_bias, ctx.x_shape, ctx.from_bytes = operation, bias is not None, x.shape, x.dtype == torch.uint8
+        terms, batch = operation.terms(x.shape, weight.shape), x.shape[0]
+        if ctx.from_bytes:
+            w = grid.place(weight, grid.operand_bits(terms, batch, operation.name, grid.BYTE_BITS))
+            ctx.x = operation.operand(x, weight.shape)
+            y = operation.forward_bytes(ctx.x, w.integers).float().div_(BYTE_MAXIMUM / w.grid.unit)
+        else:
+            bits = grid.operand_bits(terms, batch, operation.name)
+            w = grid.place(weight, bits)
+            placed = grid.place(x, bits)
+            ctx.x = Placed(operation.operand(placed.integers, weight.shape), placed.grid, bits)
+            y = grid.rounded(operation.forward(ctx.x.integers, w.integers), placed.grid.unit * w.grid.unit)
+        ctx.w = w
+        ctx.save_for_backward(weight)  # autograd then refuses a weight that was changed in between
+        return y if bias is None else y.add_(bias.view(-1, *[1] * (y.dim() - 2)))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of x (where asked for), weight and bias."""
+        (weight,) = ctx.saved_tensors
+        operation, shapes, batch, what = ctx.operation, (ctx.x_shape, weight.shape), ctx.x_shape[0], f"{ctx.operation.name}'s gradient"
+        bits = grid.operand_bits(operation.weight_terms(*shapes), batch, what, grid.BYTE_BITS if ctx.from_bytes else None)
+        if ctx.needs_input_grad[1]:
+            bits = min(bits, grid.operand_bits(operation.input_terms(*shapes), batch, what))
+        g = grid.place(gradients[0], bits)
+        d_x = d_bias = None
+        if ctx.from_bytes:
+            d_weight = grid.rounded(operation.weight_gradient(g.integers, ctx.x, weight.shape), g.grid.unit)
+            d_weight.div_(d_weight.new_full((), BYTE_MAXIMUM))
+        else:
+            x = grid.coarser(ctx.x, bits)
+            d_weight = grid.rounded(operation.weight_gradient(g.integers, x.integers, weight.shape), g.grid.unit * x.grid.unit)
+            if ctx.needs_input_grad[1]:
+                w = grid.coarser(ctx.w, bits)
+                d_x = grid.rounded(operation.input_gradient(g.integers, w.integers, ctx.x_shape), g.grid.unit * w.grid.unit)
+        if ctx.has_bias:
+            d_bias = grid.rounded(operation.bias_gradient(g.integers), g.grid.unit)
+        return None, d_x, d_weight, d_bias
+
+
+class MaxPool(Function):
+    """The maximum of each k x k tile (stride k, no padding); the gradient goes to the first maximum in row-major order.
+
+    Comparisons, and products with 0 and 1: nothing rounds. Each place in the tiles is one contiguous tensor, which on a
+    CPU takes a fraction of the time of PyTorch's kernel.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, k: int) -> Tensor:
+        """X float32 [N, C, H, W] -> [N, C, H // k, W // k], the batch innermost in memory where it is so in x."""
+        ctx.k, ctx.batch_last = k, x.stride(0) == 1
+        tiles = _tiles(x, k, ctx.batch_last).contiguous()
+        y = tiles.amax((0, 1))
+        ctx.save_for_backward(x, tiles, y)
+        return y.permute(3, 0, 1, 2) if ctx.batch_last else y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of x."""
+        x, tiles, y = ctx.saved_tensors
+        k, covered = ctx.k, x.shape[2] % ctx.k == x.shape[3] % ctx.k == 0
+        d_x = torch.empty_like(x) if covered else torch.zeros_like(x)
+        d_tiles = _tiles(d_x, k, ctx.batch_last)
+        left = gradients[0].permute(1, 2, 3, 0) if ctx.batch_last else gradients[0]  # what no place has taken yet
+        taken = torch.empty_like(y)
+        for place in range(k * k - 1):
+            i, j = divmod(place, k)
+            torch.eq(tiles[i, j], y, out=taken).mul_(left)  # 0 or 1 in float32: the comparison's fastest form
+            d_tiles[i, j].copy_(taken)
+            left = left - taken
+        d_tiles[-1, -1].copy_(left)
+        return d_x, None
+
+
+def _tiles(x: Tensor, k: int, batch_last: bool) -> Tensor:
+    """A view of x [N, C, H, W] as [k, k, N, C, H // k, W // k], or [k, k, C, H // k, W // k, N]: the places in the tiles first."""
+    return x.unfold(2, k, k).unfold(3, k, k).permute((4, 5, 1, 2, 3, 0) if batch_last else (4, 5, 0, 1, 2, 3))
+
+
+PROBABILITY_BITS = 40
+"""Exponentials are integers of this many bits in the sum over classes."""
+
+
+class Softmax:
+    """Softmax and its logarithm, in float64, with an exact sum over the classes: loss and evaluation share it."""
+
+    def __init__(self, logits: Tensor) -> None:
+        z = logits.double()
+        self.shifted = z - z.amax(1, keepdim=True)  # [N, C], largest 0
+        e = (transcendental.exp(self.shifted) * 2.0**PROBABILITY_BITS).round_()
+        self.total = e.sum(1, keepdim=True)  # exact: C * 2^40 at most
+        self.probabilities = e / self.total  # [N, C]
+
+    def losses(self, labels: Tensor) -> Tensor:
+        """Cross-entropy of each row, float64 [N], for labels int64 [N]."""
+        log_total = transcendental.log(self.total * 2.0**-PROBABILITY_BITS)
+        return (log_total - self.shifted.gather(1, labels.unsqueeze(1))).squeeze(1)
+
+
+def mean(losses: Tensor) -> Tensor:
+    """The mean of float64 losses [N], float64 0-dim: placed on one grid, summed exactly, divided once."""
+    bits = grid.SIGNIFICAND_BITS - grid.ceil_log2(len(losses))
+    on = grid.choose(grid.magnitude(losses).float(), bits)
+    total = (losses * on.scale).round_().sum()
+    return (total * on.unit) / torch.full_like(total, len(losses))
+
+
+class CrossEntropy(Function):
+    """The batch's mean cross-entropy. Rounding points: those of Softmax and `mean`, the gradient's division, to float32."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits float32 [N, C], labels int64 [N] -> float32 0-dim."""
+        softmax = Softmax(logits)
+        ctx.save_for_backward(softmax.probabilities, labels)
+        return mean(softmax.losses(labels)).float()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of the logits."""
+        probabilities, labels = ctx.saved_tensors
+        n, classes = probabilities.shape
+        hot = labels.unsqueeze(1) == torch.arange(classes, device=labels.device)
+        d_logits = (probabilities - hot.double()) / torch.full((), float(n), dtype=torch.float64, device=labels.device)
+        return (d_logits * gradients[0].double()).float(), None

@@ -1,0 +1,236 @@
+"""Exact sums of products: integers in, integers out, all in float64 unless a bound shows that float32 holds them.
+
+Since no partial sum rounds, every way of computing them gives the same bits. So convolution has two: a plain one for any
+stride, padding and dilation, which the tests take as the reference, and a faster one for where it applies. The size of
+the sums is the caller's business (`grid.operand_bits`).
+
+Every operation takes its input in two steps: `operand` arranges it once, and the products of both directions use that.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline import device
+from pipeline.numerics.grid import BYTE_BITS, OPERAND_BITS, ceil_log2
+
+FLOAT32_BITS = 24
+"""Integers up to 2^24 are float32s."""
+SLICE_BITS = 9
+"""Bits of each of two slices of a weight: hi * 2^10 + lo, |hi| and |lo| at most 2^9."""
+assert OPERAND_BITS == 2 * SLICE_BITS + 1
+
+Pair = tuple[int, int]
+IMAGES_AT_ONCE = 128
+"""Images whose convolution stays in the caches; of a larger batch as many at a time."""
+ROWS_OF_A_PRODUCT = 12
+"""Matrix products with fewer rows than this run at a fraction of their speed on a CPU."""
+
+
+@dataclass(frozen=True)
+class Matmul:
+    """y[n, o] = sum_i x[n, i] w[o, i], as torch.nn.functional.linear; results have the batch innermost in memory."""
+
+    name = "linear"
+
+    def terms(self, x: torch.Size, w: torch.Size) -> int:
+        """Products a sum of `forward`, from the operands' shapes."""
+        return w[1]
+
+    def input_terms(self, x: torch.Size, w: torch.Size) -> int:
+        """Products a sum of `input_gradient`."""
+        return w[0]
+
+    def weight_terms(self, x: torch.Size, w: torch.Size) -> int:
+        """Products a sum of `weight_gradient`."""
+        return x[0]
+
+    def operand(self, x: Tensor, w: torch.Size) -> Tensor:
+        """X [N, I] as float64."""
+        return x.double()
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """X [N, I], w [O, I] -> [N, O]."""
+        return (w @ x.t()).t()
+
+    def forward_bytes(self, x: Tensor, w: Tensor) -> Tensor:
+        """The same with x from bytes."""
+        return self.forward(x, w)
+
+    def input_gradient(self, g: Tensor, w: Tensor, x_shape: torch.Size) -> Tensor:
+        """G [N, O], w [O, I] -> [N, I]."""
+        return (w.t() @ g.t()).t()
+
+    def weight_gradient(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
+        """G [N, O], x [N, I] -> [O, I]."""
+        return g.t() @ x
+
+    def bias_gradient(self, g: Tensor) -> Tensor:
+        """G [N, O] -> [O]."""
+        return g.sum(0)
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """y[n, o, p] = sum_{i, k} x[n, i, stride p + dilation k - padding] w[o, i, k], as torch.nn.functional.conv2d.
+
+    Each product over copied windows: plain, and the reference.
+    """
+
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    name = "conv2d"
+
+    def terms(self, x: torch.Size, w: torch.Size) -> int:
+        """Products a sum of `forward`, from the operands' shapes."""
+        return w[1:].numel()
+
+    def input_terms(self, x: torch.Size, w: torch.Size) -> int:
+        """Products a sum of `input_gradient`, at most."""
+        return w[0] * w[2:].numel()
+
+    def weight_terms(self, x: torch.Size, w: torch.Size) -> int:
+        """Products a sum of `weight_gradient`."""
+        reach = [self.dilation[i] * (w[2 + i] - 1) + 1 for i in (0, 1)]
+        height, width = ((x[2 + i] + 2 * self.padding[i] - reach[i]) // self.stride[i] + 1 for i in (0, 1))
+        return x[0] * height * width
+
+    def operand(self, x: Tensor, w: torch.Size) -> Tensor:
+        """X [N, I, H, W] -> its windows, float64 [N, H', W', I h w]."""
+        x = F.pad(x.double(), (self.padding[1],) * 2 + (self.padding[0],) * 2)
+        reach = [self.dilation[i] * (w[2 + i] - 1) + 1 for i in (0, 1)]
+        windows = x.unfold(2, reach[0], self.stride[0]).unfold(3, reach[1], self.stride[1])[..., :: self.dilation[0], :: self.dilation[1]]
+        return windows.permute(0, 2, 3, 1, 4, 5).flatten(3)
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """X as `operand` gives it, w [O, I, h, w] -> [N, O, H', W']."""
+        return (x @ w.flatten(1).t()).permute(0, 3, 1, 2)
+
+    def forward_bytes(self, x: Tensor, w: Tensor) -> Tensor:
+        """`forward` for x from bytes and w of at most OPERAND_BITS bits; may return float32: rounded once already."""
+        return self.forward(x, w)
+
+    def input_gradient(self, g: Tensor, w: Tensor, x_shape: torch.Size) -> Tensor:
+        """G [N, O, H', W'], w [O, I, h, w] -> [N, I, H, W]."""
+        columns = g.flatten(2).transpose(1, 2) @ w.flatten(1)  # [N, H' W', I h w]
+        return F.fold(columns.transpose(1, 2), x_shape[2:], w.shape[2:], self.dilation, self.padding, self.stride)
+
+    def weight_gradient(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
+        """G [N, O, H', W'], x as `operand` gives it -> [O, I, h, w]."""
+        return (g.transpose(0, 1).flatten(1) @ x.flatten(0, 2)).view(w_shape)
+
+    def bias_gradient(self, g: Tensor) -> Tensor:
+        """G [N, O, H', W'] -> [O]."""
+        return g.sum((0, 2, 3))
+
+
+class ConvolutionByRows(Convolution):
+    """The same for stride 1 without padding and dilation, with a fifth of the copies and larger products.
+
+    All tensors have the batch innermost in memory and rows outermost: [H, C, W, N]. Windows are then copied along the
+    width alone, in runs of W' N numbers, and those along the height are overlapping views: `_bands`. A product takes one
+    row of the output, or `_rows_at_once`.
+    """
+
+    def operand(self, x: Tensor, w: torch.Size) -> Tensor:
+        """X [N, I, H, W] -> its windows along the width, float64 [H, I, w, W', N]; bytes stay bytes, [I, H, W, N]."""
+        return batch_last(x) if x.dtype == torch.uint8 else _windows(batch_last(x), w[3])
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """X as `operand` gives it, w [O, I, h, w] -> [N, O, H', W']."""
+        rows, height = x.shape[0] - w.shape[2] + 1, w.shape[2]
+        at_once = _rows_at_once(rows, w.shape[0])
+        bands = _bands(x, height + at_once - 1, at_once)  # [H' / at_once, ...]
+        # the weights of each row of the output, zero where they do not reach
+        weights = w.new_zeros(at_once, w.shape[0], height + at_once - 1, w.shape[1] * w.shape[3])
+        for row in range(at_once):
+            weights[row, :, row : row + height] = w.transpose(1, 2).flatten(2)
+        y = weights.view(1, -1, bands.shape[1]).expand(len(bands), -1, -1).bmm(bands)  # [H' / at_once, at_once O, W' N]
+        return y.view(rows, w.shape[0], *x.shape[3:]).permute(3, 1, 0, 2)
+
+    def forward_bytes(self, x: Tensor, w: Tensor) -> Tensor:
+        """`forward` for bytes and w of at most OPERAND_BITS bits; may return float32: rounded once already."""
+        if device.is_cpu(x) and BYTE_BITS + SLICE_BITS + ceil_log2(w[0].numel()) <= FLOAT32_BITS:
+            return self._forward_bytes_in_slices(x, w)
+        return self.forward(_windows(x, w.shape[3]), w)
+
+    def _forward_bytes_in_slices(self, x: Tensor, w: Tensor) -> Tensor:
+        """Two float32 convolutions in one, each exact: w = hi * 2^10 + lo, stacked along the output channels.
+
+        In float32 the sums of both stay within 2^24, so the kernel's order of summation does not matter; the last
+        addition rounds once (the product with 2^10 is exact, so whether it is fused does not matter either). With the
+        batch innermost, a step along the width is a step of N numbers: one image [H, W N], the width dilated by N.
+        """
+        hi = (w * 2.0 ** -(SLICE_BITS + 1)).round_()
+        slices = torch.cat((hi, w - hi * 2.0 ** (SLICE_BITS + 1))).float()
+        out, (_, height, width, n) = w.shape[0], x.shape
+        y = slices.new_empty(height - w.shape[2] + 1, out, width - w.shape[3] + 1, n)  # [H', O, W', N]
+        for images, sums in zip(*(torch.split(t, IMAGES_AT_ONCE, 3) for t in (x, y)), strict=True):
+            both = torch.conv2d(images.float().flatten(2).unsqueeze(0), slices, dilation=(1, images.shape[3]))[0]
+            both = both.view(2, out, len(y), *sums.shape[2:])
+            torch.add(both[1], both[0], alpha=2 ** (SLICE_BITS + 1), out=sums.transpose(0, 1))
+        return y.permute(3, 1, 0, 2)
+
+    def input_gradient(self, g: Tensor, w: Tensor, x_shape: torch.Size) -> Tensor:
+        """G [N, O, H', W'], w [O, I, h, w] -> [N, I, H, W]."""
+        n, channels, height, width = x_shape
+        margin = w.shape[2] - 1
+        rows = g.new_zeros(height + margin, w.shape[0], g.shape[3], n)
+        rows[margin:height] = g.permute(2, 1, 3, 0)
+        weights = w.flip(2).permute(1, 3, 2, 0).reshape(1, channels * w.shape[3], -1)  # [1, I w, h O]
+        sums = weights.expand(height, -1, -1).bmm(_bands(rows, w.shape[2], 1)).view(height, channels, w.shape[3], g.shape[3], n)
+        made = g.new_zeros(height, channels, width, n)
+        for column in range(w.shape[3]):
+            made[:, :, column : column + g.shape[3]] += sums[:, :, column]
+        return made.permute(3, 1, 0, 2)
+
+    def weight_gradient(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
+        """G [N, O, H', W'], x as `operand` gives it -> [O, I, h, w]."""
+        channels, _, height, width = w_shape
+        x = _windows(x, width) if x.dtype == torch.uint8 else x
+        at_once = _rows_at_once(g.shape[2], channels)
+        bands = _bands(x, height + at_once - 1, at_once)
+        rows = g.permute(2, 1, 3, 0).reshape(len(bands), at_once * channels, -1)  # [H' / at_once, at_once O, W' N]
+        sums = rows.bmm(bands.transpose(1, 2)).sum(0).view(at_once, channels, height + at_once - 1, -1, width)
+        return sum((sums[row, :, row : row + height] for row in range(1, at_once)), sums[0, :, :height]).transpose(1, 2)
+
+
+def convolution(stride: Pair, padding: Pair, dilation: Pair) -> Convolution:
+    """The fastest form there is."""
+    plain = (stride, padding, dilation) == ((1, 1), (0, 0), (1, 1))
+    return ConvolutionByRows() if plain else Convolution(stride, padding, dilation)
+
+
+def batch_last(x: Tensor) -> Tensor:
+    """X [N, ...] -> [..., N] with the batch innermost in memory; a copy where it is not so already."""
+    if x.stride(0) == 1:
+        return x.movedim(0, -1)
+    return x.flatten(1).t().contiguous().view(*x.shape[1:], -1)
+
+
+def _windows(x: Tensor, width: int) -> Tensor:
+    """X [I, H, W, N] -> its windows along the width, float64 [H, I, w, W', N]."""
+    windows = x.unfold(2, width, 1).permute(1, 0, 4, 2, 3)
+    return torch.empty(windows.shape, dtype=torch.float64, device=x.device).copy_(windows)
+
+
+def _bands(rows: Tensor, height: int, step: int) -> Tensor:
+    """Contiguous rows [H, ..., W', N] -> each `height` of them that follow one another, from every `step`-th on, as one matrix.
+
+    A view [(H - height) / step + 1, height * ..., W' N]: the matrices overlap in memory.
+    """
+    length = rows.shape[-2] * rows.shape[-1]
+    row = rows[0].numel()
+    return rows.as_strided(((len(rows) - height) // step + 1, height * row // length, length), (step * row, length, 1))
+
+
+def _rows_at_once(rows: int, channels: int) -> int:
+    """How many of the output's rows one product makes."""
+    wanted = math.ceil(ROWS_OF_A_PRODUCT / channels)
+    return max(n for n in range(1, wanted + 1) if rows % n == 0)
