@@ -1,0 +1,181 @@
+"""Weights from anywhere: read without executing anything, refused with what is wrong, the same on every device."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import device as devices
+from pipeline import files, numerics, run
+from pipeline.errors import UserError
+from pipeline.evaluation import evaluate, evaluate_kept, load_weights
+from pipeline.model import SimpleCNN
+from pipeline.params import Evaluate
+from tests.conftest import ROOT, command
+from tests.steps import CPU, drawn_set, trainer
+
+
+class Malicious:
+    """A pickle of it runs a command when it is loaded."""
+
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+@pytest.fixture(params=["a pickle", "a file of torch.save"])
+def malicious(request, tmp_path, monkeypatch) -> Path:
+    """A workspace whose weights are such a pickle, in outputs/ and in a run from elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    drawn_set(64).save()
+    if request.param == "a pickle":
+        Path("weights").write_bytes(pickle.dumps(Malicious()))
+        pickle.loads(Path("weights").read_bytes())
+    else:
+        torch.save({"conv1.weight": Malicious()}, "weights")
+        torch.load("weights", weights_only=False)
+    Path("executed").unlink()  # so it works
+    run.OUTPUTS.mkdir()
+    for part in run.PARTS:
+        (run.OUTPUTS / part).write_text("{}")
+    Path("weights").rename(run.OUTPUTS / run.MODEL)
+    identity = run.Identity({"name": "a", "digest": "0"}, 0, "exact-1", {}, "cpu", "0", {}, {"digest": "0", "revision": None})
+    run.keep(run.OUTPUTS, run.RUNS, identity, {}).rename(run.RUNS / "theirs")
+    return tmp_path
+
+
+@pytest.mark.fault(20)
+def test_malicious_weights_are_refused_in_one_line_and_nothing_in_them_is_executed(malicious):
+    theirs = "runs/theirs"
+    for words in (["evaluate"], ["fingerprint"], ["fingerprint", theirs], ["compare", theirs, "outputs"], ["evaluate", "--run", theirs]):
+        done = command(*words, folder=malicious)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert "model.safetensors: damaged, or not a safetensors file" in done.stderr
+    assert not (malicious / "executed").exists()
+
+
+WHOLE = safetensors.numpy.save({"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(0, np.float32)})
+
+
+@pytest.mark.fault(20)
+@given(st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), min_size=1, max_size=4), st.integers(0, len(WHOLE)))
+def test_damaged_weights_are_read_or_refused_and_never_end_in_a_traceback(tmp_path_factory, changes, length):
+    content = bytearray(WHOLE)
+    for at, value in changes:
+        content[at] = value
+    folder = tmp_path_factory.getbasetemp() / "damaged"
+    folder.mkdir(exist_ok=True)
+    (folder / run.MODEL).write_bytes(content[: length or None])
+    try:
+        tensors = run.read_model(folder)
+    except UserError as reason:
+        assert "\n" not in str(reason)  # noqa: PT017 - either is right
+        return
+    with pytest.raises(UserError, match="the weights are not SimpleCNN's"):
+        load_weights(SimpleCNN(), tensors)
+
+
+@pytest.mark.fault(20)
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}},
+        {"a": {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "O", "shape": [1], "data_offsets": [0, 4]}},
+        [],
+    ],
+)
+def test_a_header_that_lies_is_refused(header, tmp_path):
+    text = json.dumps(header).encode()
+    (tmp_path / run.MODEL).write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    with pytest.raises(UserError, match=r"damaged, or not a safetensors file|the weights are not"):
+        load_weights(SimpleCNN(), run.read_model(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return trainer().named_weights()
+
+
+@pytest.mark.fault(22)
+def test_weights_with_wrong_names_shapes_or_types_are_refused_with_every_difference(weights):
+    changed = {**weights, "conv1.weight": np.zeros((6, 1, 5, 5), np.float32), "extra": np.zeros(1, np.float32)}
+    changed["fc1.bias"] = changed["fc1.bias"].astype(np.float64)
+    del changed["fc3.bias"]
+    with pytest.raises(UserError) as refusal:
+        load_weights(SimpleCNN(), changed)
+    shown = f"{weights['conv1.weight'].shape}"
+    assert str(refusal.value) == (
+        f"the weights are not SimpleCNN's: conv1.weight is (6, 1, 5, 5), not {shown}; fc3.bias is missing, not (10,); "
+        "extra is unknown; fc1.bias is float64, not float32"
+    )
+
+
+@pytest.mark.fault(22)
+def test_the_command_lists_the_differences_and_ends_with_2(weights, tmp_path):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    drawn_set(64).save(tmp_path / "data" / "dataset.safetensors")
+    run.write_model(tmp_path / run.OUTPUTS, {name: array for name, array in weights.items() if name != "fc2.bias"})
+    done = command("evaluate", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "error: the weights are not SimpleCNN's: fc2.bias is missing, not (84,)\n")
+
+
+@pytest.mark.fault(21)
+def test_a_file_of_weights_says_nothing_of_the_device_that_made_it(weights, tmp_path):
+    run.write_model(tmp_path, weights)
+    content = (tmp_path / run.MODEL).read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert set(header) == set(weights)
+    assert all(set(entry) == {"dtype", "shape", "data_offsets"} for entry in header.values())
+    assert {entry["dtype"] for entry in header.values()} == {"F32"}
+
+
+@pytest.mark.fault(21)
+def test_a_run_that_was_made_on_cuda_is_evaluated_on_a_cpu(weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data, settings = drawn_set(64), Evaluate(batch_size=20)
+    data.save()
+    found = evaluate(weights, data, CPU, numerics.select("exact", CPU), settings)
+    run.write_model(run.OUTPUTS, weights)
+    run.write_history(run.OUTPUTS, [run.Step(1, 1, 2.25)])
+    files.write_json(run.OUTPUTS / run.METRICS, found.metrics)
+    run.write_predictions(run.OUTPUTS, found.predictions)
+    of = {"name": data.name, "digest": data.digest}
+    code = {"digest": "0", "revision": None}
+    identity = run.Identity(of, 0, "exact-1", {"epochs": 1}, "cuda:0", run.fingerprint(weights), {"batch_size": 20}, code)
+    kept = run.keep(run.OUTPUTS, run.RUNS, identity, {"device": "NVIDIA"})
+    evaluate_kept(kept, "cpu")
+    assert capsys.readouterr().out.splitlines()[-1] == f"on cpu: identical to what {kept} records"
+
+
+@pytest.mark.cuda
+@pytest.mark.fault(21)
+@pytest.mark.parametrize("cuda_first", [True, False])
+def test_weights_saved_on_one_device_are_evaluated_on_the_other_with_the_same_metrics(cuda_first, cuda, tmp_path):
+    first, second = (cuda, CPU) if cuda_first else (CPU, cuda)
+    made = trainer(device=first)
+    made.step(0)
+    run.write_model(tmp_path, made.named_weights())
+    data = drawn_set(64)
+    found = []
+    for device in (first, second):
+        devices.prepare(device)
+        found.append(evaluate(run.read_model(tmp_path), data, device, numerics.select("exact", device), Evaluate(batch_size=20)))
+    assert found[0].metrics == found[1].metrics
+    assert found[0].predictions == found[1].predictions

@@ -1,0 +1,212 @@
+"""Kept runs: whatever DVC does to outputs/, nothing kept is lost or mixed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import run
+from pipeline.data import synthetic
+from pipeline.data.dataset import Dataset
+from pipeline.errors import UserError
+from tests.conftest import ROOT
+
+BIN = Path(sys.executable).parent
+
+
+def sh(folder: Path, *words: str) -> str:
+    """Run a command in `folder` with this environment's programs first."""
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def set_params(folder: Path, **changed: object) -> None:
+    path = folder / "params.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changed}, sort_keys=False))
+
+
+def kept(folder: Path) -> dict[str, str]:
+    """Name of each kept run -> the fingerprint that its own weights have; every run must be whole."""
+    runs = [path for path in (folder / "runs").iterdir() if not path.name.startswith(".")]
+    return {path.name: run.fingerprint(run.load(path).weights) for path in runs}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout with its own Git and DVC, a small synthetic set, and one finished run, committed."""
+    folder = tmp_path_factory.mktemp("clone")
+    shutil.copytree(ROOT / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
+        shutil.copy(ROOT / name, folder)
+    # DVC runs the real stages; only the set is cut, so that a training takes a second
+    code = (folder / "pipeline/data/synthetic.py").read_text()
+    (folder / "pipeline/data/synthetic.py").write_text(code.replace("TRAIN, TEST = 10_000, 2_000", "TRAIN, TEST = 640, 200"))
+    settings = yaml.safe_load((folder / "params.yaml").read_text())
+    settings["data"]["source"] = "synthetic"
+    set_params(folder, data=settings["data"], train={**settings["train"], "epochs": 1, "lr": 0.01})
+    for words in (["git", "init", "-q"], ["git", "config", "user.email", "tests@example.invalid"], ["git", "config", "user.name", "tests"],
+                  ["dvc", "init", "-q"], ["dvc", "repro", "-q"], ["git", "add", "-A"], ["git", "commit", "-qm", "a run"]):  # fmt: skip
+        sh(folder, *words)
+    return folder
+
+
+def test_the_sets_size_is_where_the_fixture_looks_for_it():
+    assert (synthetic.TRAIN, synthetic.TEST) == (10_000, 2_000)
+
+
+def test_a_second_repro_does_nothing(clone):
+    before = (clone / "dvc.lock").read_bytes()
+    assert "Data and pipelines are up to date." in sh(clone, "dvc", "repro")
+    assert (clone / "dvc.lock").read_bytes() == before
+
+
+def test_a_finished_run_is_kept_whole_with_its_identity_and_its_environment(clone):
+    (name,) = [name for name in kept(clone) if "seed0" in name and "exact" in name]
+    found = run.load(clone / "runs" / name)
+    assert name.startswith("synthetic-exact-1-cpu-seed0-")
+    assert (found.identity.seed, found.identity.numerics, found.identity.device) == (0, "exact-1", "cpu")
+    assert found.identity.data["name"] == "synthetic"
+    assert found.environment["train"]["seconds_per_epoch"] > 0
+    assert found.environment["train"]["threads"] >= 1
+    assert found.environment["evaluate"]["images_per_second"] > 0
+
+
+def test_switching_a_setting_and_back_and_experiments_and_checkouts_lose_and_mix_nothing(clone):
+    first = kept(clone)
+    lock = (clone / "dvc.lock").read_bytes()
+    sh(clone, "dvc", "exp", "run", "-q", "-n", "other", "-S", "seed=1")
+    second = kept(clone)
+    assert second.items() > first.items()
+    assert len(set(second.values())) == len(second)
+    sh(clone, "git", "checkout", "-q", ".")
+    sh(clone, "dvc", "checkout", "-q")
+    assert kept(clone) == second
+    assert (clone / "dvc.lock").read_bytes() == lock
+    assert "Data and pipelines are up to date." in sh(clone, "dvc", "repro")
+    sh(clone, "dvc", "exp", "apply", "other")
+    assert kept(clone) == second
+    assert run.fingerprint(run.read_model(clone / "outputs")) in second.values()
+    sh(clone, "git", "checkout", "-q", ".")
+    sh(clone, "dvc", "checkout", "-q")
+    shown = sh(clone, "dvc", "exp", "diff", "main" if "main" in sh(clone, "git", "branch") else "master", "other")
+    assert "seed" in shown
+    assert "accuracy" in shown
+
+
+def test_a_run_restored_from_dvcs_cache_never_gets_an_environment_that_did_not_train_it(clone, tmp_path):
+    other = tmp_path / "elsewhere"
+    shutil.copytree(clone, other, ignore=shutil.ignore_patterns("runs", ".cache"))
+    shutil.rmtree(other / "outputs")
+    sh(other, "dvc", "checkout", "-q", "outputs/model.safetensors", "outputs/history.csv", "data/dataset.safetensors")
+    sh(other, sys.executable, "-m", "pipeline", "evaluate")
+    (name,) = kept(other)
+    found = run.load(other / "runs" / name)
+    assert found.environment["train"] is None
+    assert found.environment["evaluate"]["threads"] >= 1
+
+
+def test_exact_runs_of_other_threads_change_nothing_in_dvc_lock(clone, tmp_path):
+    other = tmp_path / "threads"
+    shutil.copytree(clone, other, ignore=shutil.ignore_patterns("outputs", "runs", ".cache", "cache", "data"))
+    shutil.copytree(clone / "pipeline/data", other / "pipeline/data", dirs_exist_ok=True)
+    lock = (other / "dvc.lock").read_bytes()
+    (other / "dvc.lock").unlink()
+    environment = {"OMP_NUM_THREADS": "1", "ATEN_CPU_CAPABILITY": "default"}
+    sh(other, "env", *(f"{key}={value}" for key, value in environment.items()), "dvc", "repro", "-q")
+    assert (other / "dvc.lock").read_bytes() == lock
+
+
+# --- the parts of one run, without DVC -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def whole(clone, tmp_path) -> Path:
+    """A copy of a kept run, to be damaged."""
+    return Path(shutil.copytree(next((clone / "runs").glob("synthetic-*")), tmp_path / "run"))
+
+
+def test_one_weight_changed_after_the_run_is_refused_with_both_fingerprints(whole):
+    weights = {name: array.copy() for name, array in run.read_model(whole).items()}
+    weights["fc3.bias"][0] += 1
+    run.write_model(whole, weights)
+    with pytest.raises(UserError, match=r"model.safetensors: its fingerprint is .{12}\.\.\., but run.json records"):
+        run.load(whole)
+
+
+@pytest.mark.parametrize("name", run.PARTS)
+def test_a_run_without_one_of_its_parts_is_refused_by_its_name(whole, name):
+    (whole / name).unlink()
+    with pytest.raises(UserError, match=f"{name}: not found"):
+        run.load(whole)
+
+
+def test_a_part_of_another_run_is_refused(whole):
+    rows = (whole / run.HISTORY).read_text().splitlines()
+    (whole / run.HISTORY).write_text("\n".join([*rows[:-1], rows[-1] + "1"]) + "\n")
+    with pytest.raises(UserError, match="changed after the run, or of another run"):
+        run.load(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        (run.METRICS, '{"accuracy": NaN, "loss": 1, "accuracy_per_class": {}, "fingerprint": "", "numerics": ""}', "NaN where a finite"),
+        (run.METRICS, '{"accuracy": 1}', "key 'loss' is missing"),
+        (run.METRICS, "[]", "not a JSON object"),
+        (run.HISTORY, "step,epoch,loss\n1,1,inf\n", "inf where a finite"),
+        (run.HISTORY, "step,epoch,loss\n", "it has no rows"),
+        (run.PREDICTIONS, "index,actual,predicted,confidence\n1,a,b,0.5\n", "must count from 0"),
+        (run.PREDICTIONS, "", "its first line is None"),
+        (run.IDENTITY, "{}", "key 'format' is missing"),
+    ],
+)
+def test_a_damaged_part_is_refused_with_the_file_and_the_reason(whole, name, content, reason):
+    (whole / name).write_text(content)
+    with pytest.raises(UserError, match=f"{name}: .*{reason}"):
+        run.load(whole)
+
+
+def test_runs_that_differ_in_anything_that_matters_have_different_names(tmp_path):
+    outputs = tmp_path / "outputs"
+    outputs.mkdir()
+    for name in run.PARTS:
+        (outputs / name).write_text(name)
+    base = {"data": {"name": "x", "digest": "1"}, "seed": 0, "numerics": "exact-1", "train": {"lr": 1}, "device": "cpu",
+            "fingerprint": "f", "evaluate": {"batch_size": 1}, "code": {"digest": "c", "revision": None}}  # fmt: skip
+    changes = [{}, {"seed": 1}, {"numerics": "native"}, {"train": {"lr": 2}}, {"device": "cuda:1"},
+               {"fingerprint": "g"}, {"evaluate": {"batch_size": 2}}, {"code": {"digest": "d", "revision": None}},
+               {"data": {"name": "x", "digest": "2"}}]  # fmt: skip
+    names = [run.keep(outputs, tmp_path / "runs", run.Identity(**{**base, **change}), {"threads": 1}).name for change in changes]
+    names.append(run.keep(outputs, tmp_path / "runs", run.Identity(**base), {"threads": 2}).name)
+    assert len(set(names)) == len(names) == 10
+    again = run.keep(outputs, tmp_path / "runs", run.Identity(**base), {"threads": 1, "images_per_second": 9}).name
+    assert again == names[0]
+
+
+def test_the_fingerprint_is_sha_256_over_names_dtypes_shapes_and_bytes_and_counts_zeros_as_positive():
+    import hashlib
+
+    import numpy as np
+
+    tensors = {"b": np.array([[1.0, -0.0]], np.float32), "a": np.array(3, np.uint8)}
+    wanted = hashlib.sha256(b"a uint8 \n\x03" + b"b float32 1x2\n\x00\x00\x80\x3f\x00\x00\x00\x00").hexdigest()
+    assert run.fingerprint(tensors) == wanted
+
+
+def test_a_data_set_of_another_name_with_the_same_images_has_the_same_digest():
+    one = synthetic.make()
+    assert Dataset("other", one.classes, *one.tensors().values()).digest == one.digest
+
+
+def test_metrics_do_not_say_more_than_they_measured(clone):
+    metrics = json.loads((clone / "outputs/metrics.json").read_text())
+    assert metrics["accuracy"] * 200 == round(metrics["accuracy"] * 200)
