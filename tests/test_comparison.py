@@ -1,0 +1,485 @@
+"""Verdicts, statistics and output of `compare`, on made-up runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import cli, params, run
+from pipeline.comparison import paired, terminal, verdict
+from pipeline.errors import UserError
+from tests import kept_runs
+from tests.kept_runs import guesses, keep, losses, weights
+
+REPOSITORY = Path(__file__).parent.parent
+SETTINGS = params.load(REPOSITORY / params.PARAMS).compare
+Compare = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of the test's own, with the project's params.yaml."""
+    shutil.copy(REPOSITORY / params.PARAMS, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # durability is another test's subject, and slow
+
+
+@pytest.fixture
+def compare(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Compare:
+    """The command: its exit code, what it prints and its errors."""
+
+    def run_command(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pipeline", "compare", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        code = stop.value.code
+        return (code if isinstance(code, int) else 0), *capsys.readouterr()
+
+    return run_command
+
+
+def pair_of(first: Path, second: Path) -> verdict.Pair:
+    return verdict.report(verdict.load([first, second]), SETTINGS).pairs[0]
+
+
+# --- verdicts ----------------------------------------------------------------------------------------------------
+
+
+def test_equal_exact_runs_on_other_threads_and_another_instruction_set_are_identical(compare: Compare) -> None:
+    keep(threads=2, capability="AVX2")
+    keep(threads=1, capability="DEFAULT")
+    code, out, _ = compare()
+    assert (code, "2 against 1: identical" in out) == (0, True)
+
+
+def test_equal_exact_runs_on_another_device_are_identical_and_the_device_is_shown(compare: Compare) -> None:
+    code, out, _ = compare(keep(), keep(device="cuda", hardware="A graphics card"))
+    assert code == 0
+    assert "2 against 1: identical" in out
+    assert "apart by: device cpu and cuda" in out
+
+
+def test_native_runs_a_rounding_apart_are_equivalent(compare: Compare) -> None:
+    first = keep(numerics="native", threads=2)
+    second = keep(numerics="native", threads=1, made=weights(1e-6), history=losses(off=1e-6, since=9), predicted=guesses(1000, [5]))
+    code, out, _ = compare(first, second)
+    assert code == 0
+    assert "2 against 1: equivalent" in out
+
+
+def test_native_runs_that_are_equal_are_identical() -> None:
+    assert pair_of(keep(numerics="native", threads=2), keep(numerics="native", threads=1)).verdict == "identical"
+
+
+def test_equal_bits_of_exact_and_native_numerics_are_equivalent_not_identical() -> None:
+    pair = pair_of(keep(), keep(numerics="native"))
+    assert (pair.verdict, pair.promise_broken) == ("equivalent", False)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"seed": 1}, "seed is 0 in 1, 1 in 2"),
+        ({"data": {"name": "synthetic", "digest": "e" * 64}}, "data.digest is dddddddddddd... in 1, eeeeeeeeeeee... in 2"),
+        ({"train": {"lr": 0.5}}, "train.lr is 0.01 in 1, 0.5 in 2"),
+        ({"evaluate": {"batch_size": 7}}, "evaluate.batch_size is 1000 in 1, 7 in 2"),
+    ],
+)
+def test_another_identity_is_different_and_the_part_is_named(compare: Compare, change: dict[str, object], says: str) -> None:
+    code, out, _ = compare(keep(), keep(**change))  # type: ignore[arg-type]
+    assert code == 1
+    assert "2 against 1: different" in out
+    assert says in out
+
+
+def test_another_name_for_the_same_data_is_only_a_label() -> None:
+    assert pair_of(keep(), keep(data={"name": "another", "digest": kept_runs.DIGEST})).verdict == "identical"
+
+
+def test_other_code_is_shown_but_does_not_make_runs_different(compare: Compare) -> None:
+    code, out, _ = compare(keep(), keep(code="b" * 64))
+    assert code == 0
+    assert "apart by: the code that made them" in out
+
+
+def test_native_runs_whose_accuracies_may_lie_more_than_the_margin_apart_are_different(compare: Compare) -> None:
+    hits = [i for i, guess in enumerate(guesses(1000)) if guess == i % 10]
+    first = keep(numerics="native", threads=2)
+    second = keep(numerics="native", threads=1, made=weights(0.01), predicted=guesses(1000, hits[:8]))
+    pair = pair_of(first, second)
+    assert pair.predictions is not None
+    assert (pair.predictions.only_first, pair.predictions.only_second, pair.predictions.difference_points) == (8, 0, -0.8)
+    assert pair.predictions.low_points < -1 < pair.predictions.high_points
+    code, out, _ = compare(first, second)
+    assert code == 1
+    assert "does not lie within ±1" in " ".join(out.split())
+
+
+def test_exact_runs_whose_losses_part_break_the_promise_and_the_first_logged_step_is_named(compare: Compare) -> None:
+    apart = losses(off=1e-6, since=7)
+    first, second = keep(), keep(device="cuda", made=weights(1e-7), history=apart)
+    pair = pair_of(first, second)
+    assert (pair.verdict, pair.promise_broken) == ("different", True)
+    code, out, _ = compare(first, second)
+    assert code == 1
+    said = " ".join(out.split())
+    assert "the promise is broken: both are exact-1, with the same identity but for the device, yet their losses part at step 71" in said
+    assert f"step 71: {losses()[7]!r} and {apart[7]!r}" in said
+
+
+def test_a_broken_promise_that_no_logged_loss_shows_names_the_first_tensor() -> None:
+    reason = pair_of(keep(), keep(device="cuda", made=weights(1e-7))).reason
+    assert "their weights differ, first in fc1.bias (their losses do not part within the 40 logged steps)" in reason
+
+
+def test_a_broken_promise_in_the_evaluation_alone_names_what_differs() -> None:
+    confidence = pair_of(keep(), keep(device="cuda", confidence=0.50000006))
+    assert confidence.promise_broken
+    assert "their predictions differ, first for test image 0, though the weights are equal" in confidence.reason
+    loss = pair_of(keep(), keep(device="cuda:1", metrics={"loss": 1.2500001}))
+    assert loss.promise_broken
+    assert "their metrics differ in loss, though the weights and predictions are equal" in loss.reason
+
+
+def test_exact_numerics_of_another_version_promise_nothing_to_each_other() -> None:
+    pair = pair_of(keep(), keep(numerics="exact-2", made=weights(1e-7)))
+    assert (pair.verdict, pair.promise_broken) == ("equivalent", False)
+
+
+def test_weights_of_other_names_and_shapes_are_listed_and_different(compare: Compare) -> None:
+    other = weights() | {"fc1.bias": np.zeros(5, np.float32), "fc2.bias": np.zeros(1, np.float32)}
+    code, out, _ = compare(keep(numerics="native"), keep(numerics="native", threads=1, made=other))
+    assert code == 1
+    said = " ".join(out.split())
+    assert "fc1.bias is float32 [4] in one and float32 [5] in the other" in said
+    assert "fc2.bias is missing in one and float32 [1] in the other" in said
+
+
+def test_the_worst_verdict_of_any_number_of_runs_decides(compare: Compare) -> None:
+    same, near, far = keep(device="cuda"), keep(numerics="native", made=weights(1e-6)), keep(seed=1)
+    first = keep()
+    assert compare(first, same, near)[0] == 0
+    code, out, _ = compare(first, same, near, far)
+    assert code == 1
+    assert [line for line in out.splitlines() if "against" in line or line.startswith("all")] == [
+        "2 against 1: identical",
+        "3 against 1: equivalent",
+        "4 against 1: different",
+        "all: different",
+    ]
+
+
+def test_the_partings_first_middle_last_and_largest_relative_differences_are_given() -> None:
+    near = [loss * (1 + 2.0 ** (i - 40) * (i >= 20)) for i, loss in enumerate(losses())]
+    found = pair_of(keep(numerics="native"), keep(numerics="native", threads=1, history=near)).losses
+    pairs = [found.parting, found.middle, found.last, found.largest]
+    assert [None if pair is None else pair.step for pair in pairs] == [201, 291, 391, 391]
+    assert found.last == verdict.LossPair(391, losses()[-1], 2.0096638, pytest.approx(1 / 3, rel=1e-6))
+    assert found.steps == 40
+
+
+def test_the_largest_relative_difference_of_the_weights_is_relative_to_its_tensors_largest_weight() -> None:
+    a, b = weights(), weights(0.25)
+    found = pair_of(keep(numerics="native"), keep(numerics="native", threads=1, made=b)).weights
+    change = abs(float(a["fc1.bias"][1]) - float(b["fc1.bias"][1]))
+    assert found.tensor == "fc1.bias"
+    assert found.largest_relative == change / max(np.abs(a["fc1.bias"]).max(), np.abs(b["fc1.bias"]).max())
+
+
+def test_the_sign_of_a_zero_in_the_weights_does_not_count() -> None:
+    zero, minus = weights(), weights()
+    zero["fc1.bias"][0], minus["fc1.bias"][0] = 0.0, -0.0
+    assert pair_of(keep(made=zero), keep(device="cuda", made=minus)).verdict == "identical"
+
+
+def test_runs_on_other_test_images_are_not_compared_image_by_image() -> None:
+    pair = pair_of(keep(), keep(data={"name": "another", "digest": "e" * 64}, predicted=guesses(500)))
+    assert pair.predictions is None
+    assert pair.verdict == "different"
+
+
+# --- bad input ---------------------------------------------------------------------------------------------------
+
+
+def _rewrite(path: Path, change: Callable[[str], str]) -> None:
+    """Change a file and the checksum that vouches for it, so that only its content can give it away."""
+    path.write_text(change(path.read_text()))
+    identity = path.parent / run.IDENTITY
+    noted = json.loads(identity.read_text())
+    noted["files"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    identity.write_text(json.dumps(noted))
+
+
+def _one_weight_changed(folder: Path) -> None:
+    content = bytearray((folder / run.MODEL).read_bytes())
+    content[-1] ^= 1
+    (folder / run.MODEL).write_bytes(content)
+
+
+def _nan_in_the_weights(folder: Path) -> None:
+    made = weights(math.nan)
+    run.write_model(folder, made)
+    for name in (run.METRICS, run.IDENTITY):
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(content | {"fingerprint": run.fingerprint(made)}))
+    for name in (run.MODEL, run.METRICS):
+        noted = json.loads((folder / run.IDENTITY).read_text())
+        noted["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        (folder / run.IDENTITY).write_text(json.dumps(noted))
+
+
+def _of_another_run(folder: Path) -> None:
+    shutil.copy(keep(seed=7, predicted=guesses(1000, [3])) / run.PREDICTIONS, folder)
+
+
+def _cut(text: str) -> str:
+    return "".join(text.splitlines(keepends=True)[:-1])
+
+
+@pytest.mark.fault(29)
+@pytest.mark.parametrize(
+    ("damage", "file", "reason"),
+    [
+        (lambda f: (f / run.PREDICTIONS).unlink(), run.PREDICTIONS, "not found"),
+        (lambda f: (f / run.METRICS).unlink(), run.METRICS, "not found"),
+        (lambda f: (f / run.MODEL).unlink(), run.MODEL, "not found"),
+        (lambda f: (f / run.ENVIRONMENT).unlink(), run.ENVIRONMENT, "not found"),
+        (lambda f: (f / run.IDENTITY).unlink(), run.IDENTITY, "not found"),
+        (lambda f: _rewrite(f / run.PREDICTIONS, lambda _: ""), run.PREDICTIONS, "damaged"),
+        (lambda f: _rewrite(f / run.HISTORY, lambda text: text.splitlines()[0]), run.HISTORY, "no rows"),
+        (lambda f: _rewrite(f / run.HISTORY, lambda text: text.replace("\n11,", "\n1,")), run.HISTORY, "must increase"),
+        (lambda f: _rewrite(f / run.METRICS, lambda _: ""), run.METRICS, "not JSON"),
+        (lambda f: _rewrite(f / run.METRICS, lambda text: text.replace("1.25", "NaN")), run.METRICS, "NaN"),
+        (lambda f: _rewrite(f / run.METRICS, lambda text: text.replace("1.25", "1e999")), run.METRICS, "inf"),
+        (lambda f: _rewrite(f / run.METRICS, lambda text: text.replace("1.25", '"1.25"')), run.METRICS, "'1.25' where"),
+        (lambda f: _rewrite(f / run.HISTORY, lambda text: text.replace("\n1,1,", "\n1,1,nan#").replace("#", "\n2,1,")), run.HISTORY, "nan"),
+        (lambda f: _rewrite(f / run.PREDICTIONS, lambda text: text.replace("0.5\n", "nan\n", 1)), run.PREDICTIONS, "nan"),
+        (lambda f: (f / run.ENVIRONMENT).write_text('{"train": {"seconds_per_epoch": NaN}, "evaluate": {}}'), run.ENVIRONMENT, "NaN"),
+        (lambda f: (f / run.ENVIRONMENT).write_text('{"train": 3, "evaluate": {}}'), run.ENVIRONMENT, "'train' is 3"),
+        (lambda f: _rewrite(f / run.PREDICTIONS, _cut), run.PREDICTIONS, "999 predictions"),
+        (lambda f: _rewrite(f / run.PREDICTIONS, lambda t: t.replace("0,airplane", "0,bird", 1)), run.PREDICTIONS, "not the labels"),
+        (_of_another_run, run.PREDICTIONS, "another run"),
+        (_one_weight_changed, run.MODEL, "changed after the run"),
+        (_nan_in_the_weights, run.MODEL, "'fc1.bias' holds NaN"),
+        (lambda f: (f / run.IDENTITY).write_text('{"format": 99}'), run.IDENTITY, "format 99"),
+    ],
+)
+def test_a_damaged_run_is_refused_with_the_file_and_the_reason(
+    compare: Compare, damage: Callable[[Path], object], file: str, reason: str
+) -> None:
+    first, second = keep(), keep(device="cuda")
+    damage(second)
+    code, out, err = compare(first, second)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert str(second / file) in err
+    assert reason in err
+
+
+@pytest.mark.parametrize("key", ["data", "seed", "numerics", "train", "evaluate", "device", "fingerprint", "code", "files"])
+def test_an_identity_of_the_wrong_type_is_refused_not_a_traceback(compare: Compare, key: str) -> None:
+    first, second = keep(), keep(device="cuda")
+    noted = json.loads((second / run.IDENTITY).read_text())
+    (second / run.IDENTITY).write_text(json.dumps(noted | {key: [1]}))
+    code, _, err = compare(first, second)
+    assert (code, str(second / run.IDENTITY) in err) == (2, True)
+
+
+def test_fewer_than_two_runs_is_a_mistake_that_says_how_to_make_one(compare: Compare) -> None:
+    code, _, err = compare()
+    assert code == 2
+    assert "needs two kept runs, found none: set device" in err
+    only = keep()
+    code, _, err = compare()
+    assert code == 2
+    assert f"found only {only}" in err
+
+
+def test_a_run_named_twice_is_a_mistake(compare: Compare) -> None:
+    made = keep()
+    code, _, err = compare(made, f"{made}/../{made.name}")
+    assert (code, "named twice" in err) == (2, True)
+
+
+def test_folders_that_are_being_made_are_not_runs(compare: Compare) -> None:
+    first, second = keep(), keep(device="cuda")
+    shutil.copytree(second, second.with_name(f".{second.name}.x1.part"))
+    (run.RUNS / "notes").mkdir()
+    assert verdict.kept_runs() == sorted([first, second])
+    assert compare()[0] == 0
+
+
+# --- statistics --------------------------------------------------------------------------------------------------
+
+
+def test_mcnemars_exact_test_is_scipys_binomial_test() -> None:
+    from scipy.stats import binomtest
+
+    for b, c in [(6, 16), (0, 1), (1, 1), (3, 0), (40, 20), (512, 431), (4900, 5100), (10_000, 9_000)]:
+        assert paired.mcnemar(b, c) == pytest.approx(binomtest(b, b + c).pvalue, rel=1e-9)
+    assert paired.mcnemar(0, 0) == 1
+
+
+def test_the_statistics_are_those_published_for_cavo_2012_and_bentur_2009() -> None:
+    """The two examples of Fagerland, Lydersen and Laake, Statistical Analysis of Contingency Tables (2017), chapter 8."""
+    assert [round(limit, 4) for limit in paired.interval(6, 16, 161, 0.95)] == [-0.1240, -0.0054]
+    assert round(paired.mcnemar(6, 16), 6) == 0.052479
+    assert [round(limit, 3) for limit in paired.interval(1, 7, 21, 0.95)] == [-0.517, -0.026]
+
+
+@pytest.mark.parametrize(("b", "c", "n"), [(6, 16, 161), (40, 20, 160), (3, 0, 1000), (0, 0, 500), (812, 843, 10_000), (30, 31, 61)])
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
+def test_at_the_intervals_limits_the_score_test_just_rejects(b: int, c: int, n: int, confidence: float) -> None:
+    from scipy import optimize, special, stats
+
+    z = stats.norm.ppf((1 + confidence) / 2)
+    for limit, sign in zip(paired.interval(b, c, n, confidence), (1, -1), strict=True):
+
+        def minus_likelihood(share: float, limit: float = limit) -> float:
+            return -(special.xlogy(b, share + limit) + special.xlogy(c, share) + special.xlogy(n - b - c, max(1 - limit - 2 * share, 0.0)))
+
+        bounds = (max(0.0, -limit), (1 - limit) / 2)
+        share = optimize.minimize_scalar(minus_likelihood, bounds=bounds, method="bounded", options={"xatol": 1e-12}).x
+        score = ((b - c) / n - limit) / math.sqrt((2 * share + limit - limit**2) / n)
+        assert score == pytest.approx(sign * z, rel=2e-3)
+
+
+def test_the_interval_keeps_a_width_where_no_image_tells_two_models_apart() -> None:
+    low, high = paired.interval(0, 0, 10_000, 0.95)
+    assert high == -low == pytest.approx(1.959964**2 / (1.959964**2 + 10_000), rel=1e-6)
+
+
+def test_the_interval_reaches_the_end_where_all_images_tell_the_models_apart() -> None:
+    assert paired.interval(0, 5, 5, 0.95)[0] == -1
+    assert paired.interval(5, 0, 5, 0.95)[1] == 1
+
+
+# --- output ------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_has_a_column_a_run_and_the_figures_that_matter(compare: Compare) -> None:
+    _, out, _ = compare(keep(), keep(device="cuda", hardware="A graphics card", seconds_per_epoch=0.6125, trained_here=True))
+    rows = {line[:16].strip(): line[16:].split() for line in out.splitlines() if line[:16].strip()}
+    digits = run.fingerprint(weights())[:12]
+    assert rows["run"] == ["1", "2"]
+    assert rows["numerics"] == ["exact-1", "exact-1"]
+    assert rows["seed"] == ["0", "0"]
+    assert rows["loss"] == ["1.250000", "1.250000"]
+    assert rows["accuracy"] == ["61.30%", "61.30%"]
+    assert rows["worst class"] == ["ship", "54.00%", "ship", "54.00%"]
+    assert rows["fingerprint"] == [digits, digits]
+    assert rows["seconds an epoch"] == ["12.5", "0.613"]
+    assert rows["device"] == ["cpu:", "A", "processor", "cuda:", "A", "graphics", "card"]
+
+
+def test_a_run_that_was_not_trained_here_has_no_seconds_an_epoch(compare: Compare) -> None:
+    _, out, _ = compare(keep(), keep(seed=1, trained_here=False))
+    assert next(line for line in out.splitlines() if line.startswith("seconds")).split()[3:] == ["12.5", "not", "known"]
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_any_number_of_runs_fits_any_width(compare: Compare, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    for seed in range(6):
+        keep(seed=seed, hardware="A processor with a rather long name that goes on and on @ 2.50 GHz")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    _, out, _ = compare()
+    assert max(map(len, out.splitlines())) <= columns
+    numbers = [word for line in out.splitlines() if line.startswith("run ") for word in line.split()[1:]]
+    assert numbers == ["1", "2", "3", "4", "5", "6"]
+
+
+def test_json_holds_all_figures_and_nothing_else_is_printed(compare: Compare) -> None:
+    code, out, err = compare(keep(), keep(seed=1, predicted=guesses(1000, [5, 50])), "--json")
+    found = json.loads(out)
+    assert (code, err) == (1, "")
+    assert found["verdict"] == found["pairs"][0]["verdict"] == "different"
+    assert found["pairs"][0]["differences"] == [{"field": "seed", "first": 0, "second": 1}]
+    assert found["pairs"][0]["predictions"]["equal_share"] == 0.998
+    assert found["pairs"][0]["weights"] == {"largest_relative": 0.0, "tensor": None, "unlike": []}
+    assert found["runs"][1]["fingerprint"] == run.fingerprint(weights())
+
+
+def test_markdown_shows_names_as_they_are(compare: Compare) -> None:
+    first, second = keep(), keep(device="cuda", hardware="a|b <script>alert(1)</script> *c*")
+    _, out, _ = compare(first, second, "--markdown")
+    table = [line for line in out.splitlines() if line.startswith("|")]
+    assert {line.replace("\\|", "").count("|") for line in table} == {4}
+    assert r"a\|b \<script\>alert(1)\</script\> \*c\*" in out
+    assert f"`{first.name}`" in out
+    assert "**2 against 1: ✅ identical**" in out
+
+
+def test_json_and_markdown_exclude_each_other(compare: Compare) -> None:
+    assert compare("--json", "--markdown")[0] == 2
+
+
+def test_what_steers_a_terminal_is_not_printed(compare: Compare) -> None:
+    _, out, _ = compare(keep(), keep(device="cuda", hardware="A\x1b[31m\x07 card [red]"))
+    assert "\x1b" not in out
+    assert "\x07" not in out
+    assert "[red]" in " ".join(out.split())
+
+
+def test_an_ascii_terminal_gets_question_marks_not_a_traceback() -> None:
+    keep(numerics="native"), keep(numerics="native", threads=1, made=weights(1e-6))
+    done = _in_a_process(["compare"], PYTHONIOENCODING="ascii")
+    assert (done.returncode, b"within ?1" in b" ".join(done.stdout.split()), done.stderr) == (0, True, b"")
+
+
+def _in_a_process(
+    arguments: list[str], code: str = "from pipeline.cli import main; main()", **environment: str
+) -> subprocess.CompletedProcess[bytes]:
+    variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), **environment}
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, env=variables, check=False)
+
+
+def test_a_comparison_needs_no_pytorch_git_scipy_or_plotting_library(tmp_path: Path) -> None:
+    keep(), keep(device="cuda")
+    code = """
+import sys
+from pipeline.cli import main
+try:
+    main()
+except SystemExit as stop:
+    print(sorted({"torch", "scipy", "plotly", "jinja2", "PIL", "dvc"} & set(sys.modules)), stop.code, file=sys.stderr)
+"""
+    done = _in_a_process(["compare"], code, PATH=str(tmp_path))
+    assert done.stderr == b"[] 0\n"
+
+
+def test_shares_are_rounded_to_all_or_none_only_where_they_are() -> None:
+    assert [terminal.share(part) for part in (0, 1e-9, 0.5, 1 - 1e-9, 1)] == ["0 %", "0.01 %", "50.00 %", "99.99 %", "100 %"]
+
+
+def test_comparing_changes_no_file(compare: Compare) -> None:
+    keep(), keep(device="cuda")
+
+    def seen() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+    before = seen()
+    compare()
+    assert seen() == before
+
+
+def test_a_page_that_cannot_be_written_is_one_line(compare: Compare) -> None:
+    Path("page.html").mkdir()
+    code, _, err = compare(keep(), keep(device="cuda"), "--html", "page.html")
+    assert (code, err.startswith("error: cannot write")) == (2, True)
+
+
+def test_a_missing_params_file_is_a_users_mistake() -> None:
+    params.PARAMS.unlink()
+    with pytest.raises(UserError, match=r"params\.yaml: not found"):
+        params.load()

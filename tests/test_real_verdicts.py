@@ -1,0 +1,62 @@
+"""The guide's promise end to end: runs trained for the purpose, compared by the command that a user types."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.data import dataset
+from tests.conftest import ROOT, command
+
+OLDEST = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "OMP_NUM_THREADS": "2"}
+
+
+@pytest.fixture(scope="module")
+def runs(demo, tmp_path_factory) -> dict[str, str]:
+    """Runs of one epoch on the synthetic set: what each is -> its folder."""
+    folder = tmp_path_factory.mktemp("verdicts")
+    (folder / dataset.DATASET.parent).mkdir()
+    shutil.copy(demo[0] / dataset.DATASET, folder / dataset.DATASET)
+    settings = yaml.safe_load((demo[0] / "params.yaml").read_text())
+    settings["train"]["epochs"] = 1
+
+    def made(environment: dict[str, str], **changed: object) -> str:
+        (folder / "params.yaml").write_text(yaml.safe_dump({**settings, **changed}))
+        for stage in ("train", "evaluate"):
+            done = command(stage, folder=folder, **environment)
+            assert done.returncode == 0, done.stderr
+        return str(folder / done.stdout.splitlines()[-1].removeprefix("kept as "))
+
+    return {
+        "exact": made({}), "exact, otherwise computed": made(OLDEST), "exact, another seed": made({}, seed=1),
+        "native": made({}, numerics="native"), "native, otherwise computed": made(OLDEST, numerics="native"),
+    }  # fmt: skip
+
+
+def compared(*folders: str) -> tuple[int, str]:
+    done = command("compare", *folders, folder=ROOT)
+    return done.returncode, done.stdout
+
+
+def test_exact_runs_of_other_threads_and_another_instruction_set_are_identical(runs):
+    assert Path(runs["exact"]).name != Path(runs["exact, otherwise computed"]).name
+    code, said = compared(runs["exact"], runs["exact, otherwise computed"])
+    assert (code, "2 against 1: identical" in said) == (0, True), said
+
+
+def test_native_runs_of_other_threads_and_another_instruction_set_are_equivalent_but_not_identical(runs):
+    code, said = compared(runs["native"], runs["native, otherwise computed"])
+    assert (code, "2 against 1: equivalent" in said) == (0, True), said
+
+
+def test_an_exact_and_a_native_run_are_equivalent(runs):
+    code, said = compared(runs["exact"], runs["native"])
+    assert (code, "2 against 1: equivalent" in said) == (0, True), said
+
+
+def test_another_seed_makes_a_run_different(runs):
+    code, said = compared(runs["exact"], runs["exact, another seed"])
+    assert (code, "2 against 1: different" in said, "seed is 0 in 1, 1 in 2" in said) == (1, True, True), said
