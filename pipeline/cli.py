@@ -1,0 +1,199 @@
+"""One command a stage, and the commands around them: parse, call, print. The one place that turns an error into an exit code."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn, Optional
+
+import typer
+
+from pipeline.errors import Interrupted, UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train and evaluate SimpleCNN with the same bits on every device. Settings: params.yaml.",
+)
+
+
+def main() -> NoReturn:
+    """Run the command line; a UserError is one line and exit code 2, a signal 128 + its number."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    # Before PyTorch is imported. Its threads wait for each other by spinning, by default for milliseconds; on a machine that has
+    # other work, or fewer CPUs than threads, that made training ten times slower. A few microseconds do (docs/performance.md).
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows only ASCII gets "?" instead of a traceback
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as interruption:
+        _ignore_signals()
+        print(f"stopped: {interruption}", file=sys.stderr)
+        sys.exit(128 + interruption.signal_number)
+    sys.exit(0)
+
+
+def _stop(number: int, _frame: object) -> NoReturn:
+    _ignore_signals()
+    raise Interrupted(f"by {signal.Signals(number).name}", number)
+
+
+def _ignore_signals() -> None:
+    """We are on our way out: a second signal must not end it with a traceback."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@app.command()
+def download() -> None:
+    """Put the data set of params.yaml into data/: the first stage."""
+    from pipeline import params
+    from pipeline.data import dataset, download
+
+    made = download.download(params.load().data)
+    made.save()
+    print(
+        f"{dataset.DATASET}: {made.name}, {len(made.train_images)} training and {len(made.test_images)} test images, digest {made.digest}"
+    )
+
+
+@app.command()
+def train() -> None:
+    """Train SimpleCNN on the data set, on the device of params.yaml: the second stage."""
+    from pipeline import params, training
+
+    training.stage(params.load())
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Optional[Path], typer.Option(help="Evaluate this kept run instead of outputs/, and change no file.")] = None,
+    device: Annotated[Optional[str], typer.Option(help="Compute here instead of on the device of params.yaml.")] = None,
+) -> None:
+    """Evaluate the trained weights on the test images: the third stage; keeps the finished run under runs/."""
+    from pipeline import evaluation, params
+
+    if run is None and device is not None:
+        raise UserError(f"--device {device} without --run: the stage's device is set in params.yaml; name a kept run with --run")
+    if run is None:
+        evaluation.stage(params.load())
+    else:
+        evaluation.evaluate_kept(run, device or params.load().device)
+
+
+@app.command()
+def fingerprint(
+    runs: Annotated[Optional[list[Path]], typer.Argument(help="Folders with a model; outputs/ by default.", metavar="[RUN]...")] = None,
+) -> None:
+    """Print the SHA-256 of each run's weights: one `HEX  RUN` a line."""
+    from pipeline import run
+
+    for folder in runs or [run.OUTPUTS]:
+        print(f"{run.fingerprint(run.read_model(folder))}  {folder}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[Optional[list[Path]], typer.Argument(help="Kept runs; all of runs/ by default.", metavar="[RUN]...")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print markdown, for a pull request.")] = False,
+    html: Annotated[Optional[Path], typer.Option(help="Write a page with plots that opens offline.", metavar="FILE")] = None,
+) -> None:
+    """Compare kept runs with the first one; exit code 0: identical or equivalent, 1: different, 2: bad input."""
+    from pipeline import params
+    from pipeline.comparison import terminal, verdict
+
+    if json and markdown:
+        raise UserError("--json and --markdown together: choose one")
+    settings = params.load().compare
+    made = verdict.load(runs or verdict.kept_runs())
+    report = verdict.report(made, settings)
+    if html is not None:
+        from pipeline.comparison import page
+
+        page.write(html, report, made)
+        print(f"wrote {html}", file=sys.stderr)
+    if json:
+        from json import dumps
+
+        print(dumps(report.as_json(), indent=2, allow_nan=False))
+    elif markdown:
+        print(terminal.markdown(report), end="")
+    else:
+        from rich.console import Console
+
+        terminal.show(report, Console(highlight=False))
+    raise typer.Exit(1 if report.verdict == "different" else 0)
+
+
+@app.command()
+def results() -> None:
+    """Make the README's table from the kept runs in results/."""
+    from pipeline import params
+    from pipeline.comparison import results
+
+    results.rewrite(params.load().compare)
+    print(f"{results.README}: the table is that of {results.RESULTS}/")
+
+
+@app.command()
+def demo(folder: Annotated[Path, typer.Option(help="Where to run; made if need be.")] = Path("demo")) -> None:
+    """Run everything on the synthetic set in a folder of its own, and prove the claim on this machine."""
+    from pipeline import demo
+
+    if not demo.demo(folder):
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Only look at the device of params.yaml, and only speak if it cannot be used.")
+    ] = False,
+) -> None:
+    """Say what this environment can do; exit code 0 if the device of params.yaml can be used, 1 if not."""
+    import json
+
+    from pipeline import doctor
+
+    findings = doctor.examine(doctor.DEVICE) if quiet else doctor.examine()
+    usable = all(found.ok for found in findings if found.about == doctor.DEVICE)
+    if quiet:
+        if not usable:
+            print(f"error: {findings[0].text}", file=sys.stderr)
+    elif as_json:
+        print(json.dumps({"usable": usable, "findings": {f.about: {"ok": f.ok, "text": f.text} for f in findings}}, indent=2))
+    else:
+        for found in findings:
+            print(f"{'ok' if found.ok else '!!'}  {found.about:<12} {found.text}")
+    raise typer.Exit(0 if usable else 1)
+
+
+@app.command()
+def bench(
+    device: Annotated[str, typer.Option(help="Where to measure, as in params.yaml; the CPU by default.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="A few rounds, to see that it works.")] = False,
+) -> None:
+    """Measure the tutorial's script, native and exact side by side; write the table to results/ and the README."""
+    from pipeline import bench
+    from pipeline import device as devices
+
+    device = device or devices.CPU
+    table = bench.bench(device, quick)
+    print(table)
+    if not quick:
+        print(f"wrote {bench.write(table, devices.select(device))}")

@@ -1,0 +1,152 @@
+"""The project's own shape: stages name what they import and read, one room knows devices, help answers at once."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import cli, params
+from pipeline.data import download
+from tests.steps import drawn_set
+
+ROOT = Path(__file__).parent.parent
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+SPEAKING = {
+    "pipeline/__init__.py",
+    "pipeline/data/__init__.py",
+    "pipeline/__main__.py",
+    "pipeline/cli.py",
+    "pipeline/errors.py",
+    "pipeline/progress.py",
+}
+"""Modules that every command imports and that decide what is said, not what is computed: no stage runs again for them."""
+
+
+def imported(source: ast.AST) -> set[Path]:
+    """The files of this project that a piece of code imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(source):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            path = ROOT / name.replace(".", "/")
+            found |= {p for p in (path.with_suffix(".py"), path / "__init__.py") if p.exists() and name.startswith("pipeline")}
+    return found
+
+
+def reached(stage: str) -> set[str]:
+    """All files that the command `stage` imports, directly or not, but for the type checker only."""
+    commands = ast.parse((ROOT / "pipeline/cli.py").read_text())
+    command = next(node for node in commands.body if isinstance(node, ast.FunctionDef) and node.name == stage)
+    left, seen = imported(command), set()
+    while left:
+        path = left.pop()
+        seen.add(path)
+        left |= imported(ast.parse(path.read_text())) - seen
+    return {str(path.relative_to(ROOT)) for path in seen}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_every_module_that_its_command_imports_and_on_no_other(stage):
+    deps = [dep for dep in STAGES[stage]["deps"] if dep.startswith("pipeline/")]
+    of_stage = {str(p.relative_to(ROOT)) for dep in deps for p in ([ROOT / dep] if dep.endswith(".py") else (ROOT / dep).rglob("*.py"))}
+    assert of_stage - SPEAKING == reached(stage) - SPEAKING
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_has_the_name_of_its_command_and_its_module_or_section(stage):
+    assert STAGES[stage]["cmd"] == f"python -m pipeline {stage}"
+
+
+class Recorder:
+    """Params that note which of their sections are read."""
+
+    def __init__(self, given: params.Params) -> None:
+        self.given, self.read = given, set()
+
+    def __getattr__(self, name: str):
+        self.read.add(name)
+        return getattr(self.given, name)
+
+
+def test_a_stage_lists_the_parameters_that_it_reads(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(download, "download", lambda data: drawn_set())
+    read = {}
+    for stage in STAGES:
+        recorder = Recorder(params.load(ROOT / "params.yaml"))
+        monkeypatch.setattr(params, "load", lambda recorder=recorder: recorder)
+        getattr(cli, stage)(**({"run": None, "device": None} if stage == "evaluate" else {}))
+        read[stage] = recorder.read
+        monkeypatch.undo()
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(download, "download", lambda data: drawn_set())
+    assert read == {stage: set(STAGES[stage]["params"]) for stage in STAGES}
+
+
+def test_no_path_of_an_output_is_spelled_in_code_but_in_the_module_that_owns_it():
+    outputs = {Path(out).name for stage in STAGES.values() for key in ("outs", "metrics") for out in stage.get(key, [])}
+    for path in (ROOT / "pipeline").rglob("*.py"):
+        if path.name not in ("run.py", "dataset.py"):
+            strings = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+            assert not strings & outputs, path
+
+
+def test_only_the_device_module_knows_devices():
+    pattern = re.compile(r"torch\.cuda|\.cuda\(|[\"'](?:cpu|cuda|mps)(?::\d+)?[\"']")
+    for path in (ROOT / "pipeline").rglob("*.py"):
+        if path.name == "device.py":
+            continue
+        code = re.sub(r'""".*?"""', "", path.read_text(), flags=re.DOTALL)
+        assert not pattern.findall(code), path
+
+
+def test_params_yaml_is_valid_and_trains_as_the_guide_does():
+    given = params.load(ROOT / "params.yaml")
+    assert (given.device, given.seed, given.numerics, given.data.source) == ("cpu", 0, "exact", "cifar10")
+    assert (given.train.epochs, given.train.batch_size, given.train.lr, given.train.momentum) == (2, 64, 0.001, 0.9)
+
+
+COMMANDS = re.findall(r"@app\.command\(\)\ndef (\w+)", (ROOT / "pipeline/cli.py").read_text())
+
+
+def pipeline(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code, *arguments] if code else [sys.executable, "-m", "pipeline", *arguments],
+                          cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_command_has_help_that_does_not_load_pytorch(command):
+    code = "import sys, runpy\ntry: runpy.run_module('pipeline', run_name='__main__')\nfinally: assert 'torch' not in sys.modules, 'torch'"
+    done = pipeline(*filter(None, [command]), "--help", code=code)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) > 3
+
+
+def test_a_mistake_is_one_line_with_the_remedy_and_exit_code_2():
+    done = pipeline("evaluate", "--device", "cpu")
+    assert done.returncode == 2
+    assert done.stderr == "error: --device cpu without --run: the stage's device is set in params.yaml; name a kept run with --run\n"
+
+
+def test_the_readme_names_every_command_and_every_make_target():
+    readme = (ROOT / "README.md").read_text()
+    targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)) - {"help"}
+    assert [name for name in COMMANDS if f"python -m pipeline {name}" not in readme] == []
+    assert [name for name in targets if f"make {name}" not in readme] == []
+
+
+def test_the_readmes_file_tree_has_a_line_for_every_module():
+    readme = (ROOT / "README.md").read_text()
+    tree = readme[readme.index("## Where things are") :]
+    modules = {path.name for path in (ROOT / "pipeline").rglob("*.py")} - {"__init__.py", "__main__.py"}
+    assert {name for name in modules if not re.search(rf"\b{name}\b", tree)} == set()

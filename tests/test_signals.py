@@ -1,0 +1,204 @@
+"""The commands, signalled: Ctrl-C, SIGTERM and SIGKILL, before the work and in it, alone and under DVC, and two at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import demo, numerics, params, run, training
+from pipeline import device as devices
+from pipeline.errors import Interrupted
+from pipeline.params import Train
+from pipeline.training import Checkpoint, train
+from tests.steps import CPU, drawn_set
+from tests.torture import change, init_dvc
+from tests.torture import start as start_one
+
+STARTED: list[subprocess.Popen[str]] = []
+LIMIT_SECONDS = 300
+"""No test takes long; this is for one that hangs."""
+
+
+def start(folder: Path, *command: str) -> subprocess.Popen[str]:
+    """A command in a process group of its own, as a terminal starts it."""
+    STARTED.append(start_one(folder, *command))
+    return STARTED[-1]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_outlives_its_test():
+    yield
+    while STARTED:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(STARTED.pop().pid, signal.SIGKILL)
+
+
+SMALL = {**demo.SETTINGS["train"], "batch_size": 16}
+"""Ten steps an epoch in `folder`, 30 in all."""
+PAUSE = "pause"
+"""While `folder` has a file of this name, the training there pauses after it has saved a state, until it is stopped."""
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A workspace with a small set and its own copy of the code, which saves its state often; DVC needs no Git there."""
+    demo.lay_out(tmp_path)
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "train": SMALL}))
+    change(tmp_path, "training.py", "\nSAVE_SECONDS = 15.0\n", "\nSAVE_SECONDS = 0.0\n")
+    saved = " " * 24 + "saved = time.monotonic()\n"
+    change(tmp_path, "training.py", saved, f"{saved}{' ' * 24}while os.path.exists('{PAUSE}') and not stop(): time.sleep(0.01)\n")
+    drawn_set(160).save(tmp_path / "data" / "dataset.safetensors")
+    init_dvc(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def fingerprint() -> str:
+    """Of the weights that an uninterrupted training in `folder` gives."""
+    return run.fingerprint(train(drawn_set(160), CPU, 0, numerics.select("exact", CPU), Train(**SMALL)).weights)
+
+
+TRAIN = [sys.executable, "-m", "pipeline", "train"]
+REPRO = [sys.executable, "-m", "dvc", "repro", "--single-item", "train"]
+
+
+def paused(command: list[str], folder: Path) -> subprocess.Popen[str]:
+    """The command, once the training that it began has saved a state."""
+    (folder / PAUSE).touch()
+    process = start(folder, *command)
+    while not list((folder / training.UNFINISHED).glob("*.safetensors")):
+        assert process.poll() is None, process.communicate(timeout=LIMIT_SECONDS)
+        time.sleep(0.01)
+    return process
+
+
+def finished(command: list[str], folder: Path, fingerprint: str) -> str:
+    """Run a command that must succeed, with the right weights and no state left; what it said."""
+    (folder / PAUSE).unlink()
+    process = start(folder, *command)
+    out, said = process.communicate(timeout=LIMIT_SECONDS)
+    assert process.returncode == 0, said
+    assert run.fingerprint(run.read_model(folder / run.OUTPUTS)) == fingerprint
+    assert list((folder / training.UNFINISHED).iterdir()) == [], "when the stage succeeds, the state goes"
+    assert not list(folder.rglob(".*.part"))
+    return out + said
+
+
+@pytest.mark.fault(14)
+@pytest.mark.fault(15)
+@pytest.mark.fault(16)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_the_train_command_stops_with_the_signals_code_and_the_next_one_resumes(number, code, folder, fingerprint):
+    process = paused(TRAIN, folder)
+    while process.poll() is None:  # Ctrl-C again and again, as an impatient user does
+        process.send_signal(number)
+        time.sleep(0.002)
+    said = process.communicate(timeout=LIMIT_SECONDS)[1]
+    assert process.returncode == code
+    assert "Traceback" not in said
+    again = finished(TRAIN, folder, fingerprint)
+    if number == signal.SIGKILL:
+        assert re.search(r"^resumes at step \d+ of 30 from .cache/training$", again, re.MULTILINE)
+    else:
+        step = re.fullmatch(r"stopped: at step (\d+) of 30; the state is saved, the next run resumes", said.splitlines()[-1])[1]
+        assert f"resumes at step {step} of 30 from .cache/training\n" in again
+
+
+@pytest.mark.fault(15)
+@pytest.mark.parametrize(("number", "to_all"), [(signal.SIGINT, True), (signal.SIGTERM, True), (signal.SIGTERM, False)])
+def test_dvc_repro_that_is_stopped_leaves_a_state_and_no_lock(number, to_all, folder, fingerprint):
+    """Ctrl-C and a stopped service signal all processes; `kill PID` signals DVC alone, which tells its stage nothing."""
+    process = paused(REPRO, folder)
+    (os.killpg if to_all else os.kill)(process.pid, number)
+    said = process.communicate(timeout=LIMIT_SECONDS)[1]
+    assert process.returncode != 0
+    assert re.search("stopped: at step .* of 30; the state is saved, the next run resumes", said)
+    again = finished(REPRO, folder, fingerprint)
+    assert re.search(r"^resumes at step \d+ of 30 from .cache/training$", again, re.MULTILINE)
+    assert not re.search("busy|lock is held|Unable to acquire", again)
+
+
+@pytest.mark.fault(15)
+@pytest.mark.parametrize(("stage", "number"), [("train", signal.SIGTERM), ("evaluate", signal.SIGINT)])
+def test_a_signal_before_the_work_begins_ends_it_with_one_line(stage, number, folder):
+    module = {"train": "training.py", "evaluate": "evaluation.py"}[stage]
+    load = f"        {'data' if stage == 'train' else 'weights'} = "
+    code = (folder / "pipeline" / module).read_text()
+    at = code.index(load)
+    (folder / "pipeline" / module).write_text(
+        f"{code[:at]}        __import__('time').sleep((print('here', flush=True), 600)[1])\n{code[at:]}"
+    )
+    process = start(folder, sys.executable, "-m", "pipeline", stage)
+    assert process.stdout.readline() == "here\n"
+    process.send_signal(number)
+    assert process.communicate(timeout=LIMIT_SECONDS)[1] == f"stopped: by {number.name}\n"
+    assert process.returncode == 128 + number
+
+
+@pytest.mark.fault(15)
+def test_a_signal_is_not_taken_for_a_mistake_in_what_is_being_read(monkeypatch):
+    def interrupted(*_):
+        raise Interrupted("by SIGTERM", signal.SIGTERM)
+
+    monkeypatch.setattr(yaml, "load", interrupted)
+    with pytest.raises(Interrupted):
+        params.parse("device: cpu")
+
+
+@pytest.mark.fault(24)
+def test_of_two_trainings_at_once_the_second_is_refused_and_the_first_is_not_harmed(folder, fingerprint):
+    first = paused(TRAIN, folder)
+    second = start(folder, *TRAIN)
+    assert second.communicate(timeout=LIMIT_SECONDS) == (
+        "",
+        "error: train is already running in this folder (lock .cache/train.lock): wait for it or stop it\n",
+    )
+    assert second.returncode == 2
+    (folder / PAUSE).unlink()
+    first.communicate(timeout=LIMIT_SECONDS)
+    assert first.returncode == 0
+    assert run.fingerprint(run.read_model(folder / run.OUTPUTS)) == fingerprint
+
+
+@pytest.mark.fault(24)
+def test_of_two_dvc_repros_at_once_the_second_is_refused_and_the_first_is_not_harmed(folder, fingerprint):
+    first = paused(REPRO, folder)
+    second = start(folder, *REPRO)
+    said = second.communicate(timeout=LIMIT_SECONDS)[1]
+    assert second.returncode != 0
+    assert re.search(rf"is busy, it is being blocked by:\n +\(PID {first.pid}\): ", said), said
+    (folder / PAUSE).unlink()
+    first.communicate(timeout=LIMIT_SECONDS)
+    assert first.returncode == 0
+    assert run.fingerprint(run.read_model(folder / run.OUTPUTS)) == fingerprint
+
+
+@pytest.mark.fault(19)
+def test_the_key_names_all_that_the_bits_depend_on(folder, monkeypatch):
+    """For exact numerics the device, the threads and PyTorch's version are not among it: that is what exact means."""
+    keys = {}
+    for name in ("exact", "native"):
+        monkeypatch.chdir(folder)
+        settings = yaml.safe_load(Path("params.yaml").read_text())
+        Path("params.yaml").write_text(yaml.safe_dump({**settings, "numerics": name}))
+        given = []
+        monkeypatch.setattr(training, "Checkpoint", lambda folder, key, given=given: given.append(key) or Checkpoint(folder, key))
+        training.stage(params.load())
+        (keys[name],) = given
+        monkeypatch.undo()
+    assert set(keys["exact"]) == set(keys["native"]) == {"seed", "numerics", "train", "data", "code", "machine"}
+    assert keys["exact"]["machine"] is None
+    assert keys["exact"]["numerics"] == "exact-1"
+    assert keys["native"]["machine"] == devices.describe(CPU)
+    assert {"torch", "threads", "cpu_capability", "device"} <= set(keys["native"]["machine"])
+    assert set(keys["exact"]["train"]) == {"epochs", "batch_size", "lr", "momentum", "log_every"}

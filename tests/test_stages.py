@@ -1,0 +1,167 @@
+"""The stages' real outputs are consistent: what one file says, the others and the data bear out."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import device as devices
+from pipeline import numerics, params, run
+from pipeline.data import dataset
+from pipeline.demo import FINGERPRINT, SETTINGS
+from pipeline.evaluation import evaluate
+from tests.conftest import ROOT, command
+
+
+@pytest.fixture(scope="module")
+def workspace(demo):
+    return demo[0]
+
+
+@pytest.fixture(scope="module")
+def outputs(workspace):
+    return workspace / run.OUTPUTS
+
+
+@pytest.fixture(scope="module")
+def data(workspace):
+    return dataset.load(workspace / dataset.DATASET)
+
+
+def test_accuracy_and_per_class_accuracy_are_those_of_the_predictions(outputs):
+    metrics, predictions = run.read_metrics(outputs), run.read_predictions(outputs)
+    hits = np.array([p.actual == p.predicted for p in predictions])
+    actual = np.array([p.actual for p in predictions])
+    assert metrics["accuracy"] == hits.mean()
+    assert metrics["accuracy_per_class"] == {name: hits[actual == name].mean() for name in metrics["accuracy_per_class"]}
+
+
+def test_the_column_actual_is_the_test_labels(outputs, data):
+    assert [p.actual for p in run.read_predictions(outputs)] == [data.classes[label] for label in data.test_labels]
+
+
+def test_the_history_has_the_schedules_length(outputs, data):
+    settings = SETTINGS["train"]
+    steps = -(-len(data.train_labels) // settings["batch_size"]) * settings["epochs"]
+    found = [row.step for row in run.read_history(outputs)]
+    assert found == [*range(settings["log_every"], steps, settings["log_every"]), steps]
+
+
+def predictions_again(workspace, data, device):
+    settings = params.load(workspace / "params.yaml")
+    chosen = numerics.select(settings.numerics, device)
+    return evaluate(run.read_model(workspace / run.OUTPUTS), data, device, chosen, settings.evaluate)
+
+
+def test_predictions_and_metrics_recomputed_from_the_model_equal_the_files(workspace, outputs, data):
+    again = predictions_again(workspace, data, torch.device("cpu"))
+    assert again.metrics == run.read_metrics(outputs)
+    assert [(p.predicted, np.float32(p.confidence)) for p in again.predictions] == [
+        (p.predicted, np.float32(p.confidence)) for p in run.read_predictions(outputs)
+    ]
+
+
+@pytest.mark.cuda
+def test_predictions_and_metrics_recomputed_on_cuda_equal_the_files(workspace, outputs, data, cuda):
+    devices.prepare(cuda)
+    assert predictions_again(workspace, data, cuda).metrics == run.read_metrics(outputs)
+
+
+def test_the_fingerprint_in_the_metrics_is_the_models_and_the_commands_and_the_readmes(workspace, outputs):
+    found = run.fingerprint(run.read_model(outputs))
+    assert run.read_metrics(outputs)["fingerprint"] == found == FINGERPRINT
+    assert command("fingerprint", folder=workspace).stdout == f"{found}  outputs\n"
+    assert found in (ROOT / "README.md").read_text()
+
+
+def test_the_demo_learns_between_60_and_98_percent_of_the_synthetic_set(outputs):
+    assert 0.60 < run.read_metrics(outputs)["accuracy"] < 0.98
+
+
+def test_the_demo_prints_the_same_fingerprint_for_every_way_to_train(demo):
+    lines = [line.split("  ") for line in demo[1].splitlines() if line.startswith("  ")]
+    assert len(lines) >= 4
+    assert {fields[1] for fields in lines} == {FINGERPRINT}
+    assert "every fingerprint is the one in the README" in demo[1]
+
+
+def test_nothing_in_an_output_tells_the_host_or_the_device(outputs):
+    assert list(json.loads((outputs / run.METRICS).read_text())) == ["accuracy", "loss", "accuracy_per_class", "numerics", "fingerprint"]
+    header = (outputs / run.MODEL).read_bytes()
+    size = int.from_bytes(header[:8], "little")
+    assert "__metadata__" not in json.loads(header[8 : 8 + size])
+
+
+def test_a_repeated_run_in_another_folder_gives_equal_files(workspace, tmp_path):
+    (tmp_path / "params.yaml").write_bytes((workspace / "params.yaml").read_bytes())
+    for stage in ("download", "train", "evaluate"):
+        done = command(stage, folder=tmp_path, OMP_NUM_THREADS="1")
+        assert done.returncode == 0, done.stderr
+    for name in [dataset.DATASET, *(run.OUTPUTS / part for part in run.PARTS)]:
+        assert (tmp_path / name).read_bytes() == (workspace / name).read_bytes(), name
+
+
+def test_a_kept_run_is_evaluated_on_any_device_and_says_whether_the_metrics_are_the_same(workspace):
+    (kept,) = (workspace / "runs").iterdir()
+    before = sorted(p.read_bytes() for p in kept.iterdir())
+    done = command("evaluate", "--run", f"runs/{kept.name}", "--device", "cpu", folder=workspace)
+    assert done.stdout.splitlines()[-1] == f"on cpu: identical to what runs/{kept.name} records"
+    assert sorted(p.read_bytes() for p in kept.iterdir()) == before
+
+
+GOLDEN = ROOT / "tests" / "golden" / "exact-1.csv"
+
+
+def golden_lines(device: torch.device) -> list[str]:
+    """The first steps on the synthetic set: the loss and a digest of each tensor, in hex."""
+    from pipeline.data import synthetic
+    from tests.steps import run_steps, trainer
+
+    made = trainer(data=synthetic.make(), device=device)
+    lines = ["step,loss," + ",".join(made.parameters)]
+
+    def note(step: int, loss: float) -> None:
+        digests = [run.fingerprint({name: array})[:16] for name, array in made.named_weights().items()]
+        lines.append(",".join([str(step), loss.hex(), *digests]))
+
+    run_steps(made, 24, note)
+    return lines
+
+
+def first_difference(found: list[str], golden: list[str]) -> str | None:
+    """The first step and tensor that differ, with both values in hex."""
+    names = golden[0].split(",")
+    for one, other in zip(found, golden, strict=True):
+        for name, a, b in zip(names, one.split(","), other.split(","), strict=True):
+            if a != b:
+                return f"step {one.split(',')[0]}, {name}: {a}, but the golden has {b}"
+    return None
+
+
+def test_the_first_steps_have_the_goldens_losses_and_weights():
+    assert first_difference(golden_lines(torch.device("cpu")), GOLDEN.read_text().splitlines()) is None
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("tf32", [False, True])
+def test_cuda_gives_the_same_golden_whether_tf32_is_on_or_off(cuda, tf32, monkeypatch):
+    prepare = devices.prepare
+
+    def prepared(device):
+        prepare(device)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+
+    monkeypatch.setattr(devices, "prepare", prepared)
+    assert first_difference(golden_lines(cuda), GOLDEN.read_text().splitlines()) is None
+
+
+def test_a_difference_from_the_golden_names_the_first_step_and_tensor_in_hex():
+    golden = ["step,loss,w", "1,0x1p+1,aa", "2,0x1p+0,bb"]
+    assert first_difference(["step,loss,w", "1,0x1p+1,aa", "2,0x1p+0,cc"], golden) == "step 2, w: cc, but the golden has bb"
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text("\n".join(golden_lines(torch.device("cpu"))) + "\n")
