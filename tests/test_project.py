@@ -64,7 +64,7 @@ def test_a_stage_depends_on_every_module_that_its_command_imports_and_on_no_othe
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_has_the_name_of_its_command_and_its_module_or_section(stage):
-    assert STAGES[stage]["cmd"] == f"python -m pipeline {stage}"
+    assert STAGES[stage]["cmd"] == f"exec python -m pipeline {stage}"
 
 
 class Recorder:

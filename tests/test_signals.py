@@ -115,9 +115,14 @@ def test_the_train_command_stops_with_the_signals_code_and_the_next_one_resumes(
 
 
 @pytest.mark.fault(15)
+@pytest.mark.parametrize("shell", ["/bin/bash", "/bin/sh"])
 @pytest.mark.parametrize(("number", "to_all"), [(signal.SIGINT, True), (signal.SIGTERM, True), (signal.SIGTERM, False)])
-def test_dvc_repro_that_is_stopped_leaves_a_state_and_no_lock(number, to_all, folder, fingerprint):
-    """Ctrl-C and a stopped service signal all processes; `kill PID` signals DVC alone, which tells its stage nothing."""
+def test_dvc_repro_that_is_stopped_leaves_a_state_and_no_lock(number, to_all, shell, folder, fingerprint, monkeypatch):
+    """Ctrl-C and a stopped service signal all processes; `kill PID` signals DVC alone, which tells its stage nothing.
+
+    DVC starts a stage in $SHELL, else in /bin/sh; some shells stay in between, as Debian's sh does.
+    """
+    monkeypatch.setenv("SHELL", shell)
     process = paused(REPRO, folder)
     (os.killpg if to_all else os.kill)(process.pid, number)
     said = process.communicate(timeout=LIMIT_SECONDS)[1]
