@@ -44,6 +44,10 @@ class Grid:
     unit: Tensor | float
 
 
+BYTES = Grid(1.0, 1.0)
+"""That of bytes, which are integers already."""
+
+
 @dataclass(frozen=True)
 class Placed:
     """A tensor on a grid: `integers` * `grid.unit`. Float64 holding integers of at most `bits` bits and a sign."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,21 +28,29 @@ class Weighted(Function):
     @staticmethod
     def forward(ctx: Any, operation: Operation, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """X uint8 or float32, weight and bias float32 -> float32."""
-        ctx.operation, ctx.has_bias, ctx.x_shape, ctx.from_bytes = operation, bias is not None, x.shape, x.dtype == torch.uint8
-        terms, batch = operation.terms(x.shape, weight.shape), x.shape[0]
-        if ctx.from_bytes:
-            w = grid.place(weight, grid.operand_bits(terms, batch, operation.name, grid.BYTE_BITS))
-            ctx.x = operation.operand(x, weight.shape)
-            y = operation.forward_bytes(ctx.x, w.integers).float().div_(BYTE_MAXIMUM / w.grid.unit)
-        else:
-            bits = grid.operand_bits(terms, batch, operation.name)
-            w = grid.place(weight, bits)
-            placed = grid.place(x, bits)
-            ctx.x = Placed(operation.operand(placed.integers, weight.shape), placed.grid, bits)
-            y = grid.rounded(operation.forward(ctx.x.integers, w.integers), placed.grid.unit * w.grid.unit)
-        ctx.w = w
+        from_bytes = x.dtype == torch.uint8
+        terms = operation.terms(x.shape, weight.shape)
+        bits = grid.operand_bits(terms, len(x), operation.name, grid.BYTE_BITS if from_bytes else None)
+        w = grid.place(weight, bits)
+        x_grid = grid.BYTES if from_bytes else grid.choose(grid.magnitude(x), bits)
+        operands = []
+
+        def part(images: Tensor) -> Tensor:
+            if from_bytes:
+                placed = Placed(operation.operand(images, weight.shape), x_grid, grid.BYTE_BITS)
+                y = operation.forward_bytes(placed.integers, w.integers).float().div_(BYTE_MAXIMUM / w.grid.unit)
+            else:
+                placed = Placed(operation.operand(grid.place(images, bits, x_grid).integers, weight.shape), x_grid, bits)
+                y = grid.rounded(operation.forward(placed.integers, w.integers), x_grid.unit * w.grid.unit)
+            if any(ctx.needs_input_grad):
+                operands.append(placed)
+            return y if bias is None else y.add_(bias.view(-1, *[1] * (y.dim() - 2)))
+
+        y = _in_parts(part, x, operation.images_at_once)
+        ctx.operation, ctx.has_bias, ctx.from_bytes, ctx.x_shape = operation, bias is not None, from_bytes, x.shape
+        ctx.operands, ctx.w = operands, w
         ctx.save_for_backward(weight)  # autograd then refuses a weight that was changed in between
-        return y if bias is None else y.add_(bias.view(-1, *[1] * (y.dim() - 2)))
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -52,19 +61,37 @@ class Weighted(Function):
         if ctx.needs_input_grad[1]:
             bits = min(bits, grid.operand_bits(operation.input_terms(*shapes), batch, what))
         g = grid.place(gradients[0], bits)
-        d_x = d_bias = None
+        parts = torch.split(g.integers, operation.images_at_once)
+        operands = [grid.coarser(x, bits) for x in ctx.operands]
+        sums = [operation.weight_gradient(part, x.integers, weight.shape) for part, x in zip(parts, operands, strict=True)]
+        d_weight = grid.rounded(sum(sums[1:], sums[0]), g.grid.unit * operands[0].grid.unit)
         if ctx.from_bytes:
-            d_weight = grid.rounded(operation.weight_gradient(g.integers, ctx.x, weight.shape), g.grid.unit)
             d_weight.div_(d_weight.new_full((), BYTE_MAXIMUM))
-        else:
-            x = grid.coarser(ctx.x, bits)
-            d_weight = grid.rounded(operation.weight_gradient(g.integers, x.integers, weight.shape), g.grid.unit * x.grid.unit)
-            if ctx.needs_input_grad[1]:
-                w = grid.coarser(ctx.w, bits)
-                d_x = grid.rounded(operation.input_gradient(g.integers, w.integers, ctx.x_shape), g.grid.unit * w.grid.unit)
+        d_x = d_bias = None
+        if ctx.needs_input_grad[1]:
+            w = grid.coarser(ctx.w, bits)
+
+            def d_part(part: Tensor) -> Tensor:
+                return grid.rounded(operation.input_gradient(part, w.integers, ctx.x_shape), g.grid.unit * w.grid.unit)
+
+            d_x = _in_parts(d_part, g.integers, operation.images_at_once)
         if ctx.has_bias:
             d_bias = grid.rounded(operation.bias_gradient(g.integers), g.grid.unit)
         return None, d_x, d_weight, d_bias
+
+
+def _in_parts(compute: Callable[[Tensor], Tensor], batch: Tensor, at_once: int) -> Tensor:
+    """`compute` on as many images at a time as stay in the caches; the results as one tensor, the batch innermost in memory."""
+    if len(batch) <= at_once:
+        return compute(batch)
+    made = None
+    for first, part in zip(range(0, len(batch), at_once), torch.split(batch, at_once), strict=True):
+        y = compute(part)
+        if made is None:
+            made = y.new_empty(*y.shape[1:], len(batch)).movedim(-1, 0)
+        made[first : first + len(part)] = y
+    assert made is not None
+    return made
 
 
 class MaxPool(Function):

@@ -26,8 +26,6 @@ SLICE_BITS = 9
 assert OPERAND_BITS == 2 * SLICE_BITS + 1
 
 Pair = tuple[int, int]
-IMAGES_AT_ONCE = 128
-"""Images whose convolution stays in the caches; of a larger batch as many at a time."""
 ROWS_OF_A_PRODUCT = 12
 """Matrix products with fewer rows than this run at a fraction of their speed on a CPU."""
 
@@ -37,6 +35,8 @@ class Matmul:
     """y[n, o] = sum_i x[n, i] w[o, i], as torch.nn.functional.linear; results have the batch innermost in memory."""
 
     name = "linear"
+    images_at_once = 1024
+    """Of a larger batch so many at a time, which stay in the caches."""
 
     def terms(self, x: torch.Size, w: torch.Size) -> int:
         """Products a sum of `forward`, from the operands' shapes."""
@@ -86,6 +86,7 @@ class Convolution:
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
     name = "conv2d"
+    images_at_once = 128
 
     def terms(self, x: torch.Size, w: torch.Size) -> int:
         """Products a sum of `forward`, from the operands' shapes."""
@@ -169,17 +170,13 @@ class ConvolutionByRows(Convolution):
         """
         hi = (w * 2.0 ** -(SLICE_BITS + 1)).round_()
         slices = torch.cat((hi, w - hi * 2.0 ** (SLICE_BITS + 1))).float()
-        out, (_, height, width, n) = w.shape[0], x.shape
-        y = slices.new_empty(height - w.shape[2] + 1, out, width - w.shape[3] + 1, n)  # [H', O, W', N]
-        for images, sums in zip(*(torch.split(t, IMAGES_AT_ONCE, 3) for t in (x, y)), strict=True):
-            both = torch.conv2d(images.float().flatten(2).unsqueeze(0), slices, dilation=(1, images.shape[3]))[0]
-            both = both.view(2, out, len(y), *sums.shape[2:])
-            torch.add(both[1], both[0], alpha=2 ** (SLICE_BITS + 1), out=sums.transpose(0, 1))
-        return y.permute(3, 1, 0, 2)
+        both = torch.conv2d(x.float().flatten(2).unsqueeze(0), slices, dilation=(1, x.shape[3]))[0]  # [2 O, H', W' N]
+        both = both.view(2, w.shape[0], both.shape[1], -1, x.shape[3])
+        return torch.add(both[1], both[0], alpha=2 ** (SLICE_BITS + 1)).permute(3, 0, 1, 2)
 
     def input_gradient(self, g: Tensor, w: Tensor, x_shape: torch.Size) -> Tensor:
         """G [N, O, H', W'], w [O, I, h, w] -> [N, I, H, W]."""
-        n, channels, height, width = x_shape
+        n, (channels, height, width) = len(g), x_shape[1:]
         margin = w.shape[2] - 1
         rows = g.new_zeros(height + margin, w.shape[0], g.shape[3], n)
         rows[margin:height] = g.permute(2, 1, 3, 0)
