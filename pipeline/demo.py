@@ -34,10 +34,7 @@ def demo(folder: Path = FOLDER) -> bool:
     Raises:
         UserError: a stage failed.
     """
-    lay_out(folder)
-    if not (folder / ".dvc").exists():
-        _run(["dvc", "init", "--quiet", "--no-scm"], folder)
-    _run(["dvc", "repro"], folder)
+    repro(folder)
     print("\nThe same training in other ways; each must give the same weights, bit for bit:\n", flush=True)
     right = _said("dvc repro", run.fingerprint(run.read_model(folder / run.OUTPUTS)))
     for way, changed, device in ways():
@@ -45,6 +42,14 @@ def demo(folder: Path = FOLDER) -> bool:
     verdict = "every fingerprint is the one in the README" if right else "a fingerprint is NOT the one in the README: please report it"
     print(f"\n{verdict}: {FINGERPRINT}")
     return right
+
+
+def repro(folder: Path) -> None:
+    """Run the stages with DVC in `folder`, laid out first. Raises UserError as `demo` does."""
+    lay_out(folder)
+    if not (folder / ".dvc").exists():
+        _run(["dvc", "init", "--quiet", "--no-scm"], folder)
+    _run(["dvc", "repro"], folder)
 
 
 def lay_out(folder: Path) -> None:
