@@ -25,7 +25,7 @@ demo: $(READY) ## train and evaluate on the synthetic set and prove the claim, i
 	$(BIN)/python -m pipeline demo
 
 repro: $(READY) ## run the stages with params.yaml (dvc repro)
-	$(BIN)/dvc repro
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro # dvc.yaml says `python`: this one
 
 test: $(READY) ## run all the tests that this machine can run
 	$(BIN)/python -m pytest

@@ -138,6 +138,22 @@ def test_a_mistake_is_one_line_with_the_remedy_and_exit_code_2():
     assert done.stderr == "error: --device cpu without --run: the stage's device is set in params.yaml; name a kept run with --run\n"
 
 
+def test_make_repro_runs_the_environments_python_whatever_the_path_has(tmp_path):
+    (tmp_path / "requirements").mkdir()
+    for name in ("requirements/dev.txt", "requirements/torch.txt"):
+        (tmp_path / name).touch()
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    for name, line in (("dvc", "exec python"), ("python", "echo the python of .venv")):
+        (programs / name).write_text(f"#!/bin/sh\n{line}\n")
+        (programs / name).chmod(0o755)
+    (tmp_path / ".venv" / ".ready").touch()
+    made = subprocess.run(
+        ["make", "--silent", "-f", ROOT / "Makefile", "repro"], cwd=tmp_path, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}
+    )
+    assert (made.returncode, made.stdout) == (0, "the python of .venv\n")
+
+
 def test_the_readme_names_every_command_and_every_make_target():
     readme = (ROOT / "README.md").read_text()
     targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)) - {"help"}
