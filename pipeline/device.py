@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, shown
+from pipeline.params import DEVICE
 
 CPU = "cpu"
 """The device that is always there."""
@@ -29,6 +30,8 @@ def select(name: str) -> torch.device:
     Raises:
         UserError: it is not; says what is missing and what to do. There is no fallback.
     """
+    if not re.fullmatch(DEVICE, name):
+        raise UserError(f"device {shown(name)}: not a device; allowed: cpu | cuda | cuda:N | mps")
     device = torch.device(name)
     if device.type == "cuda":
         _check_cuda(device)

@@ -36,6 +36,8 @@ def _pattern(text: str, pattern: str) -> Any:
 
 
 URL = r"https?://[^\s/]\S*"
+DEVICE = r"cpu|mps|cuda(?::(?:0|[1-9][0-9]?))?"
+"""What `device` may be. PyTorch takes more, and other devices for some of it: it makes cuda:256 cuda:0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,8 @@ class Archive:
     """A user's own data set, in the layout of CIFAR-10's official archive."""
 
     name: str = _pattern(
-        "letters, digits, '.', '_' and '-', but not cifar10 or synthetic", r"(?!(?:cifar-?10|synthetic)$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+        "letters, digits, '.', '_' and '-', but not cifar10 or synthetic",
+        r"(?!(?i:cifar[._-]?10|synthetic)$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
     )
     """What metrics and kept runs call it."""
     url: str = _pattern("an http(s) URL or a path", r".+")
@@ -105,7 +108,7 @@ class Compare:
 class Params:
     """All of params.yaml."""
 
-    device: str = _pattern("cpu | cuda | cuda:N | mps", r"cpu|cuda(?::\d{1,3})?|mps")
+    device: str = _pattern("cpu | cuda | cuda:N | mps", DEVICE)
     """Where train and evaluate compute."""
     seed: int = _whole(0, 2**63 - 1)
     """Chooses the initial weights and the order of the images."""

@@ -10,6 +10,15 @@ from pipeline.errors import UserError
 from tests.steps import CPU
 
 
+@pytest.mark.parametrize(
+    "name", ["gpu", "meta", "xpu", "CPU", "cpu:0", "", "cuda:", "cuda:-1", "cuda:01", "cuda:\u0663", "cuda:200", "cuda:256", "cuda\n"]
+)
+def test_a_name_that_is_not_one_of_ours_is_one_line_and_never_another_device(name):
+    with pytest.raises(UserError) as refusal:
+        devices.select(name)
+    assert str(refusal.value) == f"device {name!r}: not a device; allowed: cpu | cuda | cuda:N | mps"
+
+
 @pytest.mark.fault(27)
 def test_too_large_a_tensor_on_the_cpu_is_one_line():
     with pytest.raises(UserError, match=r"device 'cpu': out of memory .*allocate"), devices.failures_explained(CPU):

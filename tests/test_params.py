@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -94,6 +95,9 @@ def test_a_key_given_twice_is_refused_with_its_line():
     ("key", "value", "message"),
     [
         ("device", "gpu", "'device' is 'gpu'; allowed: cpu | cuda | cuda:N | mps"),
+        ("device", "cuda:256", "'device' is 'cuda:256'; allowed: cpu | cuda | cuda:N | mps"),
+        ("device", "cuda:01", "'device' is 'cuda:01'; allowed: cpu | cuda | cuda:N | mps"),
+        ("device", "cuda:\u0663", "'device' is 'cuda:\u0663'; allowed: cpu | cuda | cuda:N | mps"),
         ("seed", -1, "'seed' is -1; allowed: a whole number from 0 to 9223372036854775807"),
         ("seed", 2**63, "'seed' is 9223372036854775808; allowed: a whole number from 0 to 9223372036854775807"),
         ("seed", True, "'seed' is True; allowed: a whole number from 0 to 9223372036854775807"),
@@ -122,6 +126,15 @@ def test_a_key_given_twice_is_refused_with_its_line():
 )  # fmt: skip
 def test_a_wrong_value_is_refused_with_file_key_value_and_what_is_allowed(key, value, message):
     assert refused(changed(**{key: value})) == f"params.yaml: {message}"
+
+
+@pytest.mark.parametrize("name", ["CIFAR-10", "cifar_10", "Cifar.10", "CIFAR10", "Synthetic"])
+def test_an_archive_may_not_be_called_as_a_set_that_it_is_not(name):
+    assert refused(changed(data__archive__name=name)).startswith(f"params.yaml: 'data.archive.name' is '{name}'; allowed: letters,")
+
+
+def test_an_archive_may_be_called_what_only_begins_like_one_of_ours():
+    assert params.parse(changed(data__archive__name="cifar10-jpeg")).data.archive.name == "cifar10-jpeg"
 
 
 @pytest.mark.parametrize("number", [".nan", ".inf", "-.inf"])
@@ -180,7 +193,7 @@ valid = st.builds(
         archive=st.builds(
             params.Archive,
             name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True).filter(
-                lambda name: name not in ("cifar10", "cifar-10", "synthetic")
+                lambda name: re.sub("[._-]", "", name).lower() not in ("cifar10", "synthetic")
             ),
             url=printable,
             sha256=digits | st.just(""),
