@@ -34,13 +34,12 @@ MARK = "container "
 def main(command: list[str]) -> NoReturn:
     """Become `command`; a mistake of the user's is one line and exit code 2."""
     here = Path.cwd()
-    repro = command == ["dvc", "repro"]
     if not is_checkout(here):
         if not os.path.ismount(here) and not any(here.iterdir()):
             here = scratch_copy()
-            if repro:
+            if command == ["dvc", "repro"]:
                 command = ["python", "-m", "pipeline", "demo"]
-        elif repro:
+        elif runs_stages(command):
             fail(
                 unwritable(here)
                 or f"{here}: no dvc.yaml and params.yaml here; mount a checkout of the project: docker run "
@@ -49,20 +48,33 @@ def main(command: list[str]) -> NoReturn:
     if not git_works(here):
         os.environ["DVC_SYSTEM_CONFIG_DIR"] = str(IMAGE / "docker" / "dvc-without-git")
     if command[:1] != ["dvc"]:
-        os.execvp(command[0], command)  # noqa: S606 - no shell is meant
+        try:
+            os.execvp(command[0], command)  # noqa: S606 - no shell is meant
+        except OSError as error:
+            fail(f"{command[0]}: {error.strerror}; name a program of the image, such as dvc or python", 127)
     if reason := unwritable(here):
         fail(reason)
-    if repro and not device_is_cpu(here):
+    if needs_device(command) and not device_is_cpu(here):
         checked = subprocess.run([sys.executable, "-m", "pipeline", "doctor", "--quiet"])
         if checked.returncode:
             sys.exit(checked.returncode)
     run_dvc(here, command[1:])
 
 
-def fail(reason: str) -> NoReturn:
+def fail(reason: str, code: int = 2) -> NoReturn:
     """Say what the user can fix, and end."""
     print(f"error: {reason}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
+
+
+def runs_stages(command: list[str]) -> bool:
+    """Whether DVC would run stages, whatever its options."""
+    return command[:2] == ["dvc", "repro"] or command[:3] == ["dvc", "exp", "run"]
+
+
+def needs_device(command: list[str]) -> bool:
+    """Whether stages would compute on the device of params.yaml: not with another one in an option, nor a download alone."""
+    return runs_stages(command) and not any(word in ("download", "-h", "--help") or "device=" in word for word in command)
 
 
 def is_checkout(folder: Path) -> bool:
@@ -84,6 +96,9 @@ def scratch_copy() -> Path:
 def unwritable(folder: Path) -> str | None:
     """Why DVC and the stages could not write in `folder`, and the `docker run` option that helps."""
     for path in (folder / name for name in DVC_WRITES):
+        if path.is_symlink() and not path.exists():
+            target = os.path.realpath(path)
+            return f"{path} is a link to {target}, which is not mounted here: docker run --volume {target}:{target} ..."
         if not os.path.lexists(path) or os.access(path, os.W_OK | (os.X_OK if path.is_dir() else 0)):
             continue
         if os.statvfs(path).f_flag & os.ST_RDONLY:

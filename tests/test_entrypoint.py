@@ -125,6 +125,39 @@ def test_a_folder_of_another_user_is_named_with_the_right_user_option(tmp_path, 
     )
 
 
+@pytest.mark.fault(31)
+def test_a_link_to_what_is_not_mounted_is_named_with_the_mount_that_is_missing(tmp_path):
+    (tmp_path / "data").symlink_to("/elsewhere/data")
+    assert entrypoint.unwritable(tmp_path) == (
+        f"{tmp_path}/data is a link to /elsewhere/data, which is not mounted here: docker run --volume /elsewhere/data:/elsewhere/data ..."
+    )
+
+
+@pytest.mark.parametrize("name", ["no-such-program", "/etc/passwd"])
+def test_a_command_that_cannot_be_started_is_one_line_and_exit_code_127(name, tmp_path):
+    (tmp_path / "file").touch()
+    done = subprocess.run([sys.executable, SOURCE, name], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (127, 1)
+    assert done.stderr.startswith(f"error: {name}: ")
+
+
+@pytest.mark.parametrize(
+    ("command", "needed"),
+    [
+        ("dvc repro", True),
+        ("dvc repro --force train", True),
+        ("dvc exp run -n other -S seed=1", True),
+        ("dvc exp run -S device=cpu", False),
+        ("dvc repro --single-item download", False),
+        ("dvc repro --help", False),
+        ("dvc exp show", False),
+        ("python -m pipeline train", False),
+    ],
+)
+def test_the_device_is_looked_at_before_whatever_computes_on_it(command, needed):
+    assert entrypoint.needs_device(command.split()) is needed
+
+
 @pytest.mark.fault(32)
 def test_git_works_in_a_repository_and_not_in_a_worktree_whose_repository_is_elsewhere(tmp_path):
     repository, worktree, plain = (tmp_path / name for name in ("repository", "worktree", "plain"))
