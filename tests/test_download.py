@@ -134,6 +134,13 @@ def test_an_archive_that_is_not_there_or_not_the_one_is_refused(settings, small,
     assert str(error.value) == message.format(folder=small.parent, sha256=fetch.digest(small, "sha256"))
 
 
+def test_an_address_that_is_none_is_refused_with_what_is_wrong_with_it(settings, tmp_path):
+    url = "http://[bad/x.tar.gz"
+    with pytest.raises(UserError) as error:
+        download(own(settings, url=url, sha256="0" * 64), tmp_path, PATIENCE)
+    assert str(error.value).startswith(f"cannot get {'0' * 16}-x.tar.gz: {url}: ")
+
+
 # --- row 1: SIGKILL in a download --------------------------------------------------------------------------------
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from pipeline import run
 from pipeline.data import archive, synthetic
@@ -48,7 +47,7 @@ def _own(own: Archive, cache: Path, patience: Patience) -> Path:
         return _local(own)
     if not own.sha256:
         raise UserError(f"data.archive.sha256 is empty; put the SHA-256 of {own.url} there (sha256sum prints it)")
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(urlsplit(own.url).path).name)[-80:]
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", re.split("[?#]", own.url)[0].rpartition("/")[2])[-80:]
     path = cache / f"{own.sha256[:16]}-{name}"
     fetch([own.url], path, Expected(own.sha256), patience, OFFLINE)
     return path
