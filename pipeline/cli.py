@@ -14,7 +14,6 @@ import typer
 from pipeline.errors import Interrupted, UserError
 
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -24,7 +23,7 @@ app = typer.Typer(
 
 
 def main() -> NoReturn:
-    """Run the command line; a UserError is one line and exit code 2, a signal 128 + its number."""
+    """Run the command line; a mistake of the user's is one line and exit code 2, a signal 128 + its number."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     # Before PyTorch is imported. Its threads wait for each other by spinning, by default for milliseconds; on a machine that has
@@ -35,7 +34,10 @@ def main() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows only ASCII gets "?" instead of a traceback
     try:
-        app(standalone_mode=True)
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
+    except typer.TyperException as error:  # the command line itself is wrong
+        print(f"error: {' '.join(error.format_message().split())} (see python -m pipeline --help)", file=sys.stderr)
+        sys.exit(2)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -43,7 +45,6 @@ def main() -> NoReturn:
         _ignore_signals()
         print(f"stopped: {interruption}", file=sys.stderr)
         sys.exit(128 + interruption.signal_number)
-    sys.exit(0)
 
 
 def _stop(number: int, _frame: object) -> NoReturn:

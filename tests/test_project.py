@@ -138,6 +138,23 @@ def test_a_mistake_is_one_line_with_the_remedy_and_exit_code_2():
     assert done.stderr == "error: --device cpu without --run: the stage's device is set in params.yaml; name a kept run with --run\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "No such command 'trian'. Did you mean 'train'?"),
+        (["train", "--fast"], "No such option: --fast"),
+        (["evaluate", "--run"], "Option '--run' requires an argument."),
+    ],
+)
+def test_a_command_line_that_is_wrong_is_one_line_with_the_remedy_and_exit_code_2(words, message):
+    done = pipeline(*words)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message} (see python -m pipeline --help)\n")
+
+
+def test_no_command_shows_the_help():
+    assert pipeline().stdout == pipeline("--help").stdout
+
+
 def test_make_repro_runs_the_environments_python_whatever_the_path_has(tmp_path):
     (tmp_path / "requirements").mkdir()
     for name in ("requirements/dev.txt", "requirements/torch.txt"):
