@@ -34,7 +34,7 @@ def stage(params: Params) -> None:
     """Evaluate outputs/model.safetensors on data/, write the metrics and predictions, keep the run."""
     from pipeline.data import dataset
 
-    with files.only_one(run.CACHE / "evaluate.lock", "evaluate"):
+    with files.only_one(run.LOCK, "train or evaluate"):
         weights = run.read_model(run.OUTPUTS)
         data = dataset.load()
         device = devices.select(params.device)

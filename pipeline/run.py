@@ -15,6 +15,7 @@ import io
 import itertools
 import json
 import math
+import os
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ OUTPUTS = Path("outputs")
 RUNS = Path("runs")
 CACHE = Path(".cache")
 """Undeclared and ignored: downloads, unfinished training, and the environments of finished training."""
+LOCK = CACHE / "stage.lock"
+"""Held by `train` and by `evaluate`, so that the parts of a run are never those of two."""
 
 MODEL = "model.safetensors"
 HISTORY = "history.csv"
@@ -285,7 +288,7 @@ def _hash(content: Any) -> str:
 def _training_record(training: Training) -> Path:
     """Where the environment in which these weights were trained on this machine is noted."""
     made_by = {field.name: getattr(training, field.name) for field in dataclasses.fields(Training)}
-    return CACHE / "environments" / f"{_hash(made_by)[:32]}.json"
+    return CACHE / "environments" / training.fingerprint[:32] / f"{_hash(made_by)[:32]}.json"
 
 
 def note_training(training: Training, environment: dict[str, Any]) -> None:
@@ -298,9 +301,16 @@ def keep(outputs: Path, runs: Path, identity: Identity, evaluated_in: dict[str, 
 
     The training's environment is the one noted for exactly these weights; where they came from DVC's cache and were
     never trained here, it is null, never another's. A run that is kept already stays as it is.
+
+    Raises:
+        UserError: the model is not the identity's, or was trained here otherwise and DVC does not vouch for it.
     """
+    if (found := fingerprint(read_model(outputs))) != identity.fingerprint:
+        raise UserError(f"{outputs / MODEL}: its fingerprint is {found:.12}..., not {identity.fingerprint:.12}...; run `dvc repro`")
     parts = {name: (outputs / name).read_bytes() for name in PARTS}
     record = _training_record(identity)
+    if not record.exists() and any(record.parent.glob("*.json")) and "DVC_STAGE" not in os.environ:
+        raise UserError(f"{outputs / MODEL}: trained with other settings than params.yaml's; run `dvc repro`, which trains again")
     environment = {"train": _read_json(record) if record.exists() else None, "evaluate": evaluated_in}
     matters = {
         "device": identity.device,

@@ -43,7 +43,7 @@ def stage(params: Params) -> None:
     """Train on data/, write outputs/model.safetensors and outputs/history.csv; resume an unfinished training of the same."""
     from pipeline.data import dataset
 
-    with files.only_one(run.CACHE / "train.lock", "train"):
+    with files.only_one(run.LOCK, "train or evaluate"):
         data = dataset.load()
         device = devices.select(params.device)
         devices.prepare(device)

@@ -48,9 +48,12 @@ def malicious(request, tmp_path, monkeypatch) -> Path:
     run.OUTPUTS.mkdir()
     for part in run.PARTS:
         (run.OUTPUTS / part).write_text("{}")
-    Path("weights").rename(run.OUTPUTS / run.MODEL)
-    identity = run.Identity({"name": "a", "digest": "0"}, 0, "exact-1", {}, "cpu", "0", {}, {"digest": "0", "revision": None})
+    run.write_model(run.OUTPUTS, {})
+    of = run.fingerprint({})
+    identity = run.Identity({"name": "a", "digest": "0"}, 0, "exact-1", {}, "cpu", of, {}, {"digest": "0", "revision": None})
     run.keep(run.OUTPUTS, run.RUNS, identity, {}).rename(run.RUNS / "theirs")
+    for folder in (run.OUTPUTS, run.RUNS / "theirs"):
+        shutil.copy("weights", folder / run.MODEL)
     return tmp_path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,7 +17,8 @@ from pipeline import run
 from pipeline.data import synthetic
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
-from tests.conftest import ROOT
+from tests import kept_runs
+from tests.conftest import ROOT, command
 
 BIN = Path(sys.executable).parent
 
@@ -114,6 +116,46 @@ def test_a_run_restored_from_dvcs_cache_never_gets_an_environment_that_did_not_t
     assert found.environment["evaluate"]["threads"] >= 1
 
 
+def test_evaluate_alone_keeps_nothing_with_settings_that_did_not_train_these_weights(clone, tmp_path):
+    other = Path(shutil.copytree(clone, tmp_path / "other"))
+    before = kept(other)
+    set_params(other, train={**yaml.safe_load((other / "params.yaml").read_text())["train"], "lr": 0.005})
+    done = command("evaluate", folder=other)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: outputs/model.safetensors: trained with other settings than params.yaml's; run `dvc repro`, which trains again\n",
+    )
+    assert kept(other) == before
+    sh(other, "dvc", "repro", "-q")
+    (name,) = kept(other).keys() - before.keys()
+    found = run.load(other / "runs" / name)
+    assert found.identity.train["lr"] == 0.005
+    assert found.environment["train"]["threads"] >= 1
+
+
+def test_weights_that_dvc_restored_are_kept_although_they_were_trained_here_on_another_device(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = kept_runs.keep(device="cpu")
+    shutil.copytree(made, run.OUTPUTS)
+    elsewhere = dataclasses.replace(run.load(made).identity, device="cuda")
+    with pytest.raises(UserError, match="trained with other settings"):
+        run.keep(run.OUTPUTS, run.RUNS, elsewhere, {"threads": 1})
+    monkeypatch.setenv("DVC_STAGE", "evaluate")
+    assert run.load(run.keep(run.OUTPUTS, run.RUNS, elsewhere, {"threads": 1})).environment["train"] is None
+
+
+def test_a_model_of_another_run_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = kept_runs.keep()
+    shutil.copytree(made, run.OUTPUTS)
+    identity = run.load(made).identity
+    run.write_model(run.OUTPUTS, kept_runs.weights(off=1))
+    found, wanted = run.fingerprint(kept_runs.weights(off=1)), identity.fingerprint
+    with pytest.raises(UserError) as refusal:
+        run.keep(run.OUTPUTS, run.RUNS, identity, {})
+    assert str(refusal.value) == f"outputs/model.safetensors: its fingerprint is {found[:12]}..., not {wanted[:12]}...; run `dvc repro`"
+
+
 def test_exact_runs_of_other_threads_change_nothing_in_dvc_lock(clone, tmp_path):
     other = tmp_path / "threads"
     shutil.copytree(clone, other, ignore=shutil.ignore_patterns("outputs", "runs", ".cache", "cache", "data"))
@@ -123,6 +165,14 @@ def test_exact_runs_of_other_threads_change_nothing_in_dvc_lock(clone, tmp_path)
     environment = {"OMP_NUM_THREADS": "1", "ATEN_CPU_CAPABILITY": "default"}
     sh(other, "env", *(f"{key}={value}" for key, value in environment.items()), "dvc", "repro", "-q")
     assert (other / "dvc.lock").read_bytes() == lock
+
+
+@pytest.mark.cuda
+def test_an_exact_run_on_cuda_changes_nothing_in_dvc_lock_but_the_device(clone, cuda, tmp_path):
+    other = Path(shutil.copytree(clone, tmp_path / "cuda"))
+    lock = (other / "dvc.lock").read_text()
+    sh(other, "dvc", "exp", "run", "-q", "-S", "device=cuda")
+    assert (other / "dvc.lock").read_text() == lock.replace("device: cpu", "device: cuda") != lock
 
 
 # --- the parts of one run, without DVC -------------------------------------------------------------------------------
@@ -180,13 +230,18 @@ def test_runs_that_differ_in_anything_that_matters_have_different_names(tmp_path
     outputs.mkdir()
     for name in run.PARTS:
         (outputs / name).write_text(name)
+    shutil.copytree(outputs, tmp_path / "others")
+    run.write_model(outputs, kept_runs.weights())
+    run.write_model(tmp_path / "others", kept_runs.weights(off=1))
+    one, other = (run.fingerprint(run.read_model(folder)) for folder in (outputs, tmp_path / "others"))
     base = {"data": {"name": "x", "digest": "1"}, "seed": 0, "numerics": "exact-1", "train": {"lr": 1}, "device": "cpu",
-            "fingerprint": "f", "evaluate": {"batch_size": 1}, "code": {"digest": "c", "revision": None}}  # fmt: skip
+            "fingerprint": one, "evaluate": {"batch_size": 1}, "code": {"digest": "c", "revision": None}}  # fmt: skip
     changes = [{}, {"seed": 1}, {"numerics": "native"}, {"train": {"lr": 2}}, {"device": "cuda:1"},
-               {"fingerprint": "g"}, {"evaluate": {"batch_size": 2}}, {"code": {"digest": "d", "revision": None}},
+               {"evaluate": {"batch_size": 2}}, {"code": {"digest": "d", "revision": None}},
                {"data": {"name": "x", "digest": "2"}}]  # fmt: skip
     names = [run.keep(outputs, tmp_path / "runs", run.Identity(**{**base, **change}), {"threads": 1}).name for change in changes]
     names.append(run.keep(outputs, tmp_path / "runs", run.Identity(**base), {"threads": 2}).name)
+    names.append(run.keep(tmp_path / "others", tmp_path / "runs", run.Identity(**{**base, "fingerprint": other}), {"threads": 1}).name)
     assert len(set(names)) == len(names) == 10
     again = run.keep(outputs, tmp_path / "runs", run.Identity(**base), {"threads": 1, "images_per_second": 9}).name
     assert again == names[0]
@@ -200,6 +255,14 @@ def test_the_fingerprint_is_sha_256_over_names_dtypes_shapes_and_bytes_and_count
     tensors = {"b": np.array([[1.0, -0.0]], np.float32), "a": np.array(3, np.uint8)}
     wanted = hashlib.sha256(b"a uint8 \n\x03" + b"b float32 1x2\n\x00\x00\x80\x3f\x00\x00\x00\x00").hexdigest()
     assert run.fingerprint(tensors) == wanted
+
+
+def test_the_command_prints_each_runs_fingerprint_one_a_line(tmp_path):
+    wanted = ""
+    for name in ("one", "two"):
+        run.write_model(tmp_path / name, kept_runs.weights(off=len(wanted)))
+        wanted += f"{run.fingerprint(kept_runs.weights(off=len(wanted)))}  {name}\n"
+    assert command("fingerprint", "one", "two", folder=tmp_path).stdout == wanted
 
 
 def test_a_data_set_of_another_name_with_the_same_images_has_the_same_digest():

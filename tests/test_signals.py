@@ -166,13 +166,21 @@ def test_of_two_trainings_at_once_the_second_is_refused_and_the_first_is_not_har
     second = start(folder, *TRAIN)
     assert second.communicate(timeout=LIMIT_SECONDS) == (
         "",
-        "error: train is already running in this folder (lock .cache/train.lock): wait for it or stop it\n",
+        "error: train or evaluate is already running in this folder (lock .cache/stage.lock): wait for it or stop it\n",
     )
     assert second.returncode == 2
     (folder / PAUSE).unlink()
     first.communicate(timeout=LIMIT_SECONDS)
     assert first.returncode == 0
     assert run.fingerprint(run.read_model(folder / run.OUTPUTS)) == fingerprint
+
+
+def test_an_evaluation_is_refused_while_a_training_replaces_its_weights(folder):
+    paused(TRAIN, folder)
+    second = start(folder, sys.executable, "-m", "pipeline", "evaluate")
+    assert second.communicate(timeout=LIMIT_SECONDS)[1] == (
+        "error: train or evaluate is already running in this folder (lock .cache/stage.lock): wait for it or stop it\n"
+    )
 
 
 @pytest.mark.fault(24)
