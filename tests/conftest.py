@@ -25,13 +25,19 @@ def command(*arguments: str, folder: Path, **environment: str) -> subprocess.Com
     )  # fmt: skip
 
 
+def own_files() -> dict[Path, int]:
+    """What the stages write in the project's own folder -> when it was last changed."""
+    paths = [path for name in ("data", "outputs", "runs", "dvc.lock") for path in (ROOT / name, *(ROOT / name).rglob("*"))]
+    return {path: path.stat().st_mtime_ns for path in paths if path.exists()}
+
+
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of a finished `python -m pipeline demo`, and what it printed."""
-    folder = tmp_path_factory.mktemp("demo") / "demo"
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[Path, int]]:
+    """The folder of a finished `python -m pipeline demo`, what it printed, and what it changed of the project's own."""
+    folder, before = tmp_path_factory.mktemp("demo") / "demo", own_files()
     done = command("demo", "--folder", str(folder), folder=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
-    return folder, done.stdout
+    return folder, done.stdout, dict(own_files().items() ^ before.items())
 
 
 @pytest.fixture

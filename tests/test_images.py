@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import device, files
+from pipeline import device
 
 ROOT = Path(__file__).parent.parent
 CPU, CUDA = (ROOT / f"Dockerfile.{name}" for name in ("cpu", "cuda"))
@@ -115,8 +115,3 @@ def test_the_version_that_labels_an_image_is_the_packages():
     assert command is not None
     version = subprocess.run(["sh", "-c", command[1]], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     assert version == pipeline.__version__
-
-
-def test_what_the_image_says_of_a_workspace_and_what_the_stages_say_name_the_same_option():
-    assert "docker run --user" in (ROOT / "docker" / "entrypoint.py").read_text()
-    assert "docker run --user" in Path(files.__file__).read_text()

@@ -56,18 +56,22 @@ def predictions_again(workspace, data, device):
     return evaluate(run.read_model(workspace / run.OUTPUTS), data, device, chosen, settings.evaluate)
 
 
-def test_predictions_and_metrics_recomputed_from_the_model_equal_the_files(workspace, outputs, data):
-    again = predictions_again(workspace, data, torch.device("cpu"))
+def assert_recomputed(workspace, data, device):
+    again, outputs = predictions_again(workspace, data, device), workspace / run.OUTPUTS
     assert again.metrics == run.read_metrics(outputs)
     assert [(p.predicted, np.float32(p.confidence)) for p in again.predictions] == [
         (p.predicted, np.float32(p.confidence)) for p in run.read_predictions(outputs)
     ]
 
 
+def test_predictions_and_metrics_recomputed_from_the_model_equal_the_files(workspace, data):
+    assert_recomputed(workspace, data, torch.device("cpu"))
+
+
 @pytest.mark.cuda
-def test_predictions_and_metrics_recomputed_on_cuda_equal_the_files(workspace, outputs, data, cuda):
+def test_predictions_and_metrics_recomputed_on_cuda_equal_the_files(workspace, data, cuda):
     devices.prepare(cuda)
-    assert predictions_again(workspace, data, cuda).metrics == run.read_metrics(outputs)
+    assert_recomputed(workspace, data, cuda)
 
 
 def test_the_fingerprint_in_the_metrics_is_the_models_and_the_commands_and_the_readmes(workspace, outputs):
@@ -86,6 +90,10 @@ def test_the_demo_prints_the_same_fingerprint_for_every_way_to_train(demo):
     assert len(lines) >= 4
     assert {fields[1] for fields in lines} == {FINGERPRINT}
     assert "every fingerprint is the one in the README" in demo[1]
+
+
+def test_the_demo_leaves_the_projects_own_outputs_and_runs_and_dvc_lock_alone(demo):
+    assert demo[2] == {}
 
 
 def test_nothing_in_an_output_tells_the_host_or_the_device(outputs):
