@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn, Optional
 
 import typer
 
-from pipeline.errors import Interrupted, UserError
+from pipeline.errors import Interrupted, UserError, printable
 
 app = typer.Typer(
     add_completion=False,
@@ -39,7 +39,7 @@ def main() -> NoReturn:
         print(f"error: {' '.join(error.format_message().split())} (see python -m pipeline --help)", file=sys.stderr)
         sys.exit(2)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as interruption:
         _ignore_signals()

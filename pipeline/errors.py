@@ -7,7 +7,7 @@ from typing import Any
 class UserError(Exception):
     """A mistake of the user's, or a machine that lacks something: one line with the value found and the remedy.
 
-    The command line prints it and exits with 2 (`cli.main`); nothing else catches it.
+    The command line prints it and exits with 2 (`cli.main`).
     """
 
 
@@ -20,6 +20,11 @@ class Interrupted(BaseException):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.signal_number = signal_number
+
+
+def printable(text: str) -> str:
+    """`text` on one line, without what would steer a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 _SHORT = reprlib.Repr()

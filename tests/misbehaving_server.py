@@ -168,6 +168,16 @@ def endless(handler, _content):
             handler.wfile.write(bytes(BLOCK))
 
 
+def in_turn(*answers, requests=50):
+    """These answers over and over; after `requests` of them there is nothing more, so that a client that never gives up fails."""
+
+    def answer(handler, content):
+        made = len(handler.server.requests)
+        (answers[(made - 1) % len(answers)] if made <= requests else status(404))(handler, content)
+
+    return answer
+
+
 def status(code, **headers):
     """An answer without a body."""
     return lambda handler, content: handler.start(code, Content_Length=0, **headers)

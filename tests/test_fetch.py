@@ -149,6 +149,14 @@ def test_a_mirror_that_brings_a_share_each_time_is_not_given_up(path):
         assert bad.ranges == [None, *(f"bytes={60_000 * n}-" for n in range(1, 5))]
 
 
+@pytest.mark.fault(3)
+@pytest.mark.parametrize("refusal", [server.status(416), server.wrong_range], ids=["416", "a wrong range"])
+def test_a_mirror_that_brings_the_same_bytes_over_and_over_is_given_up(path, refusal):
+    with Server(CONTENT, server.in_turn(server.close_after(60_000), refusal)) as bad, Server(CONTENT) as good:
+        assert fetched(path, bad.url, good.url)
+        assert bad.ranges == [None, "bytes=60000-"] * 2
+
+
 @pytest.mark.fault(2)
 def test_what_one_mirror_began_the_next_one_finishes(path):
     with Server(CONTENT, server.close_after(40_000), server.status(404)) as bad, Server(CONTENT) as good:

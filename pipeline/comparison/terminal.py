@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pipeline.comparison.verdict import LossPair, Pair, Report, Summary, Verdict
+from pipeline.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,11 +36,6 @@ FIELDS: dict[str, Callable[[Summary], str]] = {
     "seconds an epoch": lambda s: seconds(s.seconds_per_epoch),
 }
 """The table's rows."""
-
-
-def printable(text: str) -> str:
-    """`text` without what would steer a terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def show(report: Report, console: Console) -> None:

@@ -25,7 +25,7 @@ from urllib.parse import urljoin
 import requests
 
 from pipeline import files
-from pipeline.errors import UserError, shown
+from pipeline.errors import UserError, printable, shown
 from pipeline.progress import progress
 
 CHUNK_BYTES = 2**16
@@ -136,6 +136,7 @@ class _Mirror:
     def complete(self) -> None:
         """Complete and verify the part, in several attempts. Raises _Failed."""
         left, wait, mismatches = self.patience.attempts, self.patience.first_wait_seconds, 0
+        most = 0  # that an attempt reached here: what is brought once more after a part was discarded is no progress
         while True:
             had = _size(self.part)
             try:
@@ -145,15 +146,17 @@ class _Mirror:
                 raise _Mismatch(wrong)
             except _Mismatch as mismatch:
                 self._discard()
-                mismatches += 1
+                mismatches, most = mismatches + 1, 0
                 if not had or mismatches > 1:
                     raise _Failed(mismatch) from None
                 again = _Again("what was there before was of another file")
             except _Again as failure:
                 again = failure
             left -= 1
-            if _size(self.part) - had >= self.patience.worthwhile_bytes:
+            size = _size(self.part)
+            if size - max(had, most) >= self.patience.worthwhile_bytes:
                 left, wait = self.patience.attempts, self.patience.first_wait_seconds
+            most = max(most, size)
             if left == 0:
                 raise _Failed(f"{again} ({self.patience.attempts} attempts)")
             pause = min(max(wait, again.wait_seconds), self.patience.longest_wait_seconds)
@@ -198,7 +201,7 @@ class _Mirror:
     def _refuse(self, response: requests.Response) -> NoReturn:
         """Raise what an answer other than the file means."""
         status = response.status_code
-        reason = f"HTTP {status} {response.reason or '':.80}".rstrip()
+        reason = printable(f"HTTP {status} {response.reason or '':.80}".rstrip())
         if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             self._discard()
             raise _Again(reason)
