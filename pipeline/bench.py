@@ -203,7 +203,7 @@ def start_ups() -> dict[str, float]:
         finished, other = Path(name) / "finished", Path(name) / "other"
         demo.repro(finished)
         other.mkdir()
-        (other / "dvc.yaml").write_text("stages:\n  one:\n    cmd: echo 1 > one\n    outs: [one]\n")
+        files.write_text(other / "dvc.yaml", "stages:\n  one:\n    cmd: echo 1 > one\n    outs: [one]\n")
         for words in ([*dvc, "init", "--no-scm"], [*dvc, "repro"]):
             _cpu_seconds(words, other)
         commands = {
