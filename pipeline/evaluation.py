@@ -14,7 +14,7 @@ from pipeline import files, run
 from pipeline.errors import UserError
 from pipeline.model import SimpleCNN
 from pipeline.numerics import select
-from pipeline.params import Evaluate, Params
+from pipeline.params import Evaluate, Params, section
 
 if TYPE_CHECKING:
     from pipeline.data.dataset import Dataset
@@ -54,21 +54,25 @@ def evaluate_kept(folder: Path, device_name: str) -> None:
     """Evaluate a kept run on any device, change no file, and say whether the metrics are those it records.
 
     Raises:
-        UserError: the run is damaged, or data/ holds another data set than the run's.
+        UserError: the run is damaged, was evaluated with settings that params would refuse, or data/ holds another data set than its.
     """
     from pipeline.data import dataset
 
     kept = run.load(folder)
+    settings = section(Evaluate, kept.identity.evaluate, str(folder / run.IDENTITY))
     data = dataset.load()
     if data.digest != kept.identity.data["digest"]:
         raise UserError(f"{dataset.DATASET} holds '{data.name}' ({data.digest:.12}...), but {folder} was evaluated on "
                         f"'{kept.identity.data['name']}' ({kept.identity.data['digest']:.12}...): set data in params.yaml and run "
                         "`python -m pipeline download`")  # fmt: skip
+    if len(kept.predictions) != len(data.test_labels):
+        raise UserError(f"{folder / run.PREDICTIONS}: {len(kept.predictions)} predictions of the {len(data.test_labels)} test images of "
+                        f"'{data.name}': damaged; make the run again with `dvc repro`")  # fmt: skip
     device = devices.select(device_name)
     devices.prepare(device)
     numerics = select(kept.identity.numerics, device)
     with devices.failures_explained(device):
-        found = evaluate(kept.weights, data, device, numerics, Evaluate(**kept.identity.evaluate))
+        found = evaluate(kept.weights, data, device, numerics, settings)
     _report(found.metrics, data.name)
     pairs = list(zip(found.predictions, kept.predictions, strict=True))
     changed = sum(a.predicted != b.predicted for a, b in pairs)

@@ -13,6 +13,8 @@ from typing import Any
 
 from pipeline.errors import UserError, shown
 
+Section = typing.TypeVar("Section")
+
 PARAMS = Path("params.yaml")
 LARGEST = 100_000
 """Characters in a params file."""
@@ -101,7 +103,8 @@ class Compare:
 
     margin_points: float = _allowed("a number above 0, at most 100", lambda value: 0 < value <= 100)
     """Percentage points of accuracy within which two models are equivalent."""
-    confidence: float = _allowed("a number above 0 and below 1", lambda value: 0 < value < 1)
+    confidence: float = _allowed("a number above 0, at most 0.999999", lambda value: 0 < value <= 0.999999)
+    """Of the interval of the difference in accuracy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +141,11 @@ def load(path: Path = PARAMS) -> Params:
 def parse(text: str, source: str = "params") -> Params:
     """Validate the YAML `text`; `source` names it in errors. Raises UserError as `load` does."""
     return typing.cast(Params, _build(Params, _yaml(text, source), source, ""))
+
+
+def section(cls: type[Section], values: Any, source: str) -> Section:
+    """A section of params as something else than params.yaml records it. Raises UserError as `load` does."""
+    return typing.cast(Section, _build(cls, values, source, cls.__name__.lower()))
 
 
 def _yaml(text: str, source: str) -> Any:

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -149,8 +150,9 @@ def test_a_file_of_weights_says_nothing_of_the_device_that_made_it(weights, tmp_
     assert {entry["dtype"] for entry in header.values()} == {"F32"}
 
 
-@pytest.mark.fault(21)
-def test_a_run_that_was_made_on_cuda_is_evaluated_on_a_cpu(weights, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def made_on_cuda(weights, tmp_path, monkeypatch) -> Path:
+    """A kept run that names CUDA as its device, in a workspace with its data set."""
     monkeypatch.chdir(tmp_path)
     data, settings = drawn_set(64), Evaluate(batch_size=20)
     data.save()
@@ -162,9 +164,43 @@ def test_a_run_that_was_made_on_cuda_is_evaluated_on_a_cpu(weights, tmp_path, mo
     of = {"name": data.name, "digest": data.digest}
     code = {"digest": "0", "revision": None}
     identity = run.Identity(of, 0, "exact-1", {"epochs": 1}, "cuda:0", run.fingerprint(weights), {"batch_size": 20}, code)
-    kept = run.keep(run.OUTPUTS, run.RUNS, identity, {"device": "NVIDIA"})
-    evaluate_kept(kept, "cpu")
-    assert capsys.readouterr().out.splitlines()[-1] == f"on cpu: identical to what {kept} records"
+    return run.keep(run.OUTPUTS, run.RUNS, identity, {"device": "NVIDIA"})
+
+
+@pytest.mark.fault(21)
+def test_a_run_that_was_made_on_cuda_is_evaluated_on_a_cpu(made_on_cuda, capsys):
+    evaluate_kept(made_on_cuda, "cpu")
+    assert capsys.readouterr().out.splitlines()[-1] == f"on cpu: identical to what {made_on_cuda} records"
+
+
+@pytest.mark.fault(28)
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"batch_size": 20, "more": 1}, "unknown key 'evaluate.more'; allowed here: batch_size"),
+        ({}, "key 'evaluate.batch_size' is missing; it is a whole number from 1 to 1000000"),
+        ({"batch_size": "20"}, "'evaluate.batch_size' is '20'; allowed: a whole number from 1 to 1000000"),
+        ({"batch_size": 0}, "'evaluate.batch_size' is 0; allowed: a whole number from 1 to 1000000"),
+    ],
+)
+def test_a_run_whose_settings_params_would_refuse_is_not_evaluated(made_on_cuda, changed, reason):
+    noted = json.loads((made_on_cuda / run.IDENTITY).read_text())
+    (made_on_cuda / run.IDENTITY).write_text(json.dumps(noted | {"evaluate": changed}))
+    with pytest.raises(UserError) as refusal:
+        evaluate_kept(made_on_cuda, "cpu")
+    assert str(refusal.value) == f"{made_on_cuda / run.IDENTITY}: {reason}"
+
+
+@pytest.mark.fault(29)
+def test_a_run_with_predictions_of_fewer_images_than_the_data_set_has_is_not_evaluated(made_on_cuda):
+    found = run.load(made_on_cuda)
+    all_right = [replace(p, predicted=p.actual) for p in found.predictions[:-1]]
+    run.write_predictions(run.OUTPUTS, all_right)
+    accuracies = {"accuracy": 1.0, "accuracy_per_class": dict.fromkeys(found.metrics["accuracy_per_class"], 1.0)}
+    files.write_json(run.OUTPUTS / run.METRICS, found.metrics | accuracies)
+    kept = run.keep(run.OUTPUTS, run.RUNS, found.identity, {"device": "another"})
+    with pytest.raises(UserError, match=r"predictions\.csv: 63 predictions of the 64 test images of 'drawn': damaged"):
+        evaluate_kept(kept, "cpu")
 
 
 @pytest.mark.cuda

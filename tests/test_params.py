@@ -121,7 +121,8 @@ def test_a_key_given_twice_is_refused_with_its_line():
         ("train__lr", -0.1, "'train.lr' is -0.1; allowed: a number above 0, at most 1000"),
         ("train__lr", "0.1", "'train.lr' is '0.1'; allowed: a number above 0, at most 1000"),
         ("train__momentum", 1, "'train.momentum' is 1; allowed: a number from 0 to below 1"),
-        ("compare__confidence", 1.0, "'compare.confidence' is 1.0; allowed: a number above 0 and below 1"),
+        ("compare__confidence", 1.0, "'compare.confidence' is 1.0; allowed: a number above 0, at most 0.999999"),
+        ("compare__confidence", 0.99999900001, "'compare.confidence' is 0.99999900001; allowed: a number above 0, at most 0.999999"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_refused_with_file_key_value_and_what_is_allowed(key, value, message):
@@ -218,7 +219,7 @@ valid = st.builds(
     compare=st.builds(
         params.Compare,
         margin_points=st.floats(0, 100, exclude_min=True),
-        confidence=st.floats(0, 1, exclude_min=True, exclude_max=True),
+        confidence=st.floats(0, 0.999999, exclude_min=True),
     ),
 )
 
