@@ -17,7 +17,8 @@ import json
 import math
 import os
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -43,6 +44,9 @@ PARTS = (MODEL, HISTORY, METRICS, PREDICTIONS)
 IDENTITY = "run.json"
 ENVIRONMENT = "environment.json"
 FORMAT = 1
+LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+DEEPEST = 4
+"""Lists and objects within each other in a JSON file; a run's have two."""
 
 Tensors = Mapping[str, np.ndarray]
 Row = TypeVar("Row")
@@ -108,7 +112,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: not found; run `dvc repro` first, or name a folder under {RUNS}/") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"{path}: damaged, or not a safetensors file ({error}); make it again with `dvc repro`") from None
 
 
@@ -133,8 +137,7 @@ def _write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]])
 
 def read_history(folder: Path) -> list[Step]:
     """Read the history. Raises UserError when it is missing, empty, damaged or not finite."""
-    rows = _read_csv(folder / HISTORY, Step._fields)
-    found = _parsed(folder / HISTORY, (Step(int(a), int(b), _finite(c)) for a, b, c in rows))
+    found = _read_csv(folder / HISTORY, Step._fields, lambda a, b, c: Step(int(a), int(b), _float32(c)))
     if any(later.step <= earlier.step for earlier, later in itertools.pairwise(found)):
         raise UserError(f"{folder / HISTORY}: damaged: the column 'step' must increase; run `dvc repro` again")
     return found
@@ -142,34 +145,33 @@ def read_history(folder: Path) -> list[Step]:
 
 def read_predictions(folder: Path) -> list[Prediction]:
     """Read the predictions. Raises UserError when they are missing, empty, damaged or not finite."""
-    rows = _read_csv(folder / PREDICTIONS, Prediction.__slots__)
-    found = _parsed(folder / PREDICTIONS, (Prediction(int(a), b, c, _finite(d)) for a, b, c, d in rows))
+    found = _read_csv(folder / PREDICTIONS, Prediction.__slots__, lambda a, b, c, d: Prediction(int(a), b, c, _float32(d)))
     if any(p.index != i for i, p in enumerate(found)):
         raise UserError(f"{folder / PREDICTIONS}: damaged: the column 'index' must count from 0; run `dvc repro` again")
     return found
 
 
-def _read_csv(path: Path, header: tuple[str, ...]) -> Iterable[list[str]]:
+def _read_csv(path: Path, header: tuple[str, ...], row: Callable[..., Row]) -> list[Row]:
     rows = csv.reader(io.StringIO(_read_text(path)))
-    if (found := next(rows, None)) != list(header):
-        raise UserError(f"{path}: damaged: its first line is {found!r:.80}, not {','.join(header)}")
-    return rows
-
-
-def _parsed(path: Path, rows: Iterable[Row]) -> list[Row]:
     try:
-        found = list(rows)
+        if (first := next(rows, None)) != list(header):
+            raise ValueError(f"its first line is {first!r:.80}, not {','.join(header)}")
+        found = []
+        for fields in rows:
+            if len(fields) != len(header):
+                raise ValueError(f"{len(fields)} fields in a row of {len(header)}")
+            found.append(row(*fields))
     except (ValueError, csv.Error) as error:
-        raise UserError(f"{path}: damaged: {error}") from None
+        raise UserError(f"{path}: damaged: {error!s:.200}") from None
     if not found:
         raise UserError(f"{path}: damaged: it has no rows")
     return found
 
 
-def _finite(text: str | float) -> float:
+def _float32(text: str) -> float:
     value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{value} where a finite number must be")
+    if not abs(value) <= LARGEST_FLOAT32:
+        raise ValueError(f"{value} where a finite float32 must be")
     return value
 
 
@@ -186,7 +188,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
             _number(value)
         if not metrics["accuracy_per_class"]:
             raise ValueError("'accuracy_per_class' names no class")
-        str(metrics["fingerprint"]), str(metrics["numerics"])
+        _text(metrics, "fingerprint", "numerics")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{folder / METRICS}: damaged: {_reason(error)}") from None
     return metrics
@@ -203,7 +205,8 @@ def _read_text(path: Path) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(_read_text(path), parse_constant=_refuse_constant)
+        content = json.loads(_read_text(path), parse_constant=_finite, parse_float=_finite)
+        _shallow(content, DEEPEST)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged: not JSON ({error})") from None
     if not isinstance(content, dict):
@@ -211,8 +214,24 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} where a finite number must be")
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text:.40} where a finite number must be")
+    return value
+
+
+def _shallow(content: Any, levels: int) -> None:
+    if isinstance(content, dict | list):
+        if not levels:
+            raise ValueError(f"nested more than {DEEPEST} deep")
+        for inner in content.values() if isinstance(content, dict) else content:
+            _shallow(inner, levels - 1)
+
+
+def _text(content: Mapping[str, Any], *keys: str) -> None:
+    for key in keys:
+        if not isinstance(content[key], str):
+            raise ValueError(f"'{key}' is {content[key]!r:.40}, not text")
 
 
 def _reason(error: Exception) -> str:
@@ -300,7 +319,8 @@ def keep(outputs: Path, runs: Path, identity: Identity, evaluated_in: dict[str, 
     """Keep the finished run in `outputs`, whole, under a name of its own in `runs`; return its folder.
 
     The training's environment is the one noted for exactly these weights; where they came from DVC's cache and were
-    never trained here, it is null, never another's. A run that is kept already stays as it is.
+    never trained here, it is null, never another's. A run that is kept already stays as it is; one with another result is
+    another run.
 
     Raises:
         UserError: the model is not the identity's, or was trained here otherwise and DVC does not vouch for it.
@@ -308,6 +328,7 @@ def keep(outputs: Path, runs: Path, identity: Identity, evaluated_in: dict[str, 
     if (found := fingerprint(read_model(outputs))) != identity.fingerprint:
         raise UserError(f"{outputs / MODEL}: its fingerprint is {found:.12}..., not {identity.fingerprint:.12}...; run `dvc repro`")
     parts = {name: (outputs / name).read_bytes() for name in PARTS}
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
     record = _training_record(identity)
     if not record.exists() and any(record.parent.glob("*.json")) and "DVC_STAGE" not in os.environ:
         raise UserError(f"{outputs / MODEL}: trained with other settings than params.yaml's; run `dvc repro`, which trains again")
@@ -316,6 +337,7 @@ def keep(outputs: Path, runs: Path, identity: Identity, evaluated_in: dict[str, 
         "device": identity.device,
         "identity": {**dataclasses.asdict(identity), "code": identity.code["digest"]},
         "environment": {stage: _lasting(facts) for stage, facts in environment.items()},
+        "files": sums,
     }
     name = f"{identity.data['name']}-{identity.numerics}-{identity.device.replace(':', '')}-seed{identity.seed}-{_hash(matters)[:8]}"
     folder = runs / name
@@ -326,7 +348,6 @@ def keep(outputs: Path, runs: Path, identity: Identity, evaluated_in: dict[str, 
     with files.publishing(folder) as part:
         for name, content in parts.items():
             files.write_bytes(part / name, content)
-        sums = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
         files.write_json(part / ENVIRONMENT, environment)
         files.write_json(part / IDENTITY, {"format": FORMAT, **dataclasses.asdict(identity), "files": sums})
     return folder
@@ -360,7 +381,7 @@ def load(folder: Path) -> Run:
     Raises:
         UserError: a part is missing, damaged, not finite or of another run; names the file and the reason.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path's, it has no name that it refuses with an error
         raise UserError(f"{folder}: not a folder; kept runs are under {RUNS}/")
     noted = _read_json(folder / IDENTITY)
     try:
@@ -371,14 +392,16 @@ def load(folder: Path) -> Run:
         for key, kind in IDENTITY_TYPES.items():
             if type(noted[key]) is not kind:
                 raise ValueError(f"'{key}' is {noted[key]!r:.40}, not a {kind.__name__}")
-        str(identity.data["name"]), str(identity.data["digest"])
+        _text(identity.data, "name", "digest")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / IDENTITY}: damaged: {_reason(error)}") from None
     environment = _read_environment(folder)
     weights, metrics = read_model(folder), read_metrics(folder)
     history, predictions = read_history(folder), read_predictions(folder)
     for name, array in weights.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        if array.dtype != np.float32:
+            raise UserError(f"{folder / MODEL}: damaged: '{name}' is {array.dtype}, not float32")
+        if not np.isfinite(array).all():
             raise UserError(f"{folder / MODEL}: damaged: '{name}' holds NaN or infinity")
     found = fingerprint(weights)
     for claim, path in ((identity.fingerprint, IDENTITY), (metrics["fingerprint"], METRICS)):
@@ -390,7 +413,17 @@ def load(folder: Path) -> Run:
     for name in PARTS:
         if hashlib.sha256((folder / name).read_bytes()).hexdigest() != sums.get(name):
             raise UserError(f"{folder / name}: changed after the run, or of another run (its SHA-256 is not the one in {IDENTITY})")
+    _check_accuracy(folder, metrics, predictions)
     return Run(folder, identity, environment, metrics, history, predictions, weights)
+
+
+def _check_accuracy(folder: Path, metrics: dict[str, Any], predictions: list[Prediction]) -> None:
+    images = Counter(p.actual for p in predictions)
+    hits = Counter(p.actual for p in predictions if p.predicted == p.actual)
+    found = {"accuracy": hits.total() / len(predictions), "accuracy_per_class": {name: hits[name] / images[name] for name in images}}
+    for key, value in found.items():
+        if metrics[key] != value:
+            raise UserError(f"{folder / METRICS}: damaged: '{key}' is {metrics[key]!s:.80}, but by {PREDICTIONS} it is {value!s:.80}")
 
 
 IDENTITY_TYPES = {

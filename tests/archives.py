@@ -96,3 +96,11 @@ def pack(path, files, extra=(), form=tarfile.USTAR_FORMAT):
 def small(path, per_batch=10, pickled=python2):
     """Write a good archive."""
     return pack(path, members(per_batch, pickled))
+
+
+def damaged(content, cuts):
+    """`content` with some bytes taken out and others put in their place."""
+    for start, removed, inserted in cuts:
+        start %= len(content) + 1
+        content = content[:start] + inserted + content[start + removed :]
+    return content

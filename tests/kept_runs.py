@@ -73,6 +73,7 @@ def keep(
     made: dict[str, np.ndarray] | None = None,
     history: Sequence[float] | None = None,
     predicted: Sequence[int] | None = None,
+    actual: Sequence[int] | None = None,
     confidence: float = 0.5,
     classes: Sequence[str] = CLASSES,
     metrics: dict[str, Any] | None = None,
@@ -81,7 +82,7 @@ def keep(
     model = weights() if made is None else made
     curve = losses() if history is None else history
     answers = guesses(1000) if predicted is None else predicted
-    actual = labels(len(answers))
+    actual = labels(len(answers)) if actual is None else actual
     hits = [a == p for a, p in zip(actual, answers, strict=True)]
     of_class = {name: [h for h, a in zip(hits, actual, strict=True) if a == i] for i, name in enumerate(classes)}
     identity = run.Identity(

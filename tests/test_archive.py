@@ -361,14 +361,6 @@ def test_wrong_class_names_are_refused(names, reason, tmp_path):
 damage = st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 40), st.binary(max_size=8)), min_size=1, max_size=4)
 
 
-def damaged(content, cuts):
-    """`content` with some bytes taken out and others put in their place."""
-    for start, removed, inserted in cuts:
-        start %= len(content) + 1
-        content = content[:start] + inserted + content[start + removed :]
-    return content
-
-
 def holds(read, refusal):
     """`read` gives what it should, or a refusal of one line; nothing else is raised."""
     try:
@@ -382,7 +374,7 @@ def holds(read, refusal):
 def test_no_damaged_archive_escapes(tmp_path_factory, cuts, compressed):
     path = archives.small(tmp_path_factory.getbasetemp() / "damaged.tar.gz", 1)
     content = path.read_bytes()
-    path.write_bytes(damaged(content, cuts) if compressed else damaged(gzip.decompress(content), cuts))
+    path.write_bytes(archives.damaged(content, cuts) if compressed else archives.damaged(gzip.decompress(content), cuts))
     assert holds(lambda: archive.read(path, "small"), UserError)
 
 
@@ -392,7 +384,7 @@ def test_no_damaged_batch_escapes(tmp_path_factory, cuts, pickled):
     members = archives.members(1, pickled)
     whole = members["data_batch_2"]
     near_the_ends = [(start % 300 if start % 2 else len(whole) - 1 - start % 100, removed, inserted) for start, removed, inserted in cuts]
-    members["data_batch_2"] = damaged(whole, near_the_ends)
+    members["data_batch_2"] = archives.damaged(whole, near_the_ends)
     path = archives.pack(tmp_path_factory.getbasetemp() / "damaged.tar.gz", members)
     assert holds(lambda: archive.read(path, "small"), UserError)
 

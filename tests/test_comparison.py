@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -10,15 +11,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pipeline import cli, params, run
 from pipeline.comparison import paired, terminal, verdict
 from pipeline.errors import UserError
-from tests import kept_runs
+from tests import archives, kept_runs
 from tests.kept_runs import guesses, keep, losses, weights
 
 REPOSITORY = Path(__file__).parent.parent
@@ -138,6 +143,14 @@ def test_exact_runs_whose_losses_part_break_the_promise_and_the_first_logged_ste
     assert f"step 71: {losses()[7]!r} and {apart[7]!r}" in said
 
 
+def test_histories_that_differ_only_in_an_epoch_are_not_identical() -> None:
+    first, second = keep(), keep(device="cuda")
+    _rewrite(second / run.HISTORY, lambda text: text.replace("\n391,2,", "\n391,3,"))
+    pair = pair_of(first, second)
+    assert (pair.verdict, pair.promise_broken) == ("different", True)
+    assert "their histories differ: step 391 is of epoch 2 and of epoch 3" in pair.reason
+
+
 def test_a_broken_promise_that_no_logged_loss_shows_names_the_first_tensor() -> None:
     reason = pair_of(keep(), keep(device="cuda", made=weights(1e-7))).reason
     assert "their weights differ, first in fc1.bias (their losses do not part within the 40 logged steps)" in reason
@@ -203,8 +216,9 @@ def test_the_sign_of_a_zero_in_the_weights_does_not_count() -> None:
     assert pair_of(keep(made=zero), keep(device="cuda", made=minus)).verdict == "identical"
 
 
-def test_runs_on_other_test_images_are_not_compared_image_by_image() -> None:
-    pair = pair_of(keep(), keep(data={"name": "another", "digest": "e" * 64}, predicted=guesses(500)))
+@pytest.mark.parametrize("images", [500, 1000])
+def test_runs_on_other_test_images_are_not_compared_image_by_image_even_if_the_labels_are_equal(images: int) -> None:
+    pair = pair_of(keep(), keep(data={"name": "another", "digest": "e" * 64}, predicted=guesses(images)))
     assert pair.predictions is None
     assert pair.verdict == "different"
 
@@ -227,16 +241,37 @@ def _one_weight_changed(folder: Path) -> None:
     (folder / run.MODEL).write_bytes(content)
 
 
-def _nan_in_the_weights(folder: Path) -> None:
-    made = weights(math.nan)
+def _other_weights(folder: Path, made: dict[str, np.ndarray]) -> None:
     run.write_model(folder, made)
-    for name in (run.METRICS, run.IDENTITY):
-        content = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps(content | {"fingerprint": run.fingerprint(made)}))
-    for name in (run.MODEL, run.METRICS):
-        noted = json.loads((folder / run.IDENTITY).read_text())
-        noted["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        (folder / run.IDENTITY).write_text(json.dumps(noted))
+    _agree(folder)
+
+
+def _agree(folder: Path) -> None:
+    """Make all that vouches for a run's files agree with what can be read of them, so that only their content can give it away."""
+    metrics, identity = ({"path": folder / name, "content": _object(folder / name)} for name in (run.METRICS, run.IDENTITY))
+    with contextlib.suppress(UserError):
+        found = run.fingerprint(run.read_model(folder))
+        for noted in (metrics, identity):
+            noted["content"] |= {"fingerprint": found} if noted["content"] else {}
+    with contextlib.suppress(UserError):
+        rows = run.read_predictions(folder)
+        hits = {name: [p.predicted == name for p in rows if p.actual == name] for name in {p.actual for p in rows}}
+        of_class = {name: sum(of) / len(of) for name, of in hits.items()}
+        if metrics["content"]:
+            metrics["content"] |= {"accuracy": sum(map(sum, hits.values())) / len(rows), "accuracy_per_class": of_class}
+    if metrics["content"]:
+        metrics["path"].write_text(json.dumps(metrics["content"]))
+    if identity["content"]:
+        sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in run.PARTS}
+        identity["path"].write_text(json.dumps(identity["content"] | {"files": sums}))
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, or an empty one."""
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(path.read_text())
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def _of_another_run(folder: Path) -> None:
@@ -261,17 +296,25 @@ def _cut(text: str) -> str:
         (lambda f: _rewrite(f / run.HISTORY, lambda text: text.replace("\n11,", "\n1,")), run.HISTORY, "must increase"),
         (lambda f: _rewrite(f / run.METRICS, lambda _: ""), run.METRICS, "not JSON"),
         (lambda f: _rewrite(f / run.METRICS, lambda text: text.replace("1.25", "NaN")), run.METRICS, "NaN"),
-        (lambda f: _rewrite(f / run.METRICS, lambda text: text.replace("1.25", "1e999")), run.METRICS, "inf"),
+        (lambda f: _rewrite(f / run.METRICS, lambda text: text.replace("1.25", "1e999")), run.METRICS, "1e999 where"),
+        (lambda f: _rewrite(f / run.METRICS, lambda text: text.replace("1.25", "[[[[1]]]]")), run.METRICS, "nested more than 4 deep"),
+        (lambda f: _rewrite(f / run.METRICS, lambda text: text.replace("0.613", "0.614")), run.METRICS, "'accuracy' is 0.614, but by"),
+        (lambda f: _rewrite(f / run.METRICS, lambda text: text.replace("0.54", "0.55")), run.METRICS, "'accuracy_per_class' is"),
+        (lambda f: _rewrite(f / run.HISTORY, lambda text: text.replace("\n1,1,", "\n0,1,-1e308\n1,1,")), run.HISTORY, "float32 must be"),
+        (lambda f: _rewrite(f / run.HISTORY, lambda text: text.replace("\n1,1,", "\n1,")), run.HISTORY, "2 fields in a row of 3"),
+        (lambda f: _rewrite(f / run.HISTORY, lambda text: "x" * 131_073 + text), run.HISTORY, "field larger than field limit"),
         (lambda f: _rewrite(f / run.METRICS, lambda text: text.replace("1.25", '"1.25"')), run.METRICS, "'1.25' where"),
         (lambda f: _rewrite(f / run.HISTORY, lambda text: text.replace("\n1,1,", "\n1,1,nan#").replace("#", "\n2,1,")), run.HISTORY, "nan"),
         (lambda f: _rewrite(f / run.PREDICTIONS, lambda text: text.replace("0.5\n", "nan\n", 1)), run.PREDICTIONS, "nan"),
         (lambda f: (f / run.ENVIRONMENT).write_text('{"train": {"seconds_per_epoch": NaN}, "evaluate": {}}'), run.ENVIRONMENT, "NaN"),
         (lambda f: (f / run.ENVIRONMENT).write_text('{"train": 3, "evaluate": {}}'), run.ENVIRONMENT, "'train' is 3"),
-        (lambda f: _rewrite(f / run.PREDICTIONS, _cut), run.PREDICTIONS, "999 predictions"),
-        (lambda f: _rewrite(f / run.PREDICTIONS, lambda t: t.replace("0,airplane", "0,bird", 1)), run.PREDICTIONS, "not the labels"),
+        (lambda f: (f / run.ENVIRONMENT).write_text('{"train": {"x": 1e999}, "evaluate": {}}'), run.ENVIRONMENT, "1e999 where"),
+        (lambda f: _rewrite(f / run.PREDICTIONS, _cut), run.METRICS, "but by predictions.csv it is"),
         (_of_another_run, run.PREDICTIONS, "another run"),
         (_one_weight_changed, run.MODEL, "changed after the run"),
-        (_nan_in_the_weights, run.MODEL, "'fc1.bias' holds NaN"),
+        (lambda f: _other_weights(f, weights(math.nan)), run.MODEL, "'fc1.bias' holds NaN"),
+        (lambda f: _other_weights(f, {"w": np.zeros(2, np.complex64)}), run.MODEL, "'w' is complex64, not float32"),
+        (lambda f: _other_weights(f, {"w": np.zeros(2)}), run.MODEL, "'w' is float64, not float32"),
         (lambda f: (f / run.IDENTITY).write_text('{"format": 99}'), run.IDENTITY, "format 99"),
     ],
 )
@@ -285,6 +328,107 @@ def test_a_damaged_run_is_refused_with_the_file_and_the_reason(
     assert err.count("\n") == 1
     assert str(second / file) in err
     assert reason in err
+
+
+STRANGE = [None, True, -1, 10**400, 1e300, math.inf, "\ud800", "\x1b[31m", "x" * 400, [], {}, [[[[[1]]]]]]
+CELLS = ["", "nan", "1e308", "-1e308", "1e38", "-1", "9" * 30, "9" * 5000, "x" * 131_073, '"', "\0", "\ud800", "bird"]
+OUTPUTS = [(), ("--json",), ("--markdown",), ("--html", "page.html")]
+Draw = Callable[[st.SearchStrategy[Any]], Any]
+
+
+def _bytes(folder: Path, draw: Draw) -> None:
+    path = folder / draw(st.sampled_from([*run.PARTS, run.IDENTITY, run.ENVIRONMENT]))
+    cuts = draw(st.lists(st.tuples(st.integers(0, 2**12), st.integers(0, 9), st.binary(max_size=4)), min_size=1, max_size=2))
+    path.write_bytes(archives.damaged(path.read_bytes(), cuts))
+
+
+def _values(folder: Path, draw: Draw) -> None:
+    path = folder / draw(st.sampled_from([run.METRICS, run.IDENTITY, run.ENVIRONMENT]))
+    content = json.loads(path.read_text())
+    places = [(content, key) for key in content]
+    places += [(inner, key) for inner in content.values() if isinstance(inner, dict) for key in inner]
+    where, key = draw(st.sampled_from(places))
+    where[key] = draw(st.sampled_from(STRANGE))
+    path.write_text(json.dumps(content))
+
+
+def _cells(folder: Path, draw: Draw) -> None:
+    path = folder / draw(st.sampled_from([run.HISTORY, run.PREDICTIONS]))
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    row = draw(st.sampled_from([0, 1, -1]))
+    rows[row][draw(st.integers(0, len(rows[0]) - 1))] = draw(st.sampled_from(CELLS))
+    path.write_bytes("".join(",".join(row) + "\n" for row in rows).encode(errors="surrogatepass"))
+
+
+def _tensors(folder: Path, draw: Draw) -> None:
+    name, number = draw(st.sampled_from(["fc1.bias", "w\n", ""])), draw(st.sampled_from([0, 1, math.nan, 6e4]))
+    shape, kind = draw(st.sampled_from([(), (0,), (2, 3)])), draw(st.sampled_from(["f2", "f4", "c8"]))
+    run.write_model(folder, {name: np.full(shape, number).astype(kind)})
+
+
+@pytest.mark.fault(29)
+@pytest.mark.parametrize("damage", [_bytes, _values, _cells, _tensors])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(draws=st.data())
+def test_no_damage_that_the_checksums_do_not_tell_ends_in_a_traceback(
+    compare: Compare, damage: Callable[[Path, Draw], None], draws: st.DataObject
+) -> None:
+    made = kept_runs.dataset(30)
+    made.save()
+    shutil.rmtree(run.RUNS, ignore_errors=True)
+    named = {"name": made.name, "digest": made.digest}
+    first, second = (keep(data=named, device=device, predicted=guesses(30), history=losses(3)) for device in ("cpu", "cuda"))
+    for folder in (first, second) if draws.draw(st.booleans()) else (second,):
+        damage(folder, draws.draw)
+        _agree(folder)
+    code, _, err = compare(first, second, *draws.draw(st.sampled_from(OUTPUTS)))
+    assert code in (0, 1, 2)
+    assert code != 2 or err.count("\n") == 1
+
+
+@pytest.mark.fault(29)
+def test_predictions_of_another_length_of_the_same_data_set_are_refused(compare: Compare) -> None:
+    first, second = keep(), keep(predicted=guesses(999))
+    code, _, err = compare(first, second)
+    assert (code, f"{second / run.PREDICTIONS}: 999 predictions, {first} has 1000" in err) == (2, True)
+
+
+@pytest.mark.fault(29)
+def test_other_labels_of_the_same_data_set_are_refused(compare: Compare) -> None:
+    first, second = keep(), keep(actual=[2, *kept_runs.labels(1000)[1:]])
+    code, _, err = compare(first, second)
+    assert (code, f"{second / run.PREDICTIONS}: not the labels of {first}" in err) == (2, True)
+
+
+def test_other_names_of_the_same_classes_are_called_so_not_damaged(compare: Compare) -> None:
+    first, second = keep(), keep(classes=("plane", *kept_runs.CLASSES[1:]))
+    code, _, err = compare(first, second)
+    assert (code, "damaged" in err) == (2, False)
+    assert f"{second / run.PREDICTIONS}: the class names differ: 'plane' is 'airplane' in {first}" in err
+
+
+@pytest.mark.fault(29)
+@pytest.mark.parametrize("part", run.PARTS)
+def test_half_a_run_among_the_kept_ones_is_refused_not_passed_over(compare: Compare, part: str) -> None:
+    keep(), keep(device="cuda")
+    (run.RUNS / "half").mkdir()
+    (run.RUNS / "half" / part).write_text("")
+    code, _, err = compare()
+    assert (code, "runs/half/run.json: not found" in err) == (2, True)
+
+
+def test_a_name_that_no_folder_can_have_is_refused(compare: Compare) -> None:
+    Path("loop").symlink_to("loop")
+    for name in ("x" * 300, "loop"):
+        code, _, err = compare(keep(), name)
+        assert (code, err) == (2, f"error: {name}: not a folder; kept runs are under runs/\n")
+
+
+def test_an_error_is_one_line_that_steers_no_terminal(compare: Compare) -> None:
+    first, second = keep(), keep(device="cuda")
+    _rewrite(second / run.METRICS, lambda text: json.dumps(json.loads(text) | {"fingerprint": "\x1b[31m\n"}))
+    code, _, err = compare(first, second)
+    assert (code, err.count("\n"), "\x1b" in err, "records \ufffd[31m\ufffd..." in err) == (2, 1, False, True)
 
 
 @pytest.mark.parametrize("key", ["data", "seed", "numerics", "train", "evaluate", "device", "fingerprint", "code", "files"])
@@ -360,6 +504,11 @@ def test_the_interval_keeps_a_width_where_no_image_tells_two_models_apart() -> N
     assert high == -low == pytest.approx(1.959964**2 / (1.959964**2 + 10_000), rel=1e-6)
 
 
+def test_the_largest_confidence_that_params_allow_has_an_interval() -> None:
+    low, high = paired.interval(0, 0, 10_000, 0.999999)
+    assert high == -low == pytest.approx(4.891638**2 / (4.891638**2 + 10_000), rel=1e-6)
+
+
 def test_the_interval_reaches_the_end_where_all_images_tell_the_models_apart() -> None:
     assert paired.interval(0, 5, 5, 0.95)[0] == -1
     assert paired.interval(5, 0, 5, 0.95)[1] == 1
@@ -418,6 +567,22 @@ def test_markdown_shows_names_as_they_are(compare: Compare) -> None:
     assert r"a\|b \<script\>alert(1)\</script\> \*c\*" in out
     assert f"`{first.name}`" in out
     assert "**2 against 1: ✅ identical**" in out
+
+
+def test_runs_whose_folders_have_one_name_are_shown_by_their_paths(compare: Compare) -> None:
+    first, other = keep(), keep(seed=1)
+    second = shutil.copytree(first, Path("elsewhere") / first.name)
+    found = json.loads(compare(first, second, other, "--json")[1])
+    assert [summary["name"] for summary in found["runs"]] == [str(first), str(second), other.name]
+
+
+def test_a_p_value_too_small_for_a_float_is_not_shown_as_zero() -> None:
+    assert paired.mcnemar(0, 2000) == 0
+    pair = pair_of(keep(), keep(device="cuda"))
+    assert pair.predictions is not None
+    for p, shown in ((0.0, "p < 1e-300"), (1e-300, "p = 1e-300")):
+        rare = replace(pair, predictions=replace(pair.predictions, mcnemar_p=p))
+        assert terminal.details(rare)[-1].endswith(f"McNemar's exact test {shown}")
 
 
 def test_json_and_markdown_exclude_each_other(compare: Compare) -> None:

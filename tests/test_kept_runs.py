@@ -245,6 +245,8 @@ def test_runs_that_differ_in_anything_that_matters_have_different_names(tmp_path
     assert len(set(names)) == len(names) == 10
     again = run.keep(outputs, tmp_path / "runs", run.Identity(**base), {"threads": 1, "images_per_second": 9}).name
     assert again == names[0]
+    (outputs / run.PREDICTIONS).write_text("others")
+    assert run.keep(outputs, tmp_path / "runs", run.Identity(**base), {"threads": 1}).name not in names, "another result is lost"
 
 
 def test_the_fingerprint_is_sha_256_over_names_dtypes_shapes_and_bytes_and_counts_zeros_as_positive():

@@ -108,10 +108,11 @@ def _predictions(pair: Pair) -> str:
     found = pair.predictions
     if found is None:
         return "predictions: of other test images, so not compared one by one"
+    p = f"= {found.mcnemar_p:.3g}" if found.mcnemar_p >= 1e-300 else "< 1e-300"
     return (
         f"predictions: {share(found.equal_share)} equal; accuracy {found.difference_points:+.2f} points "
         f"({found.low_points:+.2f} to {found.high_points:+.2f}); right only in {pair.first}: {found.only_first}, "
-        f"only in {pair.second}: {found.only_second}; McNemar's exact test p = {found.mcnemar_p:.3g}"
+        f"only in {pair.second}: {found.only_second}; McNemar's exact test p {p}"
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ class Summary:
     number: int
     """From 1, as the texts call it."""
     name: str
+    """Its folder's; the whole path where two runs' folders have one name."""
     folder: str
     data: str
     images: int
@@ -151,8 +153,9 @@ class Report:
 
 
 def kept_runs(runs: Path = run.RUNS) -> list[Path]:
-    """Every kept run in `runs`, by name; folders that are being made are hidden and do not count."""
-    return sorted(path.parent for path in runs.glob(f"*/{run.IDENTITY}") if not path.parent.name.startswith("."))
+    """Every kept run in `runs`, by name, half a run too, so that `run.load` refuses it; hidden folders are being made."""
+    parts = (run.IDENTITY, *run.PARTS)
+    return sorted(path for path in runs.glob("[!.]*") if any(os.path.exists(path / part) for part in parts))
 
 
 def load(folders: list[Path]) -> list[Run]:
@@ -167,7 +170,7 @@ def load(folders: list[Path]) -> list[Run]:
             f"a comparison needs two kept runs, found {found}: set device, or another parameter, in params.yaml and run `dvc repro`, "
             f"or name the folders of runs kept elsewhere"
         )
-    if twice := [folder for folder, count in Counter(folder.resolve() for folder in folders).items() if count > 1]:
+    if twice := [folder for folder, count in Counter(map(os.path.realpath, folders)).items() if count > 1]:
         raise UserError(f"{twice[0]}: named twice; name each run once")
     return [run.load(folder) for folder in folders]
 
@@ -176,11 +179,14 @@ def report(runs: list[Run], settings: Compare) -> Report:
     """Compare each run with the first one.
 
     Raises:
-        UserError: two runs name the same data set but differ in its test labels.
+        UserError: two runs name the same data set but differ in its test labels or classes.
     """
     pairs = tuple(compare(runs[0], other, settings, second=number) for number, other in enumerate(runs[1:], 2))
     worst = max((pair.verdict for pair in pairs), key=ORDER.index)
-    return Report(worst, settings.margin_points, settings.confidence, tuple(map(summarise, runs, range(1, len(runs) + 1))), pairs)
+    summaries = list(map(summarise, runs, range(1, len(runs) + 1)))
+    alike = Counter(s.name for s in summaries)
+    shown = tuple(replace(s, name=s.folder) if alike[s.name] > 1 else s for s in summaries)
+    return Report(worst, settings.margin_points, settings.confidence, shown, pairs)
 
 
 def summarise(made: Run, number: int) -> Summary:
@@ -192,7 +198,7 @@ def summarise(made: Run, number: int) -> Summary:
     hardware = (trained or evaluated).get("device")
     return Summary(
         number=number,
-        name=made.folder.resolve().name,
+        name=Path(os.path.realpath(made.folder)).name,
         folder=str(made.folder),
         data=str(identity.data["name"]),
         images=len(made.predictions),
@@ -228,7 +234,7 @@ def compare(first: Run, other: Run, settings: Compare, *, second: int = 2) -> Pa
     elif same_numerics and first.identity.numerics.startswith("exact-"):
         broken = True
         reason = f"the promise is broken: both are {first.identity.numerics}, with the same identity but for the device, yet {apart}"
-    elif predictions is None or weights.unlike:
+    elif predictions is None or weights.unlike:  # without predictions the data differ, so there is something deciding
         reason = "the models are not alike: " + "; ".join(weights.unlike)
     else:
         low, high, margin = predictions.low_points, predictions.high_points, settings.margin_points
@@ -287,6 +293,8 @@ def _compare_losses(first: Run, other: Run) -> Losses:
     unlike = None
     if a.keys() != b.keys():
         unlike = f"{len(common)} logged steps in common, of {len(a)} and {len(b)}"
+    elif epochs := [(s, t) for s, t in zip(first.history, other.history, strict=True) if s.epoch != t.epoch]:
+        unlike = f"step {epochs[0][0].step} is of epoch {epochs[0][0].epoch} and of epoch {epochs[0][1].epoch}"
     differing = [i for i, step in enumerate(common) if a[step] != b[step]]
     if not differing:
         return Losses(len(common), unlike, None, None, None, None)
@@ -301,14 +309,22 @@ def _compare_losses(first: Run, other: Run) -> Losses:
 
 def _compare_predictions(first: Run, other: Run, confidence: float) -> Predictions | None:
     a, b = first.predictions, other.predictions
-    same_data = first.identity.data["digest"] == other.identity.data["digest"]
-    if len(a) != len(b) or any(p.actual != q.actual for p, q in zip(a, b, strict=True)):
-        if not same_data:
-            return None
-        what = f"{len(b)} predictions, {first.folder} has {len(a)}" if len(a) != len(b) else f"not the labels of {first.folder}"
+    digest = first.identity.data["digest"]
+    if digest != other.identity.data["digest"]:
+        return None
+    labels = {(p.actual, q.actual) for p, q in zip(a, b, strict=False)}
+    if len(a) != len(b) or any(p != q for p, q in labels):
+        if len(a) != len(b):
+            what = f"{len(b)} predictions, {first.folder} has {len(a)}"
+        elif len(labels) == len({p for p, _ in labels}) == len({q for _, q in labels}):
+            p, q = min((p, q) for p, q in labels if p != q)
+            raise UserError(f"{other.folder / run.PREDICTIONS}: the class names differ: {q!r:.40} is {p!r:.40} in {first.folder}, with the "
+                            f"same images and labels ({_short(digest)}); make one of the runs again with the other's names")  # fmt: skip
+        else:
+            what = f"not the labels of {first.folder}"
         raise UserError(
             f"{other.folder / run.PREDICTIONS}: {what}, though both name the same data set "
-            f"({_short(first.identity.data['digest'])}); one of them is damaged: make it again with `dvc repro`"
+            f"({_short(digest)}); one of them is damaged: make it again with `dvc repro`"
         )
     right_a = np.array([p.actual == p.predicted for p in a])
     right_b = np.array([p.actual == p.predicted for p in b])
