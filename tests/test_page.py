@@ -122,6 +122,49 @@ def test_another_data_set_at_hand_gives_no_pictures(folder: Path, tmp_path: Path
     assert "<img" not in _visible((tmp_path / "page.html").read_text())
 
 
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of the test's own, with a data set of 30 test images."""
+    monkeypatch.chdir(tmp_path)
+    kept_runs.dataset(30).save()
+
+
+def _written(*folders: Path) -> str:
+    """The page of these runs."""
+    runs = verdict.load(list(folders))
+    page.write(Path("page.html"), verdict.report(runs, SETTINGS), runs)
+    return _visible(Path("page.html").read_text())
+
+
+def _apart(count: int, **settings: Any) -> list[Path]:
+    """Two runs that name the data set of the folder and disagree on a test image."""
+    named = {"name": "synthetic", "digest": dataset.load().digest}
+    return [keep(data=named, seed=seed, predicted=guesses(count, [9] * seed), **settings) for seed in (0, 1)]
+
+
+def test_runs_with_more_predictions_than_their_data_set_has_images_get_no_pictures(alone: None) -> None:
+    assert "<img" in _written(*_apart(30))
+    assert "<img" not in _written(*_apart(31))
+
+
+def test_a_damaged_data_set_costs_the_pictures_not_the_page(alone: None, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = _apart(30)
+    dataset.DATASET.write_bytes(b"damaged")
+    assert "image 9</span>" in _written(*folders)
+    assert capsys.readouterr().err.startswith("no pictures: data/dataset.safetensors: damaged (")
+
+
+def test_the_classes_of_every_run_are_in_the_table_of_accuracies(alone: None) -> None:
+    other = keep(data={"name": "another", "digest": "e" * 64}, classes=("plane", *kept_runs.CLASSES[1:]))
+    rows = re.findall(r'<tr><th scope="row">(\w+)</th><td>(.*?)</td><td>(.*?)</td></tr>', _written(keep(), other))
+    shown = {name: cells for name, *cells in rows}
+    assert (shown["airplane"], shown["plane"]) == (["61.00 %", ""], ["", "61.00 %"])
+
+
+def test_text_that_is_no_unicode_does_not_stop_the_page(alone: None) -> None:
+    assert "A ? card" in _written(keep(), keep(device="cuda", hardware="A \ud800 card"))
+
+
 def test_equal_runs_have_no_difference_to_draw_and_no_disagreement(folder: Path) -> None:
     runs = verdict.load(sorted(Path("runs").glob("*-exact-1-*-seed0-*")))
     made = page.render(verdict.report(runs, SETTINGS), runs, None)

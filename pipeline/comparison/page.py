@@ -13,6 +13,7 @@ import html
 import io
 import json
 import math
+import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from pipeline.comparison import terminal
 from pipeline.comparison.verdict import Report
 from pipeline.data import dataset
 from pipeline.data.dataset import Dataset
+from pipeline.errors import UserError, printable
 from pipeline.run import Prediction, Run
 
 SHOWN_DISAGREEMENTS = 60
@@ -38,8 +40,21 @@ COLOURS = 8
 
 def write(path: Path, report: Report, runs: list[Run]) -> None:
     """Write the page; the pictures come from data/ where it holds the first run's data set. Raises UserError."""
-    data = dataset.load() if dataset.DATASET.exists() else None
-    files.write_text(path, render(report, runs, data if data and data.digest == runs[0].identity.data["digest"] else None))
+    # Not every string of JSON, nor every name of a folder, can be written as UTF-8.
+    files.write_bytes(path, render(report, runs, _pictured(runs[0])).encode(errors="replace"))
+
+
+def _pictured(first: Run) -> Dataset | None:
+    """The data set in data/ if it is the run's; says so when it is damaged, for pictures are no must."""
+    if not dataset.DATASET.exists():
+        return None
+    try:
+        data = dataset.load()
+    except UserError as damaged:
+        print(f"no pictures: {printable(str(damaged))}", file=sys.stderr)
+        return None
+    same = data.digest == first.identity.data["digest"] and len(data.test_labels) == len(first.predictions)
+    return data if same else None
 
 
 def render(report: Report, runs: list[Run], data: Dataset | None) -> str:
@@ -65,7 +80,7 @@ def render(report: Report, runs: list[Run], data: Dataset | None) -> str:
         cards=cards,
         disagreements=disagreements,
         comparable=[number for number, made in enumerate(runs, 1) if _same_images(runs[0], made)],
-        classes=runs[0].metrics["accuracy_per_class"],
+        classes=_class_names(runs),
         runs=runs,
         environments=_environments(runs),
     )
@@ -104,6 +119,10 @@ def _literal(text: str) -> str:
 
 def _named(number: int, made: Run) -> str:
     return f"run {number} ({_literal(made.identity.device)})"
+
+
+def _class_names(runs: list[Run]) -> list[str]:
+    return list(dict.fromkeys(name for made in runs for name in made.metrics["accuracy_per_class"]))
 
 
 def _classes(names: list[str]) -> dict[str, Any]:
@@ -162,7 +181,7 @@ def _losses(report: Report, runs: list[Run]) -> list[Figure]:
 
 
 def _per_class(runs: list[Run]) -> Figure:
-    classes = list(dict.fromkeys(name for made in runs for name in made.metrics["accuracy_per_class"]))
+    classes = _class_names(runs)
     bars = []
     for number, made in enumerate(runs, 1):
         per_class = made.metrics["accuracy_per_class"]
@@ -189,11 +208,12 @@ def _per_class(runs: list[Run]) -> Figure:
 
 
 def _confusion(number: int, made: Run) -> Figure:
-    classes = list(dict.fromkeys([*made.metrics["accuracy_per_class"], *(p.predicted for p in made.predictions)]))
+    named = (name for p in made.predictions for name in (p.actual, p.predicted))
+    classes = list(dict.fromkeys([*made.metrics["accuracy_per_class"], *named]))
     place = {name: i for i, name in enumerate(classes)}
     counts = np.zeros((len(classes), len(classes)), int)
     for p in made.predictions:
-        counts[place.setdefault(p.actual, 0), place[p.predicted]] += 1
+        counts[place[p.actual], place[p.predicted]] += 1
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     mistakes = Counter((p.actual, p.predicted) for p in made.predictions if p.actual != p.predicted)
     text = f"Run {number}: no image was taken for another class."
@@ -242,8 +262,7 @@ class Card:
 
 
 def _same_images(first: Run, other: Run) -> bool:
-    same = first.identity.data["digest"] == other.identity.data["digest"]
-    return same and len(first.predictions) == len(other.predictions)
+    return bool(first.identity.data["digest"] == other.identity.data["digest"])
 
 
 def _disagreements(runs: list[Run], data: Dataset | None) -> tuple[list[Card], int]:
