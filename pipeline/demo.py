@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -56,10 +55,9 @@ def lay_out(folder: Path) -> None:
     """Put the stages, their code and the demo's settings into `folder`."""
     settings = yaml.safe_load((PROJECT / params.PARAMS).read_text()) | SETTINGS
     settings["data"]["source"] = "synthetic"
-    with files.explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(PROJECT / "pipeline", folder / "pipeline", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(PROJECT / "dvc.yaml", folder)
+    for source in [PROJECT / "dvc.yaml", *(PROJECT / "pipeline").rglob("*.*")]:
+        if source.parent.name != "__pycache__":
+            files.write_bytes(folder / source.relative_to(PROJECT), source.read_bytes())
     files.write_text(folder / params.PARAMS, yaml.safe_dump(settings, sort_keys=False))
 
 

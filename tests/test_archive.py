@@ -362,11 +362,16 @@ damage = st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 40), st.binary
 
 
 def holds(read, refusal):
-    """`read` gives what it should, or a refusal of one line; nothing else is raised."""
+    """`read` gives what it should, or a refusal of one line, within 10 seconds; nothing else is raised."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it hangs"))  # no Exception, so nothing takes it for damage
+    signal.alarm(10)
     try:
         return read()
     except refusal as error:
         return len(str(error).splitlines()) == 1
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @settings(max_examples=150)

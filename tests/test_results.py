@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from pipeline import params
+from pipeline import params, run
 from pipeline.comparison import results, verdict
 from pipeline.errors import UserError
+from pipeline.model import SimpleCNN
 from tests.kept_runs import keep, losses, weights
 
 REPOSITORY = Path(__file__).parent.parent
@@ -26,10 +32,23 @@ def test_every_folder_in_results_is_a_kept_run() -> None:
     assert folders == set(verdict.kept_runs(REPOSITORY / results.RESULTS))
 
 
+def test_the_command_that_results_documents_compares_every_run_in_it() -> None:
+    (words,) = re.findall(r"`python -m (pipeline compare [^`]+)`", (REPOSITORY / results.RESULTS / "README.md").read_text())
+    done = subprocess.run(["sh", "-c", f"{sys.executable} -m {words} --json"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.returncode in (0, 1), done.stderr) == (True, "")
+    compared = [REPOSITORY / made["folder"] for made in json.loads(done.stdout)["runs"]]
+    assert compared == verdict.kept_runs(REPOSITORY / results.RESULTS)
+
+
 def test_no_pixels_are_in_results() -> None:
-    files = [path for path in (REPOSITORY / results.RESULTS).rglob("*") if path.is_file() and path.suffix != ".md"]
-    parts = {"model.safetensors", "history.csv", "metrics.json", "predictions.csv", "run.json", "environment.json"}
-    assert {path.name for path in files} <= parts
+    shapes = {name: list(tensor.shape) for name, tensor in SimpleCNN().state_dict().items()}
+    for folder in verdict.kept_runs(REPOSITORY / results.RESULTS):
+        assert {path.name for path in folder.iterdir()} == {*run.PARTS, run.IDENTITY, run.ENVIRONMENT}
+        content = (folder / run.MODEL).read_bytes()
+        end = 8 + int.from_bytes(content[:8], "little")
+        assert {name: entry["shape"] for name, entry in json.loads(content[8:end]).items()} == shapes
+        assert len(content) == end + sum(4 * math.prod(shape) for shape in shapes.values())
+        assert sum(path.stat().st_size for path in folder.iterdir()) < 600_000, "one image takes 3,072 bytes, the test set 30 million"
 
 
 def test_without_a_run_the_block_says_that_nothing_was_measured(tmp_path: Path) -> None:
