@@ -90,10 +90,10 @@ def test_dvcs_own_views_show_what_the_docs_say(clone, tmp_path):
     """Line by line, but for numbers, digests, class names and the folder, which are another data set's."""
     folder = shutil.copytree(clone, tmp_path / "clone", ignore=shutil.ignore_patterns("runs"))  # DVC's run cache too
     blocks = re.findall(r"^    \$ (dvc .*)\n((?:    .*\n|\n(?=    ))+)", (ROOT / "docs/dvc.md").read_text(), re.MULTILINE)
-    assert [" ".join(command.split()[1:3]) for command, _ in blocks] == ["exp run", "exp show", "exp diff", "metrics diff", "plots diff"]
-    for command, documented in blocks:
-        shown = {skeleton(line) for line in sh(folder, *shlex.split(command)).splitlines()}
-        assert [line for line in documented.splitlines() if skeleton(line) not in shown | {""}] == [], command
+    assert [" ".join(words.split()[1:3]) for words, _ in blocks] == ["exp run", "exp show", "exp diff", "metrics diff", "plots diff"]
+    for words, documented in blocks:
+        shown = {skeleton(line) for line in sh(folder, *shlex.split(words)).splitlines()}
+        assert [line for line in documented.splitlines() if skeleton(line) not in shown | {""}] == [], words
     page = (folder / "dvc_plots" / "index.html").read_text()
     assert "vega" in page
     assert re.findall(r"<(?:script|link)[^>]+(?:src|href)=\"(?!data:)", page) == []
