@@ -132,47 +132,49 @@ class Convolution:
 
 
 class ConvolutionByRows(Convolution):
-    """The same for stride 1 without padding and dilation, with a fifth of the copies and larger products.
+    """The same for stride 1 without padding and dilation, with few copies and larger products.
 
-    All tensors have the batch innermost in memory and rows outermost: [H, C, W, N]. Windows are then copied along the
-    width alone, in runs of W' N numbers, and those along the height are overlapping views: `_bands`. A product takes one
-    row of the output, or `_rows_at_once`.
+    All tensors have rows outermost and the batch innermost in memory: [H, C, W, N]. Windows along the height are then
+    overlapping views: `_bands`; a step along the width is a step of N numbers. A product takes one row of the output, or
+    `_rows_at_once`.
     """
 
     def operand(self, x: Tensor, w: torch.Size) -> Tensor:
-        """X [N, I, H, W] -> its windows along the width, float64 [H, I, w, W', N]; bytes stay bytes, [I, H, W, N]."""
-        return batch_last(x) if x.dtype == torch.uint8 else _windows(batch_last(x), w[3])
+        """X [N, I, H, W] -> its rows [H, I, W, N], contiguous, float64; bytes stay bytes."""
+        rows = x.permute(2, 1, 3, 0).contiguous()
+        return rows if x.dtype == torch.uint8 else rows.double()
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """X as `operand` gives it, w [O, I, h, w] -> [N, O, H', W']."""
-        rows, height = x.shape[0] - w.shape[2] + 1, w.shape[2]
-        at_once = _rows_at_once(rows, w.shape[0])
-        bands = _bands(x, height + at_once - 1, at_once)  # [H' / at_once, ...]
+        """X as `operand` gives it, w [O, I, h, w], both of one dtype -> [N, O, H', W'].
+
+        A product for each column of w, over the rows from that column on: nothing is copied.
+        """
+        (channels, _, height, width), n = w.shape, x.shape[3]
+        rows, at_once = len(x) - height + 1, _rows_at_once(len(x) - height + 1, channels)
         # the weights of each row of the output, zero where they do not reach
-        weights = w.new_zeros(at_once, w.shape[0], height + at_once - 1, w.shape[1] * w.shape[3])
+        weights = w.new_zeros(width, at_once, channels, height + at_once - 1, w.shape[1])
         for row in range(at_once):
-            weights[row, :, row : row + height] = w.transpose(1, 2).flatten(2)
-        y = weights.view(1, -1, bands.shape[1]).expand(len(bands), -1, -1).bmm(bands)  # [H' / at_once, at_once O, W' N]
-        return y.view(rows, w.shape[0], *x.shape[3:]).permute(3, 1, 0, 2)
+            weights[:, row, :, row : row + height] = w.permute(3, 0, 2, 1)
+        length = (x.shape[2] - width + 1) * n
+        bands = _bands(x, height + at_once - 1, at_once)  # [H' / at_once, ..., W N]
+        products = weights.view(width, 1, at_once * channels, -1).expand(-1, len(bands), -1, -1)
+        y = products[0].bmm(bands[:, :, :length])  # [H' / at_once, at_once O, W' N]
+        for column in range(1, width):
+            y.baddbmm_(products[column], bands[:, :, column * n : column * n + length])
+        return y.view(rows, channels, -1, n).permute(3, 1, 0, 2)
 
     def forward_bytes(self, x: Tensor, w: Tensor) -> Tensor:
-        """`forward` for bytes and w of at most OPERAND_BITS bits; may return float32: rounded once already."""
-        if device.is_cpu(x) and BYTE_BITS + SLICE_BITS + ceil_log2(w[0].numel()) <= FLOAT32_BITS:
-            return self._forward_bytes_in_slices(x, w)
-        return self.forward(_windows(x, w.shape[3]), w)
+        """`forward` for bytes and w of at most OPERAND_BITS bits; may return float32: rounded once already.
 
-    def _forward_bytes_in_slices(self, x: Tensor, w: Tensor) -> Tensor:
-        """Two float32 convolutions in one, each exact: w = hi * 2^10 + lo, stacked along the output channels.
-
-        In float32 the sums of both stay within 2^24, so the kernel's order of summation does not matter; the last
-        addition rounds once (the product with 2^10 is exact, so whether it is fused does not matter either). With the
-        batch innermost, a step along the width is a step of N numbers: one image [H, W N], the width dilated by N.
+        Where the bound allows it, two float32 convolutions in one, each exact: w = hi * 2^10 + lo, stacked along the output
+        channels. The sums of both stay within 2^24; the last addition rounds once (the product with 2^10 is exact, so
+        whether it is fused does not matter).
         """
+        if not device.is_cpu(x) or BYTE_BITS + SLICE_BITS + ceil_log2(w[0].numel()) > FLOAT32_BITS:
+            return self.forward(x.double(), w)
         hi = (w * 2.0 ** -(SLICE_BITS + 1)).round_()
-        slices = torch.cat((hi, w - hi * 2.0 ** (SLICE_BITS + 1))).float()
-        both = torch.conv2d(x.float().flatten(2).unsqueeze(0), slices, dilation=(1, x.shape[3]))[0]  # [2 O, H', W' N]
-        both = both.view(2, w.shape[0], both.shape[1], -1, x.shape[3])
-        return torch.add(both[1], both[0], alpha=2 ** (SLICE_BITS + 1)).permute(3, 0, 1, 2)
+        both = self.forward(x.float(), torch.cat((hi, w - hi * 2.0 ** (SLICE_BITS + 1))).float())
+        return torch.add(both[:, len(w) :], both[:, : len(w)], alpha=2 ** (SLICE_BITS + 1))
 
     def input_gradient(self, g: Tensor, w: Tensor, x_shape: torch.Size) -> Tensor:
         """G [N, O, H', W'], w [O, I, h, w] -> [N, I, H, W]."""
@@ -190,9 +192,8 @@ class ConvolutionByRows(Convolution):
     def weight_gradient(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
         """G [N, O, H', W'], x as `operand` gives it -> [O, I, h, w]."""
         channels, _, height, width = w_shape
-        x = _windows(x, width) if x.dtype == torch.uint8 else x
         at_once = _rows_at_once(g.shape[2], channels)
-        bands = _bands(x, height + at_once - 1, at_once)
+        bands = _bands(_windows(x, width), height + at_once - 1, at_once)
         rows = g.permute(2, 1, 3, 0).reshape(len(bands), at_once * channels, -1)  # [H' / at_once, at_once O, W' N]
         sums = rows.bmm(bands.transpose(1, 2)).sum(0).view(at_once, channels, height + at_once - 1, -1, width)
         return sum((sums[row, :, row : row + height] for row in range(1, at_once)), sums[0, :, :height]).transpose(1, 2)
@@ -204,16 +205,9 @@ def convolution(stride: Pair, padding: Pair, dilation: Pair) -> Convolution:
     return ConvolutionByRows() if plain else Convolution(stride, padding, dilation)
 
 
-def batch_last(x: Tensor) -> Tensor:
-    """X [N, ...] -> [..., N] with the batch innermost in memory; a copy where it is not so already."""
-    if x.stride(0) == 1:
-        return x.movedim(0, -1)
-    return x.flatten(1).t().contiguous().view(*x.shape[1:], -1)
-
-
 def _windows(x: Tensor, width: int) -> Tensor:
-    """X [I, H, W, N] -> its windows along the width, float64 [H, I, w, W', N]."""
-    windows = x.unfold(2, width, 1).permute(1, 0, 4, 2, 3)
+    """Rows [H, I, W, N] -> their windows along the width, float64 [H, I, w, W', N]."""
+    windows = x.unfold(2, width, 1).permute(0, 1, 4, 2, 3)
     return torch.empty(windows.shape, dtype=torch.float64, device=x.device).copy_(windows)
 
 
