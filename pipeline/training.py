@@ -320,6 +320,7 @@ def _sha256(key: str, tensors: dict[str, np.ndarray]) -> str:
 def _signals() -> Iterator[Callable[[], int | None]]:
     """Note SIGINT and SIGTERM instead of dying of them; the yielded function gives the first, and the loop asks after each step.
 
+    Once that has ended the training, they go on being noted: another signal must not take the place of what the first one says.
     DVC dies of a SIGTERM of its own without a word to its stage: a stage whose parent has changed counts as terminated.
     """
     received: list[int] = []
@@ -336,6 +337,9 @@ def _signals() -> Iterator[Callable[[], int | None]]:
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
+    except Interrupted:
+        before.clear()
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -42,6 +43,13 @@ def _one_thread():
 def _saved_at_each_look(monkeypatch):
     """A state is saved whenever the loop looks at the device, and the signals end as they began."""
     monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+    with handlers_kept():
+        yield
+
+
+@contextlib.contextmanager
+def handlers_kept():
+    """What the signals did before, they do afterwards: a training that one of them stopped goes on noting them."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():
@@ -187,6 +195,20 @@ def test_a_state_that_cannot_be_saved_stops_the_training_and_the_one_before_is_r
     assert "resumes at step 3 of 10" in capsys.readouterr().err
 
 
+@pytest.mark.fault(15)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_one_that_stopped_a_training_changes_nothing(number, tmp_path, monkeypatch):
+    arrived = []
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda number, _frame: arrived.append(number))
+    at_step(3, lambda: os.kill(os.getpid(), number), monkeypatch)
+    with pytest.raises(Interrupted):
+        attempt(Checkpoint(tmp_path, {"seed": 0}))
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert arrived == []
+
+
 # --- damaged and foreign states ----------------------------------------------------------------------------------
 
 
@@ -194,7 +216,7 @@ def test_a_state_that_cannot_be_saved_stops_the_training_and_the_one_before_is_r
 def two_states(tmp_path_factory) -> dict[str, bytes]:
     """The files of a training that was stopped after step 7, with states of steps 6 and 7."""
     folder = tmp_path_factory.mktemp("states")
-    with pytest.MonkeyPatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched, handlers_kept():
         patched.setattr(training, "SAVE_SECONDS", 0)
         at_step(7, lambda: os.kill(os.getpid(), signal.SIGTERM), patched)
         with pytest.raises(Interrupted):
