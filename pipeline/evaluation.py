@@ -122,10 +122,7 @@ def evaluate(
     scores = []
     with torch.inference_mode(), clock.running():
         for some_images, some_labels in zip(*(torch.split(t, settings.batch_size) for t in (images, labels)), strict=True):
-            inputs = numerics.images(some_images)
-            with numerics.computing():
-                logits = model(inputs)
-            scores.append(numerics.scores(logits, some_labels))
+            scores.append(numerics.scores(numerics.logits(model, some_images), some_labels))
         losses, predicted, confidence = (torch.cat(parts) for parts in zip(*scores, strict=True))  # each [M]
         loss = numerics.mean(losses)
     if not np.isfinite(loss):

@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import device as devices
-from pipeline import files, run
+from pipeline import files, run, workers
 from pipeline.draws import permutation
 from pipeline.errors import Interrupted, UserError
 from pipeline.model import SimpleCNN, initialise
@@ -90,15 +89,13 @@ class Trainer:
         self.parameters = dict(self.model.named_parameters())
         self.initial = torch.cat([p.detach().flatten() for p in self.parameters.values()]).to(device)  # float32 [P]
         self.weights = self.initial.clone()
-        self.velocity = torch.zeros_like(self.weights)  # float32 [P]: SGD's momentum
+        self.optimizer = numerics.optimizer(self.weights, settings.lr, settings.momentum)
         for name, part in self._views(self.weights).items():
             self.parameters[name].data = part
         # 3. the data moves to it, whole
         self.images = torch.from_numpy(data.train_images).to(device)  # uint8 [N, 3, 32, 32]
         self.labels = torch.from_numpy(data.train_labels).to(device).long()  # int64 [N]
         self.order = torch.zeros(len(self.labels), dtype=torch.int64, device=device)  # the epoch's order
-        self.lr = torch.tensor(settings.lr, device=device)  # float32
-        self.momentum = torch.tensor(settings.momentum, device=device)  # float32
         # the position in the epoch, and what the steps since the last look have given
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
         self.slot = torch.zeros(1, dtype=torch.int64, device=device)
@@ -115,7 +112,8 @@ class Trainer:
     def start(self) -> None:
         """Bring weights, velocity and position to the beginning."""
         self.weights.copy_(self.initial)
-        self.velocity.zero_()
+        for part in self.optimizer.state.values():
+            part.zero_()
         self.position.zero_()
         self.slot.zero_()
 
@@ -140,15 +138,11 @@ class Trainer:
     def _step(self, offsets: Tensor) -> None:
         rows = self.order.index_select(0, self.position + offsets)  # int64 [B]
         images, labels = self.images.index_select(0, rows), self.labels.index_select(0, rows)
-        inputs = self.numerics.images(images)
         # 4. the training loop: forward, backward, update
-        with self.numerics.computing():
-            loss = F.cross_entropy(self.model(inputs), labels)
-        gradients = torch.autograd.grad(loss, list(self.parameters.values()))
-        gradient = torch.cat([g.flatten() for g in gradients])  # float32 [P]
-        self.numerics.update(self.weights, self.velocity, gradient, self.lr, self.momentum)
-        low, high = self.velocity.aminmax()
-        self.seen.index_copy_(0, self.slot, torch.stack((loss.detach(), torch.maximum(-low, high))).unsqueeze(0))
+        loss, gradients = self.numerics.loss_and_gradients(self.model, images, labels, workers.ALONE, len(offsets))
+        self.optimizer.step(torch.cat([g.flatten() for g in gradients]))
+        low, high = self.optimizer.state["velocity"].aminmax()
+        self.seen.index_copy_(0, self.slot, torch.stack((loss, torch.maximum(-low, high))).unsqueeze(0))
         self.position += len(offsets)
         self.slot += 1
 
@@ -159,13 +153,14 @@ class Trainer:
         return seen
 
     def state(self) -> dict[str, np.ndarray]:
-        """The weights and the velocity, float32, for a checkpoint."""
-        return {"weights": self.weights.cpu().numpy(), "velocity": self.velocity.cpu().numpy()}
+        """The weights and the optimizer's state, float32, for a checkpoint."""
+        return {"weights": self.weights.cpu().numpy(), **{name: part.cpu().numpy() for name, part in self.optimizer.state.items()}}
 
     def load(self, state: dict[str, np.ndarray]) -> None:
         """Take up a state that `state` gave, on this device or another."""
         self.weights.copy_(torch.from_numpy(state["weights"]))
-        self.velocity.copy_(torch.from_numpy(state["velocity"]))
+        for name, part in self.optimizer.state.items():
+            part.copy_(torch.from_numpy(state[name]))
 
     def named_weights(self) -> dict[str, np.ndarray]:
         """The weights by name, float32."""

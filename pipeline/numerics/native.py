@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
-from pipeline.numerics.exact import max_pool2d
+from pipeline.numerics import tiles
+from pipeline.workers import Group
 
 
 class Native:
@@ -18,18 +19,38 @@ class Native:
 
     version = "native"
 
-    def images(self, batch: Tensor) -> Tensor:
-        """What the model is given for uint8 images [N, 3, 32, 32]: float32 in [0, 1], as torchvision's ToTensor makes."""
-        return batch.float().div_(255)
+    def model_input(self, images: Tensor) -> Tensor:
+        """What the model is given for uint8 images [N, 3, 32, 32]: float32 in [0, 1], as torchvision's ToTensor has it."""
+        return images.float().div_(255)
 
-    def computing(self) -> contextlib.AbstractContextManager[Any]:
-        """The mode in which a model computes: PyTorch's kernels, but for max-pooling."""
-        return _FastPooling()
+    def logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        """What the model says of uint8 images [N, 3, 32, 32]: float32 [N, C]."""
+        inputs = self.model_input(images)
+        with torch.no_grad(), _FastPooling():
+            logits: Tensor = model(inputs)
+        return logits
 
-    def update(self, weights: Tensor, velocity: Tensor, gradient: Tensor, lr: Tensor, momentum: Tensor) -> None:
-        """SGD with momentum as torch.optim.SGD defines it, in place. All float32: [P], [P], [P], 0-dim, 0-dim."""
-        velocity.mul_(momentum).add_(gradient)
-        weights.sub_(velocity * lr)
+    def loss_and_gradients(
+        self, model: nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The mean cross-entropy of a batch, float32 0-dim, and the gradients of model.parameters(), in their order.
+
+        Of the batch's `batch_images` images this worker of the group has uint8 images [N, 3, 32, 32] and labels int64 [N]; N may be 0.
+        Several workers' shares are added in float64, in an order that is the group's.
+        """
+        parameters = list(model.parameters())
+        with _FastPooling():
+            logits = model(self.model_input(images))
+        loss = F.cross_entropy(logits, labels, reduction="sum") / batch_images
+        results = [loss.detach(), *torch.autograd.grad(loss, parameters)]
+        if group.count > 1:
+            total = group.total(torch.cat([each.flatten() for each in results]).double()).float()
+            results = [part.view(each.shape) for part, each in zip(total.split([r.numel() for r in results]), results, strict=True)]
+        return results[0], results[1:]
+
+    def optimizer(self, weights: Tensor, lr: float, momentum: float) -> NativeSGD:
+        """What updates float32 `weights` [P], in place."""
+        return NativeSGD(weights, lr, momentum)
 
     def scores(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For float32 logits [N, C] and int64 labels [N]: losses float64 [N], predicted classes int64 [N], confidences float32 [N]."""
@@ -41,14 +62,40 @@ class Native:
         return float(losses.mean())
 
 
+class NativeSGD:
+    """SGD with momentum as torch.optim.SGD defines it, on one vector of weights, float32 [P], changed in place."""
+
+    def __init__(self, weights: Tensor, lr: float, momentum: float) -> None:
+        self.weights = weights
+        self.state = {"velocity": torch.zeros_like(weights)}
+        """What training must keep besides the weights: float32 [P] each."""
+        self._lr, self._momentum = (weights.new_tensor(value) for value in (lr, momentum))
+
+    def step(self, gradient: Tensor) -> None:
+        """One update with the gradient, float32 [P]."""
+        velocity = self.state["velocity"].mul_(self._momentum).add_(gradient)
+        self.weights.sub_(velocity * self._lr)
+
+
 class _FastPooling(TorchFunctionMode):
     """PyTorch's max-pool by slices where it can be: the same values and gradients, several times faster on a CPU."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.max_pool2d and not args[2:] and _tiles_only(*args, **(kwargs or {})):
-            return max_pool2d(*args, **(kwargs or {}))
+        if func is F.max_pool2d and args[0].dim() == 4 and (k := tiles.square(*args[1:], **(kwargs or {}))):
+            return _TiledMaxPool.apply(args[0], k)
         return func(*args, **(kwargs or {}))
 
 
-def _tiles_only(x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, **others: Any) -> bool:
-    return isinstance(kernel_size, int) and stride in (None, kernel_size) and padding == 0 and dilation == 1 and not any(others.values())
+class _TiledMaxPool(Function):
+    """Max-pooling over k x k tiles, with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, k: int) -> Tensor:
+        y, places = tiles.maxima(x, k)
+        ctx.save_for_backward(x, places, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, places, y = ctx.saved_tensors
+        return tiles.spread(gradients[0], x, places, y), None
