@@ -1,4 +1,4 @@
-"""The workers that train one model together: what numerics may ask of them, and nothing of how they talk."""
+"""Other processes that train the same model: who this one is, its share of a batch, and what all of them hold together."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ from torch import Tensor
 
 
 class Group:
-    """A group of workers as one of them sees it. This one is a group of one, in which a maximum or a sum is what it was."""
+    """A group of one worker: its share is everything, and what all hold together is what it holds."""
 
     rank = 0
-    """Which of the workers this is, from 0."""
     count = 1
 
+    def share(self, images: int) -> slice:
+        """Which rows of a batch of `images` images are this worker's."""
+        return slice(images * self.rank // self.count, images * (self.rank + 1) // self.count)
+
     def maximum(self, magnitudes: Tensor) -> Tensor:
-        """The largest of all workers' float32 `magnitudes`, element by element; none is negative. NaN where a worker has NaN."""
+        """The largest of all workers' magnitudes (float32, not negative, or NaN), element by element."""
         return magnitudes
 
-    def total(self, integers: Tensor) -> Tensor:
-        """The sum of all workers' `integers`, element by element: float64 or int64, exact in either."""
-        return integers
+    def total(self, sums: Tensor) -> Tensor:
+        """The sum of all workers' integers (float64 or int64), element by element."""
+        return sums
 
 
 ALONE = Group()

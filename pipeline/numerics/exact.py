@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pipeline.numerics import loss
 from pipeline.numerics.registry import ExactForms
 from pipeline.numerics.tape import Tape
-from pipeline.numerics.update import ExactSGD
+from pipeline.numerics.update import SGD
 from pipeline.workers import Group
 
 VERSION = "exact-2"
@@ -56,9 +56,9 @@ class Exact:
             tape.add_up(group)
             return mean.value.float(), [tape.gradients[name] for name in weights]
 
-    def optimizer(self, weights: Tensor, lr: float, momentum: float) -> ExactSGD:
+    def optimizer(self, weights: Tensor, lr: float, momentum: float) -> SGD:
         """What updates float32 `weights` [P], in place."""
-        return ExactSGD(weights, lr, momentum)
+        return SGD(weights, lr, momentum)
 
     def scores(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For float32 logits [N, C] and int64 labels [N]: losses float64 [N], predicted classes int64 [N], confidences float32 [N].

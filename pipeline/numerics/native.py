@@ -48,9 +48,9 @@ class Native:
             results = [part.view(each.shape) for part, each in zip(total.split([r.numel() for r in results]), results, strict=True)]
         return results[0], results[1:]
 
-    def optimizer(self, weights: Tensor, lr: float, momentum: float) -> NativeSGD:
+    def optimizer(self, weights: Tensor, lr: float, momentum: float) -> SGD:
         """What updates float32 `weights` [P], in place."""
-        return NativeSGD(weights, lr, momentum)
+        return SGD(weights, lr, momentum)
 
     def scores(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For float32 logits [N, C] and int64 labels [N]: losses float64 [N], predicted classes int64 [N], confidences float32 [N]."""
@@ -62,7 +62,7 @@ class Native:
         return float(losses.mean())
 
 
-class NativeSGD:
+class SGD:
     """SGD with momentum as torch.optim.SGD defines it, on one vector of weights, float32 [P], changed in place."""
 
     def __init__(self, weights: Tensor, lr: float, momentum: float) -> None:

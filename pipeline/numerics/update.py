@@ -10,7 +10,7 @@ SNAP = 2.0**-64
 """Weights and velocities up to this become zero, so the state holds no subnormal and no negative zero."""
 
 
-class ExactSGD:
+class SGD:
     """SGD with momentum as torch.optim.SGD defines it, on one vector of weights, float32 [P], changed in place."""
 
     def __init__(self, weights: Tensor, lr: float, momentum: float) -> None:
