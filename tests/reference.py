@@ -296,9 +296,7 @@ class Training:
         rows = order(self.seed, self.epoch, len(self.images))[self.first : self.first + self.batch_size]
         loss, gradients = loss_and_gradients(self.weights, self.images[rows], self.labels[rows])
         for name, gradient in gradients.items():
-            self.weights[name], self.velocity[name] = update(
-                self.weights[name], self.velocity[name], gradient, self.lr, self.momentum
-            )
+            self.weights[name], self.velocity[name] = update(self.weights[name], self.velocity[name], gradient, self.lr, self.momentum)
         self.first += self.batch_size
         if self.first >= len(self.images):
             self.epoch, self.first = self.epoch + 1, 0

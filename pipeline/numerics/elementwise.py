@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -31,12 +32,14 @@ def add(tape: Tape, x: Tensor, other: Tensor, *, alpha: float = 1) -> Tensor:
     return tape.record(x + other, (x, other), lambda g: (g, g))
 
 
-def reshape(tape: Tape, x: Tensor, *shape: int | torch.Size) -> Tensor:
+def reshape(tape: Tape, x: Tensor, *shape: int | Iterable[int] | torch.dtype) -> Tensor:
     """The exact form of Tensor.reshape and Tensor.view. Raises UserError for a view as another type."""
     tape.input(x, "a change of shape")
-    sizes = list(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else list(shape)
-    if not all(isinstance(size, int) for size in sizes):
-        raise refusal("a view as another type", "changes of shape")
+    sizes: list[int] = []
+    for part in shape:
+        if isinstance(part, torch.dtype):
+            raise refusal("a view as another type", "changes of shape")
+        sizes += [part] if isinstance(part, int) else part
     if -1 in sizes:
         sizes[sizes.index(-1)] = x.numel() // -math.prod(sizes) if x.numel() else 0
     return _reshaped(tape, x, sizes)

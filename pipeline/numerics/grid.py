@@ -44,10 +44,8 @@ def magnitude(x: Tensor) -> Tensor:
 
 def image_magnitudes(x: Tensor) -> Tensor:
     """The largest magnitude of each image in `x` [N, ...], or FLOOR: float32 [N]; NaN where there is one."""
-    if x.stride(0) == 1:  # the batch is innermost in memory
-        images = x.permute(*sorted(range(1, x.dim()), key=x.stride, reverse=True), 0).flatten(0, -2)
-    else:
-        images = x.flatten(1).t()
+    order = sorted(range(1, x.dim()), key=x.stride, reverse=True)
+    images = x.permute(*order, 0).flatten(0, -2) if x.stride(0) == 1 else x.flatten(1).t()  # a view where the batch is innermost
     return torch.maximum(images.amax(0), -images.amin(0)).clamp_min_(FLOOR)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -51,12 +49,12 @@ class MeanLoss:
         self.magnitudes = [grid.largest(losses.float().clamp_min_(grid.FLOOR))]
         self.fit_float64 = batch_images << LOSS_BITS <= 1 << grid.FLOAT64_BITS
 
-    def integers(self, scales: Sequence[Tensor]) -> list[Tensor]:
+    def integers(self, scales: list[Tensor]) -> list[Tensor]:
         """The sum of the losses on their grid."""
         integers = (self.losses * (scales[0] * _FINER)).round_()
         return [integers.sum() if self.fit_float64 else integers.long().sum()]
 
-    def round(self, sums: Sequence[Tensor], units: Sequence[Tensor]) -> None:
+    def round(self, sums: list[Tensor], units: list[Tensor]) -> None:
         """Set `value`, the mean in float64, 0-dim: divided once."""
         total = sums[0].double().squeeze() * (units[0] * (1 / _FINER))
         self.value = total / torch.full_like(total, self.batch_images)

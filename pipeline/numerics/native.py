@@ -45,7 +45,8 @@ class Native:
         results = [loss.detach(), *torch.autograd.grad(loss, parameters)]
         if group.count > 1:
             total = group.total(torch.cat([each.flatten() for each in results]).double()).float()
-            results = [part.view(each.shape) for part, each in zip(total.split([r.numel() for r in results]), results, strict=True)]
+            parts = torch.split(total, [each.numel() for each in results])
+            results = [part.view(each.shape) for part, each in zip(parts, results, strict=True)]
         return results[0], results[1:]
 
     def optimizer(self, weights: Tensor, lr: float, momentum: float) -> SGD:

@@ -131,7 +131,7 @@ class Convolution:
             return F.fold(columns.transpose(1, 2), x_shape[2:], w.shape[2:], self.dilation, self.padding, self.stride)
 
         channels = max(1, TERMS // w[0, 0].numel())
-        return _added([of_channels(*part) for part in zip(g.split(channels, 1), w.split(channels), strict=True)])
+        return _added([of_channels(*part) for part in zip(torch.split(g, channels, 1), torch.split(w, channels), strict=True)])
 
     def weight_gradient(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
         """G [N, O, H', W'], x as `operand` gives it -> [O, I, h, w]."""
@@ -222,7 +222,7 @@ def _product(a: Tensor, b: Tensor, terms: int) -> Tensor:
     """A [..., M, K] @ b [K, P] in float64; where K is more than `terms`, parts of so many are added in int64."""
     if a.shape[-1] <= terms:
         return a @ b
-    return _added([x @ y for x, y in zip(a.split(terms, -1), b.split(terms), strict=True)])
+    return _added([x @ y for x, y in zip(torch.split(a, terms, -1), torch.split(b, terms), strict=True)])
 
 
 def _added(parts: list[Tensor]) -> Tensor:

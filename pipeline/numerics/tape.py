@@ -6,7 +6,7 @@ between workers and no more: the largest magnitudes of all sums, and the integer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -22,15 +22,15 @@ Backward = Callable[[Tensor], tuple[Tensor | None, ...]]
 class BatchSums(Protocol):
     """Sums over the batch that wait, each on a grid of its own."""
 
-    magnitudes: Sequence[Tensor]
+    magnitudes: list[Tensor]
     """The largest magnitude on each grid among this worker's images, float32, 0-dim."""
     fit_float64: bool
     """Whether float64 holds the sums over the whole batch; else they are int64."""
 
-    def integers(self, scales: Sequence[Tensor]) -> list[Tensor]:
-        """This worker's sums, one a grid, of any shape."""
+    def integers(self, scales: list[Tensor]) -> list[Tensor]:
+        """Compute this worker's sums, one a grid, of any shape."""
 
-    def round(self, sums: list[Tensor], units: Sequence[Tensor]) -> None:
+    def round(self, sums: list[Tensor], units: list[Tensor]) -> None:
         """Take all workers' sums, flat, and note what is made of them."""
 
 
@@ -111,7 +111,8 @@ class Tape:
         scales, units = list(chosen.scale.unbind()), list(chosen.unit.unbind())
         dtype = torch.float64 if all(sums.fit_float64 for sums in self._waiting) else torch.int64
         mine = [part for sums in self._waiting for part in sums.integers(_take(scales, len(sums.magnitudes)))]
-        totals = list(group.total(torch.cat([part.flatten().to(dtype) for part in mine])).split([part.numel() for part in mine]))
+        total = group.total(torch.cat([part.flatten().to(dtype) for part in mine]))
+        totals = list(torch.split(total, [part.numel() for part in mine]))
         for sums in self._waiting:
             sums.round(_take(totals, len(sums.magnitudes)), _take(units, len(sums.magnitudes)))
         if missing := [name for name in self._names.values() if name not in self.gradients]:

@@ -6,7 +6,7 @@ Backward: the gradient to its grid, once for each of the three sums that it is i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.numerics import grid
-from pipeline.numerics.grid import Grid
 from pipeline.numerics.reductions import BYTE_TERMS, TERMS, Convolution, Matmul, convolution
 from pipeline.numerics.tape import Tape, refusal
 from pipeline.numerics.tiles import pair
@@ -47,7 +46,9 @@ def conv2d(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None, st
 
 
 def _terms(x: Tensor) -> int:
-    return BYTE_TERMS if x.dtype == torch.uint8 else TERMS
+    if x.dtype == torch.uint8:
+        return BYTE_TERMS
+    return TERMS
 
 
 def _weighted_sum(tape: Tape, operation: Operation, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -112,7 +113,7 @@ class _Layer:
 
         return (_in_parts(d_x, self.parts),)
 
-    def integers(self, scales: Sequence[Tensor]) -> list[Tensor]:
+    def integers(self, scales: list[Tensor]) -> list[Tensor]:
         """The sums for the weight and for the bias; where x are bytes, for which one grid serves both, as one tensor."""
         h = grid.place(self.g, scales[0] if self.x_grid is None else _an_image(self.x_grid.unit * scales[0], self.g)).double()
         of_parts = [self.operation.weight_gradient(h[part], x, self.w.shape) for part, x in zip(self.parts, self.operands, strict=True)]
@@ -123,7 +124,7 @@ class _Layer:
             return [d_weight, self.operation.bias_gradient(grid.place(self.g, scales[1]).double())]
         return [torch.cat((d_weight.flatten(), self.operation.bias_gradient(h).to(d_weight.dtype)))]
 
-    def round(self, sums: Sequence[Tensor], units: Sequence[Tensor]) -> None:
+    def round(self, sums: list[Tensor], units: list[Tensor]) -> None:
         """Give the tape the gradients of weight and bias."""
         if self.x_grid is None:
             d_weight, *d_bias = sums[0].float().tensor_split([self.w.numel()])  # without a bias, the second part is empty
