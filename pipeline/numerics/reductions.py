@@ -23,9 +23,9 @@ FLOAT32_BITS = 24
 SLICE_BITS = 9
 """Bits of each of two slices of a weight: hi * 2^10 + lo, |hi| and |lo| at most 2^9."""
 assert OPERAND_BITS == 2 * SLICE_BITS + 1
-TERMS = 2 ** (FLOAT64_BITS - 2 * OPERAND_BITS)
+TERMS: int = 2 ** (FLOAT64_BITS - 2 * OPERAND_BITS)
 """Products of two operands that a float64 holds the sum of, in any order."""
-BYTE_TERMS = 2 ** (FLOAT64_BITS - OPERAND_BITS - BYTE_BITS)
+BYTE_TERMS: int = 2 ** (FLOAT64_BITS - OPERAND_BITS - BYTE_BITS)
 """The same where one operand is a byte."""
 
 Pair = tuple[int, int]

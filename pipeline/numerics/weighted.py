@@ -46,9 +46,7 @@ def conv2d(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None, st
 
 
 def _terms(x: Tensor) -> int:
-    if x.dtype == torch.uint8:
-        return BYTE_TERMS
-    return TERMS
+    return BYTE_TERMS if x.dtype == torch.uint8 else TERMS
 
 
 def _weighted_sum(tape: Tape, operation: Operation, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
