@@ -32,7 +32,7 @@ class Implementation(Protocol):
     """What both can be asked."""
 
     def function(self, name: str, x: np.ndarray) -> np.ndarray:
-        """exp, log, softmax (of float32 rows), mean (of float64 losses)."""
+        """exp, log, softmax (of float32 rows), mean (of float64 losses), update (of float32 weight, velocity and gradient; w and v)."""
 
     def steps(self, images: int, batch_size: int) -> Iterator[tuple[float, Weights]]:
         """Loss and weights after each step on the drawn set."""
@@ -51,8 +51,11 @@ class Reference:
     """tests/reference.py."""
 
     def function(self, name: str, x: np.ndarray) -> np.ndarray:
-        given = {"exp": reference.exp, "log": reference.log, "mean": reference.mean, "softmax": lambda x: reference.softmax(x)[2]}[name](x)
-        return np.atleast_1d(given)
+        functions: dict[str, Any] = {
+            "exp": reference.exp, "log": reference.log, "mean": reference.mean, "softmax": lambda x: reference.softmax(x)[2],
+            "update": lambda x: np.stack(reference.update(*x, LR, 1.0)),
+        }  # fmt: skip
+        return np.atleast_1d(functions[name](x))
 
     def steps(self, images: int, batch_size: int) -> Iterator[tuple[float, Weights]]:
         data = drawn_set(images)
@@ -85,8 +88,16 @@ class Pipeline:
     def function(self, name: str, x: np.ndarray) -> np.ndarray:
         functions: dict[str, Any] = {
             "exp": transcendental.exp, "log": transcendental.log, "mean": loss.mean, "softmax": lambda x: loss.Softmax(x).probabilities,
+            "update": self._update,
         }  # fmt: skip
         return np.atleast_1d(functions[name](torch.from_numpy(x).to(self.device)).cpu().numpy())
+
+    def _update(self, x: torch.Tensor) -> torch.Tensor:
+        weights, velocity, gradient = x
+        optimizer = self.exact.optimizer(weights, LR, 1.0)
+        optimizer.state["velocity"].copy_(velocity)
+        optimizer.step(gradient)
+        return torch.stack((weights, optimizer.state["velocity"]))
 
     def steps(self, images: int, batch_size: int) -> Iterator[tuple[float, Weights]]:
         given = trainer(device=self.device, data=drawn_set(images), batch_size=batch_size, lr=LR)
@@ -158,6 +169,15 @@ def functions(of: Implementation) -> list[str]:
         lines += [f"{name},{float(x).hex()},{y}" for x, y in zip(points[name], _hex(of.function(name, points[name])), strict=True)]
     for count in (8, 7, 3, 1):
         lines.append(f"mean,the last {count},{_hex(of.function('mean', points['mean'][-count:]))[0]}")
+    tiny = 2.0**-64 * np.array([0, 1, -1, 1 + 2.0**-23, 4, 1 / 1024], np.float32)
+    for name, at in (
+        ("weight", (tiny, 0 * tiny, 0 * tiny)),
+        ("velocity", (0 * tiny, tiny, 0 * tiny)),
+        ("gradient", (0 * tiny, 0 * tiny, tiny)),
+    ):
+        lines += [
+            f"update,{name} {float(x).hex()},{' '.join(_hex(y))}" for x, y in zip(tiny, of.function("update", np.stack(at)).T, strict=True)
+        ]
     rows = np.stack([(drawn[i : i + 10] * 40 - 20).astype(np.float32) for i in range(0, 50, 10)])
     lines += [f"softmax,row {i},{' '.join(_hex(row))}" for i, row in enumerate(of.function("softmax", rows))]
     return lines
@@ -178,21 +198,25 @@ def evaluation(of: Implementation) -> list[str]:
 
 
 def edges(of: Implementation) -> list[str]:
-    """One step on images of one colour (ties in every tile, zeros before ReLU), with weights and a velocity next to nothing."""
+    """One step with ties in the tiles and zeros before ReLU, and one with weights next to nothing."""
     data = drawn_set(7, "golden/edges")
     images = data.train_images.copy()
-    images[:3] = np.array([0, 255, 3], np.uint8).reshape(3, 1, 1, 1)
-    weights, velocity = reference.initial_weights(1), {}
-    for name, array in weights.items():
-        if name.endswith("bias") and not name.startswith("fc3"):
-            array[:] = 0
-        array.flat[:3] = np.array([2.0**-64, -(2.0**-63), 2.0**-66], np.float32)
-        velocity[name] = (array * np.float32(2.0**-3)).astype(np.float32)
-        velocity[name].flat[1] = 2.0**-64
-    weights["fc2.weight"] *= np.float32(2.0**-40)  # below the least magnitude of a grid
-    loss, results = of.one_step(weights, velocity, images, data.train_labels)
-    lines = ["tensor,value", f"loss,{loss.hex()}"]
-    return [*lines, *(f"{name},{_hash(results[name])}" for name in sorted(results))]
+    images[0] = 0
+    images[1:3, 0] = 100
+    lines = ["tensor,value"]
+    for kind in ("ties", "tiny"):
+        weights = reference.initial_weights(1)
+        if kind == "ties":
+            weights["conv1.weight"][1] = 0
+            weights["conv1.weight"][1, 0, 2, 2] = 0.5  # so of the images of one red, all its outputs are equal
+            for name in ("conv1", "conv2", "fc1", "fc2"):
+                weights[f"{name}.bias"][:] = 0
+        else:
+            weights["fc2.weight"] *= np.float32(2.0**-40)  # below the least magnitude of a grid
+        velocity = {name: (array * np.float32(2.0**-5)).astype(np.float32) for name, array in weights.items()}
+        loss, results = of.one_step(weights, velocity, images, data.train_labels)
+        lines += [f"{kind}: loss,{loss.hex()}", *(f"{kind}: {name},{_hash(results[name])}" for name in sorted(results))]
+    return lines
 
 
 CASES: dict[str, Any] = {
