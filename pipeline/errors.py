@@ -7,8 +7,13 @@ from typing import Any
 class UserError(Exception):
     """A mistake of the user's, or a machine that lacks something: one line with the value found and the remedy.
 
-    The command line prints it and exits with 2 (`cli.main`).
+    Where there are several remedies, `remedies` holds them, each a line of its own. The command line prints it all and exits
+    with 2 (`cli.main`).
     """
+
+    def __init__(self, message: str, *remedies: str) -> None:
+        super().__init__(message)
+        self.remedies = remedies
 
 
 class Interrupted(BaseException):
