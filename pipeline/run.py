@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from msgspec import structs
 
 from pipeline import files
 from pipeline.errors import UserError
@@ -266,14 +267,14 @@ class Identity(Training):
 
 def training_of(params: Params, numerics: str, data: dict[str, str], weights: str) -> Training:
     """The training that `params` describe, of weights with the fingerprint `weights`."""
-    return Training(data, params.seed, numerics, dataclasses.asdict(params.train), params.device, weights)
+    return Training(data, params.seed, numerics, structs.asdict(params.train), params.device, weights)
 
 
 def identity_of(params: Params, numerics: str, data: dict[str, str], weights: str) -> Identity:
     """The run that `params` describe, of weights with the fingerprint `weights`."""
     code = {"digest": code_digest(), "revision": _git_revision()}
     training = training_of(params, numerics, data, weights)
-    return Identity(**dataclasses.asdict(training), evaluate=dataclasses.asdict(params.evaluate), code=code)
+    return Identity(**dataclasses.asdict(training), evaluate=structs.asdict(params.evaluate), code=code)
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from msgspec import structs
 from torch import Tensor, nn
 
 from pipeline import device as devices
@@ -49,7 +50,7 @@ def stage(params: Params) -> None:
         devices.prepare(device)
         numerics = select(params.numerics, device)
         key = {
-            "seed": params.seed, "numerics": numerics.version, "train": asdict(params.train), "data": data.digest,
+            "seed": params.seed, "numerics": numerics.version, "train": structs.asdict(params.train), "data": data.digest,
             "code": run.code_digest(), "machine": devices.describe(device) if numerics.version == "native" else None,
         }  # fmt: skip
         checkpoint = Checkpoint(UNFINISHED, key)
