@@ -25,13 +25,13 @@ def labels(count: int) -> list[int]:
 
 def guesses(count: int, wrong: Sequence[int] = ()) -> list[int]:
     """Predicted classes: right for about 6 images in 10, and for `wrong` the opposite of that."""
-    right = [int(key) % 10 < 6 for key in draws.integers("guesses", 2**32, count)]
+    right = [int(key) % 10 < 6 for key in draws.random_integers("guesses", 2**32, count)]
     return [(i + (right[i] == (i in wrong)) * (1 + i // 10 % 9)) % 10 for i in range(count)]
 
 
 def losses(steps: int = 40, off: float = 0.0, since: int = 0) -> list[float]:
     """A falling curve with some noise, times 1 + `off` from the logged step number `since` on."""
-    noise = draws.integers("losses", 2**16, steps) / 2**16
+    noise = draws.random_integers("losses", 2**16, steps) / 2**16
     curve = (1.2 + 1.1 * np.exp(-np.arange(steps) / 15) + 0.2 * noise).astype(np.float32)
     return [float(str(np.float32(loss * (1 + off * (i >= since))))) for i, loss in enumerate(curve)]
 
@@ -39,8 +39,8 @@ def losses(steps: int = 40, off: float = 0.0, since: int = 0) -> list[float]:
 def weights(off: float = 0.0) -> dict[str, np.ndarray]:
     """Two small layers; `off` is added to one element of the second."""
     made = {
-        "conv1.weight": (draws.integers("conv1.weight", 2**16, 24) / 2**16 - 0.5).astype(np.float32).reshape(2, 3, 2, 2),
-        "fc1.bias": (draws.integers("fc1.bias", 2**16, 4) / 2**16 - 0.5).astype(np.float32),
+        "conv1.weight": (draws.random_integers("conv1.weight", 2**16, 24) / 2**16 - 0.5).astype(np.float32).reshape(2, 3, 2, 2),
+        "fc1.bias": (draws.random_integers("fc1.bias", 2**16, 4) / 2**16 - 0.5).astype(np.float32),
     }
     made["fc1.bias"][1] += np.float32(off)
     return made
@@ -48,7 +48,7 @@ def weights(off: float = 0.0) -> dict[str, np.ndarray]:
 
 def dataset(count: int = 1000, name: str = "synthetic", classes: tuple[str, ...] = CLASSES) -> Dataset:
     """A data set whose test labels are these runs'."""
-    pixels = draws.integers("pixels", 256, (count + 20) * 3 * 64).astype(np.uint8).reshape(-1, 3, 8, 8)
+    pixels = draws.random_integers("pixels", 256, (count + 20) * 3 * 64).astype(np.uint8).reshape(-1, 3, 8, 8)
     images = pixels.repeat(4, axis=2).repeat(4, axis=3)
     return Dataset(
         name, classes, images[:20], np.array(labels(20), np.uint8), np.ascontiguousarray(images[20:]), np.array(labels(count), np.uint8)
