@@ -13,16 +13,18 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from pipeline import run
 from pipeline.data import synthetic
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
-from tests import kept_runs
+from tests import archives, kept_runs
 from tests.conftest import ROOT, command
+from tests.settings import set_params
 
 BIN = Path(sys.executable).parent
+SMALL = "synthetic-small"
+TRAIN = {"epochs": 1, "batch_size": 16, "lr": 0.05, "momentum": 0.9, "log_every": 10}
 
 
 def sh(folder: Path, *words: str) -> str:
@@ -33,11 +35,6 @@ def sh(folder: Path, *words: str) -> str:
     return done.stdout + done.stderr
 
 
-def set_params(folder: Path, **changed: object) -> None:
-    path = folder / "params.yaml"
-    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changed}, sort_keys=False))
-
-
 def kept(folder: Path) -> dict[str, str]:
     """Name of each kept run -> the fingerprint that its own weights have; every run must be whole."""
     runs = [path for path in (folder / "runs").iterdir() if not path.name.startswith(".")]
@@ -46,27 +43,20 @@ def kept(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout with its own Git and DVC, a small synthetic set, and one finished run, committed."""
+    """A checkout with its own Git and DVC, a small set, and one finished run, committed."""
     folder = tmp_path_factory.mktemp("clone")
     shutil.copytree(ROOT / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, folder)
-    # DVC runs the real stages; only the set is cut, so that a training takes a second
-    code = (folder / "pipeline/data/synthetic.py").read_text()
-    (folder / "pipeline/data/synthetic.py").write_text(code.replace("TRAIN, TEST = 10_000, 2_000", "TRAIN, TEST = 640, 200"))
-    settings = yaml.safe_load((folder / "params.yaml").read_text())
-    settings["data"]["source"] = "synthetic"
-    set_params(folder, data=settings["data"], train={**settings["train"], "epochs": 1, "batch_size": 16, "lr": 0.05})
+    # DVC runs the real stages; the set is small, so that a training takes a second
+    archives.use(folder, SMALL, synthetic.make(640, 200))
+    set_params(folder, train=TRAIN)
     for words in (["git", "init", "-q", "-b", "main"], ["git", "config", "user.email", "tests@example.invalid"],
                   ["git", "config", "user.name", "tests"], ["dvc", "init", "-q"],
                   ["cp", f"{ROOT}/.dvc/config", f"{ROOT}/.dvc/plots.html", ".dvc"], ["dvc", "repro", "-q"],
                   ["git", "add", "-A"], ["git", "commit", "-qm", "a run"]):  # fmt: skip
         sh(folder, *words)
     return folder
-
-
-def test_the_sets_size_is_where_the_fixture_looks_for_it():
-    assert (synthetic.TRAIN, synthetic.TEST) == (10_000, 2_000)
 
 
 def test_a_second_repro_does_nothing(clone):
@@ -78,9 +68,9 @@ def test_a_second_repro_does_nothing(clone):
 def test_a_finished_run_is_kept_whole_with_its_identity_and_its_environment(clone):
     (name,) = [name for name in kept(clone) if "seed0" in name and "exact" in name]
     found = run.load(clone / "runs" / name)
-    assert name.startswith("synthetic-exact-1-cpu-seed0-")
+    assert name.startswith(f"{SMALL}-exact-1-cpu-seed0-")
     assert (found.identity.seed, found.identity.numerics, found.identity.device) == (0, "exact-1", "cpu")
-    assert found.identity.data["name"] == "synthetic"
+    assert found.identity.data["name"] == SMALL
     assert found.environment["train"]["seconds_per_epoch"] > 0
     assert found.environment["train"]["threads"] >= 1
     assert found.environment["evaluate"]["images_per_second"] > 0
@@ -102,6 +92,7 @@ def test_dvcs_own_views_show_what_the_docs_say(clone, tmp_path):
 
 def skeleton(line: str) -> str:
     """What of a line does not depend on the data set."""
+    line = line.replace(SMALL, "synthetic")
     line = re.sub(r"(accuracy_per_class\.|worst class |file://)\S*", r"\1#", line)
     line = re.sub(r"-?\b[0-9a-f]{7,64}\b\N{HORIZONTAL ELLIPSIS}?|-?\d+(?:\.\d+)?", "#", line)
     return " ".join(re.sub(r"-{3,}|\|", " ", line).split())
@@ -141,7 +132,7 @@ def test_a_run_restored_from_dvcs_cache_never_gets_an_environment_that_did_not_t
 def test_evaluate_alone_keeps_nothing_with_settings_that_did_not_train_these_weights(clone, tmp_path):
     other = Path(shutil.copytree(clone, tmp_path / "other"))
     before = kept(other)
-    set_params(other, train={**yaml.safe_load((other / "params.yaml").read_text())["train"], "lr": 0.005})
+    set_params(other, train={**TRAIN, "lr": 0.005})
     done = command("evaluate", folder=other)
     assert (done.returncode, done.stderr) == (
         2,
@@ -203,7 +194,7 @@ def test_an_exact_run_on_cuda_changes_nothing_in_dvc_lock_but_the_device(clone, 
 @pytest.fixture
 def whole(clone, tmp_path) -> Path:
     """A copy of a kept run, to be damaged."""
-    return Path(shutil.copytree(next((clone / "runs").glob("synthetic-*")), tmp_path / "run"))
+    return Path(shutil.copytree(next((clone / "runs").glob(f"{SMALL}-*")), tmp_path / "run"))
 
 
 def test_one_weight_changed_after_the_run_is_refused_with_both_fingerprints(whole):

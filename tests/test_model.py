@@ -7,6 +7,8 @@ from torch import nn
 from pipeline.errors import UserError
 from pipeline.model import SimpleCNN, initialise
 
+pytestmark = pytest.mark.fault(42)
+
 
 class Scaled(nn.Module):
     """A model with a parameter of its own."""

@@ -12,13 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
+import ruamel.yaml
 
 from pipeline import demo, numerics, params, run, training
 from pipeline import device as devices
 from pipeline.errors import Interrupted
 from pipeline.params import Train
 from pipeline.training import Checkpoint, train
+from tests.settings import set_params
 from tests.steps import CPU, drawn_set
 from tests.torture import change, init_dvc
 from tests.torture import start as start_one
@@ -52,8 +53,7 @@ PAUSE = "pause"
 def folder(tmp_path) -> Path:
     """A workspace with a small set and its own copy of the code, which saves its state often; DVC needs no Git there."""
     demo.lay_out(tmp_path)
-    path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "train": SMALL}))
+    set_params(tmp_path, train=SMALL)
     change(tmp_path, "training.py", "\nSAVE_SECONDS = 15.0\n", "\nSAVE_SECONDS = 0.0\n")
     saved = " " * 24 + "saved = time.monotonic()\n"
     change(tmp_path, "training.py", saved, f"{saved}{' ' * 24}while os.path.exists('{PAUSE}') and not stop(): time.sleep(0.01)\n")
@@ -155,7 +155,7 @@ def test_a_signal_is_not_taken_for_a_mistake_in_what_is_being_read(monkeypatch):
     def interrupted(*_):
         raise Interrupted("by SIGTERM", signal.SIGTERM)
 
-    monkeypatch.setattr(yaml, "load", interrupted)
+    monkeypatch.setattr(ruamel.yaml.YAML, "load", interrupted)
     with pytest.raises(Interrupted):
         params.parse("device: cpu")
 
@@ -202,8 +202,7 @@ def test_the_key_names_all_that_the_bits_depend_on(folder, monkeypatch):
     keys = {}
     for name in ("exact", "native"):
         monkeypatch.chdir(folder)
-        settings = yaml.safe_load(Path("params.yaml").read_text())
-        Path("params.yaml").write_text(yaml.safe_dump({**settings, "numerics": name}))
+        set_params(folder, numerics=name)
         given = []
         monkeypatch.setattr(training, "Checkpoint", lambda folder, key, given=given: given.append(key) or Checkpoint(folder, key))
         training.stage(params.load())

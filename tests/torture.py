@@ -23,8 +23,9 @@ from pathlib import Path
 import yaml
 
 from pipeline import demo, run
-from pipeline.data import dataset
+from pipeline.data import dataset, synthetic
 from pipeline.training import UNFINISHED
+from tests import archives
 
 FOLDER = Path("torture")
 REMEDIES = {
@@ -37,11 +38,11 @@ RESETS = {"all stages": ["data", "outputs", "dvc.lock", ".dvc/cache"], "train an
 
 
 def lay_out(folder: Path, small: bool = False) -> None:
-    """The demo in `folder`, but it saves its state five times a second; with `small`, on a set cut to a few images."""
+    """The demo in `folder`, but it saves its state five times a second; with `small`, on a small set."""
     demo.lay_out(folder)
     change(folder, "training.py", "\nSAVE_SECONDS = 15.0\n", "\nSAVE_SECONDS = 0.2\n")
     if small:
-        change(folder, "data/synthetic.py", "\nTRAIN, TEST = 10_000, 2_000\n", "\nTRAIN, TEST = 640, 200\n")
+        archives.use(folder, "small", synthetic.make(640, 200))
     init_dvc(folder)
 
 

@@ -41,12 +41,12 @@ NOISE_POOL = 2**20
 NOISE = 96
 """A pixel's noise is drawn evenly from -NOISE to NOISE."""
 BLOCK = 500
-"""Images made at once: what they need fits in the processor's cache."""
+"""Images drawn at once: what they need fits in the processor's cache."""
 
 
-def make() -> Dataset:
-    """The set: 10,000 training and 2,000 test images of 32 x 32 pixels; as many of each class; every call gives the same."""
-    return Dataset("synthetic", CLASSES, *_split("train", TRAIN), *_split("test", TEST))
+def make(train: int = TRAIN, test: int = TEST) -> Dataset:
+    """The set: `train` and `test` images of 32 x 32 pixels, as many of each class; every call with the same numbers gives the same."""
+    return Dataset("synthetic", CLASSES, *_split("train", train), *_split("test", test))
 
 
 def _split(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
