@@ -89,6 +89,31 @@ def test_equal_exact_runs_on_another_device_are_identical_and_the_device_is_show
     assert "apart by: device cpu and cuda" in out
 
 
+def test_equal_exact_runs_of_another_number_of_workers_are_identical_and_the_number_is_shown(compare: Compare) -> None:
+    code, out, _ = compare(keep(), keep(trained_by=4))
+    assert code == 0
+    assert "2 against 1: identical" in out
+    assert "apart by: workers 1 and 4" in out
+
+
+def test_exact_runs_of_another_number_of_workers_that_are_not_equal_break_the_promise() -> None:
+    pair = pair_of(keep(), keep(trained_by=4, tensors=weights(1e-7)))
+    assert (pair.verdict, pair.promise_broken) == ("different", True)
+
+
+@pytest.mark.parametrize(("off", "verdict"), [(0, "identical"), (1e-6, "equivalent")])
+def test_native_runs_of_another_number_of_workers_are_judged_by_what_they_gave(compare: Compare, off: float, verdict: str) -> None:
+    code, out, _ = compare(*(keep(numerics="native", workers=n, trained_by=n, tensors=weights(off * (n == 2))) for n in (1, 2)))
+    assert (code, f"2 against 1: {verdict}" in out, "apart by: workers 1 and 2" in out) == (0, True, True)
+
+
+def test_a_run_that_was_trained_elsewhere_is_judged_like_any_other(compare: Compare) -> None:
+    code, out, _ = compare(keep(), keep(trained_here=False))
+    assert code == 0
+    assert "2 against 1: identical" in out
+    assert "apart by: workers 1 and not known, device cpu and not known" in " ".join(out.split())
+
+
 def test_native_runs_a_rounding_apart_are_equivalent(compare: Compare) -> None:
     first = keep(numerics="native", threads=2)
     second = keep(numerics="native", threads=1, tensors=weights(1e-6), history=losses(off=1e-6, since=9), predicted=guesses(1000, [5]))
@@ -454,7 +479,7 @@ def test_an_error_is_one_line_that_steers_no_terminal(compare: Compare) -> None:
     first, second = keep(), keep(device="cuda")
     _rewrite(second / METRICS, lambda text: json.dumps(json.loads(text) | {"fingerprint": "\x1b[31m\n"}))
     code, _, err = compare(first, second)
-    assert (code, err.count("\n"), "\x1b" in err, "records \ufffd[31m\ufffd..." in err) == (2, 1, False, True)
+    assert (code, err.count("\n"), "\x1b" in err, "fingerprint \ufffd[31m\ufffd..." in err) == (2, 1, False, True)
 
 
 @pytest.mark.parametrize(
@@ -560,6 +585,13 @@ def test_the_table_has_a_column_a_run_and_the_figures_that_matter(compare: Compa
     assert rows["device"] == ["cpu:", "A", "processor", "cuda:", "A", "graphics", "card"]
 
 
+def test_the_table_has_a_row_for_workers_only_where_some_run_had_more_than_one(compare: Compare) -> None:
+    one, four, elsewhere = keep(), keep(trained_by=4), keep(seed=1, trained_here=False)
+    rows = [line.split() for line in compare(one, four, elsewhere)[1].splitlines() if line.startswith("workers")]
+    assert rows == [["workers", "1", "4", "not", "known"]]
+    assert not [line for line in compare(one, elsewhere)[1].splitlines() if line.startswith("workers")]
+
+
 def test_a_run_that_was_not_trained_here_has_no_seconds_an_epoch(compare: Compare) -> None:
     _, out, _ = compare(keep(), keep(seed=1, trained_here=False))
     assert next(line for line in out.splitlines() if line.startswith("seconds")).split()[3:] == ["12.5", "not", "known"]
@@ -641,7 +673,12 @@ def _in_a_process(
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, env=variables, check=False)
 
 
-def test_a_comparison_needs_no_pytorch_git_scipy_or_plotting_library(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("way", "loaded"), [((), ["rich"]), (("--json",), []), (("--markdown",), [])], ids=["terminal", "json", "markdown"]
+)
+def test_a_comparison_loads_no_pytorch_git_scipy_or_plotting_library_and_a_terminals_only_for_a_terminal(
+    tmp_path: Path, way: tuple[str, ...], loaded: list[str]
+) -> None:
     keep(), keep(device="cuda")
     code = """
 import sys
@@ -649,10 +686,10 @@ from pipeline.cli import main
 try:
     main()
 except SystemExit as stop:
-    print(sorted({"torch", "scipy", "plotly", "jinja2", "PIL", "dvc"} & set(sys.modules)), stop.code, file=sys.stderr)
+    print(sorted({"torch", "scipy", "plotly", "jinja2", "PIL", "dvc", "rich"} & set(sys.modules)), stop.code, file=sys.stderr)
 """
-    done = _in_a_process(["compare"], code, PATH=str(tmp_path))
-    assert done.stderr == b"[] 0\n"
+    done = _in_a_process(["compare", *way], code, PATH=str(tmp_path))
+    assert done.stderr.decode() == f"{loaded} 0\n"
 
 
 def test_shares_are_rounded_to_all_or_none_only_where_they_are() -> None:
