@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import cli, files
-from pipeline.errors import UserError
+from pipeline.errors import UserError, printable
 from tools import markers
 from tools.results import README, RESULTS
 
@@ -44,7 +44,7 @@ def main() -> None:
         if not arguments.quick:
             print(f"wrote {write(table, device)}")
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable(str(error))}")
 
 
 def bench(device: torch.device, quick: bool = False) -> str:

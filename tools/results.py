@@ -10,7 +10,7 @@ import msgspec
 
 from pipeline import params
 from pipeline.comparison import markdown, verdict, wording
-from pipeline.errors import UserError
+from pipeline.errors import UserError, printable
 from pipeline.params import Compare
 from pipeline.runs import kept
 from pipeline.runs.kept import Run
@@ -29,7 +29,7 @@ def main() -> None:
     try:
         markers.replace(README, NAME, block(RESULTS, params.load().compare))
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable(str(error))}")
     print(f"{README}: the table is that of {RESULTS}/")
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from pipeline import numerics
 from pipeline.data.dataset import Dataset
-from pipeline.draws import integers
+from pipeline.draws import random_integers
 from pipeline.evaluation import evaluate
 from pipeline.model import SimpleCNN, initialise
 from pipeline.params import Evaluate, Train
@@ -30,7 +30,7 @@ def random_set(train: int, test: int = 10_000) -> Dataset:
     """Random images and labels."""
     arrays = []
     for name, count in (("train", train), ("test", test)):
-        pixels = np.resize(integers(f"bench/{name}", 256, 2**20).astype(np.uint8), count * 3072)
+        pixels = np.resize(random_integers(f"bench/{name}", 256, 2**20).astype(np.uint8), count * 3072)
         arrays += [pixels.reshape(-1, 3, 32, 32), (np.arange(count) % 10).astype(np.uint8)]
     return Dataset("random", tuple("0123456789"), *arrays)
 
