@@ -41,7 +41,7 @@ COLOURS = 8
 def write(path: Path, report: Report, runs: list[Run]) -> None:
     """Write the page; the pictures come from data/ where it holds the first run's data set. Raises UserError."""
     # Not every string of JSON, nor every name of a folder, can be written as UTF-8.
-    files.write_bytes(path, render(report, runs, _pictured(runs[0])).encode(errors="replace"))
+    files.write_output(path, render(report, runs, _pictured(runs[0])).encode(errors="replace"))
 
 
 def _pictured(first: Run) -> Dataset | None:
