@@ -14,7 +14,7 @@ SECONDS = 10
 """The longest that Git may take."""
 
 
-def revision(folder: Path) -> str | None:
+def describe(folder: Path) -> str | None:
     """What `git describe` says of the repository that holds `folder`, as printable text; None where it says nothing.
 
     None without Git, without a repository, in one that Git takes for unsafe, or when Git does not answer in time. A tag's

@@ -55,9 +55,11 @@ def prepare() -> None:
     sys.stdout, sys.stderr = _stream(sys.stdout, 1), _stream(sys.stderr, 2)
 
 
-def _stream(given: TextIO | None, number: int) -> Stream:
-    if not isinstance(given, io.TextIOWrapper):  # None where the stream was closed
+def _stream(given: TextIO | None, number: int) -> TextIO:
+    if given is None:
         return Stream(io.BufferedWriter(io.FileIO(number, "w", closefd=False)), encoding="utf-8", errors="replace")
+    if not isinstance(given, io.TextIOWrapper) or given.fileno() != number:
+        return given  # no stream of the shell's
     return Stream(
         given.buffer, encoding=given.encoding, errors="replace", line_buffering=given.line_buffering, write_through=given.write_through
     )
