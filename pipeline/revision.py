@@ -21,7 +21,6 @@ def describe(folder: Path) -> str | None:
     name is bytes: what is not UTF-8 or not printable in it becomes U+FFFD.
     """
     environment = {name: value for name, value in os.environ.items() if name not in OF_A_REPOSITORY}
-    environment["GIT_OPTIONAL_LOCKS"] = "0"  # do not write the index to make the next call quicker
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, timeout=SECONDS)
