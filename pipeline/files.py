@@ -95,7 +95,7 @@ def _kind(path: Path) -> str | None:
     """What `path`, or what it links to, is, where that is not a regular file; None for a file and for nothing."""
     try:
         return KINDS.get(stat.S_IFMT(path.stat().st_mode))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
@@ -210,7 +210,7 @@ def write_output(path: Path, content: bytes) -> None:
 
 def _standard_stream(path: Path) -> int | None:
     """1 or 2 where `path` names what standard output or standard error goes to, whatever that is."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         at = path.stat()
         for number in (1, 2):
             with contextlib.suppress(OSError):
