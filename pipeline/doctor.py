@@ -1,9 +1,11 @@
-"""What this environment can do: PyTorch, devices, driver, threads, workspace, cache, disk. Changes nothing."""
+"""What this environment can do: Python, packages, PyTorch, devices, driver, threads, workspace, cache, disk. Changes nothing."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +22,8 @@ DEVICE = "device"
 NEEDED_BYTES = 10**9
 """CIFAR-10's archive, the data set made of it, DVC's copy of that, and room for the runs."""
 
+PROJECT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = PROJECT / "requirements" / "run.in"
 SECONDS = 60
 """The longest that a program which is asked may take."""
 
@@ -67,6 +71,15 @@ def _python() -> str:
             "activate the environment first: . .venv/bin/activate, or use make repro"
         )
     return f"{platform.python_version()}, {sys.executable}, as `python` in dvc.yaml"
+
+
+def _packages() -> str:
+    if not REQUIREMENTS.is_file():
+        raise UserError(f"not known, for {REQUIREMENTS} is not there")
+    names = re.findall(r"^[A-Za-z][\w.-]*", REQUIREMENTS.read_text(), re.MULTILINE)
+    if missing := [name for name in names if not any(importlib.metadata.Distribution.discover(name=name))]:
+        raise UserError(f"not installed: {', '.join(missing)}; {MAKE_AGAIN}")
+    return f"all {len(names)} of {REQUIREMENTS.relative_to(PROJECT)} are installed"
 
 
 def _output(*command: str) -> str:
@@ -185,6 +198,7 @@ def _disk() -> str:
 CHECKS: dict[str, Callable[[], str]] = {
     DEVICE: _device,
     "python": _python,
+    "packages": _packages,
     "PyTorch": _pytorch,
     "torchvision": _torchvision,
     "devices": _devices,

@@ -69,8 +69,8 @@ def failed_import(error: BaseException) -> str | None:
         return f"{error} for {sys.executable}; use the project's own: `. .venv/bin/activate`, or make repro (make setup makes it)"
     bodies = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"]
     libraries = [name.partition(".")[0] for name in bodies if name.partition(".")[0] not in ("pipeline", "__main__", "runpy")]
-    if isinstance(error, ImportError) and not libraries:
-        libraries = [(error.name or "a library").partition(".")[0]]
+    if not libraries and isinstance(error, ImportError):  # raised in no file: of a compiled module
+        return _unimportable(error.name.partition(".")[0], str(error)) if error.name else f"{' '.join(str(error).split())}; {MAKE_AGAIN}"
     return _unimportable(libraries[0], f"{type(error).__name__}: {error}") if libraries else None
 
 
