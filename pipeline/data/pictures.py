@@ -11,7 +11,7 @@ import warnings
 from typing import IO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from pipeline.errors import UserError
 
@@ -74,7 +74,7 @@ def _decoded(file: IO[bytes], name: str) -> tuple[Image.Image, tuple[int, ...] |
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image, key
 
 
-def _transparent_colour(image: Image.Image) -> tuple[int, ...] | None:
+def _transparent_colour(image: ImageFile.ImageFile) -> tuple[int, ...] | None:
     """A PNG's transparent colour on the scale of 8 bits. Pillow gives it as the file has it, on the scale of the file's samples."""
     if image.mode not in ("1", "L", "RGB", *_SIXTEEN_BITS) or "transparency" not in image.info:
         return None
