@@ -27,7 +27,6 @@ from torch.utils.data import DataLoader
 
 from pipeline import demo, files, numerics
 from pipeline import device as devices
-from pipeline.comparison import verdict
 from pipeline.comparison.results import RESULTS
 from pipeline.data.dataset import Dataset
 from pipeline.draws import integers
@@ -35,7 +34,8 @@ from pipeline.errors import UserError
 from pipeline.evaluation import evaluate
 from pipeline.model import SimpleCNN, initialise
 from pipeline.params import Evaluate, Train
-from pipeline.training import Trainer
+from pipeline.runs import kept
+from pipeline.training.trainer import Trainer
 
 BATCH = 64
 ROUNDS, STEPS = 24, 10
@@ -109,17 +109,11 @@ def our_steps(data: Dataset, device: torch.device, name: str) -> Step:
     trainer = Trainer(
         data, device, 0, numerics.select(name, device), Train(epochs=1, batch_size=BATCH, lr=0.001, momentum=0.9, log_every=10)
     )
-    full = len(data.train_labels) // BATCH
-    done = 0
 
     def step() -> None:
-        nonlocal done
-        if done % full == 0:
-            trainer.begin_epoch(done // full)
-        trainer.step(done % full)
-        done += 1
-        if done % 10 == 0:
-            trainer.look()
+        trainer.step()
+        if trainer.steps_completed % 10 == 0:
+            trainer.read_step_log()
 
     return step
 
@@ -198,7 +192,7 @@ def child(way: str, images: int, epochs: int, device_name: str) -> None:
 def start_ups() -> dict[str, float]:
     """CPU seconds of commands whose work is little, each the least of three."""
     ours, dvc = [sys.executable, "-m", "pipeline"], [sys.executable, "-m", "dvc"]
-    two = [str(folder.resolve()) for folder in verdict.kept_runs(RESULTS)[:2]]
+    two = [str(folder.resolve()) for folder in kept.listed(RESULTS)[:2]]
     with tempfile.TemporaryDirectory() as name:
         finished, other = Path(name) / "finished", Path(name) / "other"
         demo.repro(finished)
@@ -238,7 +232,7 @@ def bench(device_name: str, quick: bool = False) -> str:
     tests = in_turn(evaluations(data, device), device, 2 if quick else 7, 1)
     guide = steps[GUIDE].median
     lines = [
-        f"Measured {time.strftime('%Y-%m-%d')} on {facts['device']}, {facts['threads']} threads, {facts['cpu_capability']}, PyTorch "
+        f"Measured {time.strftime('%Y-%m-%d')} on {facts['hardware']}, {facts['threads']} threads, {facts['cpu_capability']}, PyTorch "
         f"{facts['torch']}, batch {BATCH}; the ways took turns in {3 if quick else ROUNDS} rounds of {STEPS} steps.",
         "",
         "| a training step, loader included | ms, median | 10 % to 90 % | steps a second | seconds an epoch | ratio to the tutorial's |",
@@ -269,7 +263,7 @@ def bench(device_name: str, quick: bool = False) -> str:
 def write(table: str, device: torch.device, readme: Path = Path("README.md")) -> Path:
     """Keep the table in results/, and put it between the README's two markers."""
     facts = devices.describe(device)
-    words = f"{facts['device']} {facts['cpu_capability']}" if device.type == devices.CPU else facts["device"]
+    words = f"{facts['hardware']} {facts['cpu_capability']}" if device.type == devices.CPU else facts["hardware"]
     path = RESULTS / f"bench-{re.sub('[^a-z0-9]+', '-', words.lower()).strip('-')}.md"
     files.write_text(path, table)
     text = readme.read_text()

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn, Optional
 
 import typer
 
-from pipeline.errors import Interrupted, UserError, printable
+from pipeline.errors import STOP_SIGNALS, Interrupted, UserError, printable
 
 app = typer.Typer(
     add_completion=False,
@@ -24,7 +24,7 @@ app = typer.Typer(
 
 def main() -> NoReturn:
     """Run the command line; a mistake of the user's is one line and exit code 2, a signal 128 + its number."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, _stop)
     # Before PyTorch is imported. Its threads wait for each other by spinning, by default for milliseconds; on a machine that has
     # other work, or fewer CPUs than threads, that made training ten times slower. A few microseconds do (docs/performance.md).
@@ -54,29 +54,32 @@ def _stop(number: int, _frame: object) -> NoReturn:
 
 def _ignore_signals() -> None:
     """We are on our way out: a second signal must not end it with a traceback."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @app.command()
 def download() -> None:
     """Put the data set of params.yaml into data/: the first stage."""
-    from pipeline import params
-    from pipeline.data import dataset, download
+    from pipeline import inputs
 
-    made = download.download(params.load().data)
-    made.save()
-    print(
-        f"{dataset.DATASET}: {made.name}, {len(made.train_images)} training and {len(made.test_images)} test images, digest {made.digest}"
-    )
+    given = inputs.read("download")
+    from pipeline.data import download
+
+    download.stage(given)
 
 
 @app.command()
-def train() -> None:
+def train(
+    checkpoint_seconds: Annotated[float, typer.Option(help="Save the unfinished training every so many seconds.", min=0)] = 15,
+) -> None:
     """Train SimpleCNN on the data set, on the device of params.yaml: the second stage."""
-    from pipeline import params, training
+    from pipeline import inputs
 
-    training.stage(params.load())
+    given = inputs.read("train")
+    from pipeline.training import stage
+
+    stage.train(given, checkpoint_seconds)
 
 
 @app.command()
@@ -85,14 +88,17 @@ def evaluate(
     device: Annotated[Optional[str], typer.Option(help="Compute here instead of on the device of params.yaml.")] = None,
 ) -> None:
     """Evaluate the trained weights on the test images: the third stage; keeps the finished run under runs/."""
-    from pipeline import evaluation, params
+    from pipeline import inputs
 
     if run is None and device is not None:
         raise UserError(f"--device {device} without --run: the stage's device is set in params.yaml; name a kept run with --run")
+    given = inputs.read("evaluate")
+    from pipeline import evaluation
+
     if run is None:
-        evaluation.stage(params.load())
+        evaluation.stage(given)
     else:
-        evaluation.evaluate_kept(run, device or params.load().device)
+        evaluation.evaluate_kept(run, device or given.params.device, given.params.evaluate.batch_size)
 
 
 @app.command()
@@ -100,10 +106,11 @@ def fingerprint(
     runs: Annotated[Optional[list[Path]], typer.Argument(help="Folders with a model; outputs/ by default.", metavar="[RUN]...")] = None,
 ) -> None:
     """Print the SHA-256 of each run's weights: one `HEX  RUN` a line."""
-    from pipeline import run
+    from pipeline import tensors
+    from pipeline.runs import outputs
 
-    for folder in runs or [run.OUTPUTS]:
-        print(f"{run.fingerprint(run.read_model(folder))}  {folder}")
+    for folder in runs or [outputs.OUTPUTS]:
+        print(f"{tensors.fingerprint(outputs.read_weights(folder))}  {folder}")
 
 
 @app.command()
@@ -116,11 +123,14 @@ def compare(
     """Compare kept runs with the first one; exit code 0: identical or equivalent, 1: different, 2: bad input."""
     from pipeline import params
     from pipeline.comparison import terminal, verdict
+    from pipeline.runs import kept
 
     if json and markdown:
         raise UserError("--json and --markdown together: choose one")
     settings = params.load().compare
-    made = verdict.load(runs or verdict.kept_runs())
+    if not runs and (folder := kept.keep_unkept()):
+        print(f"kept as {folder}", file=sys.stderr)
+    made = verdict.load(runs or kept.listed())
     report = verdict.report(made, settings)
     if html is not None:
         from pipeline.comparison import page

@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from pipeline import files, params, run
+from pipeline import files, params, tensors
 from pipeline.device import CPU, accelerators, cpu_limit
 from pipeline.errors import UserError
+from pipeline.runs import outputs
 
 FINGERPRINT = "404435cb92da84ae084ebb4913a1e990d317cfb71df1f82953f70d5139bf5a48"
 """What the demo's weights must be, on every machine, with this version of the numerics."""
@@ -35,8 +36,8 @@ def demo(folder: Path = FOLDER) -> bool:
     """
     repro(folder)
     print("\nThe same training in other ways; each must give the same weights, bit for bit:\n", flush=True)
-    right = _said("dvc repro", run.fingerprint(run.read_model(folder / run.OUTPUTS)))
-    for way, changed, device in ways():
+    right = _said("dvc repro", _fingerprint(folder))
+    for way, changed, device in variants():
         right &= _said(way, train_again(folder, way, changed, device))
     verdict = "every fingerprint is the one in the README" if right else "a fingerprint is NOT the one in the README: please report it"
     print(f"\n{verdict}: {FINGERPRINT}")
@@ -61,7 +62,7 @@ def lay_out(folder: Path) -> None:
     files.write_text(folder / params.PARAMS, yaml.safe_dump(settings, sort_keys=False))
 
 
-def ways() -> list[tuple[str, dict[str, str], str]]:
+def variants() -> list[tuple[str, dict[str, str], str]]:
     """Other ways to train on this machine: what each is called, the environment variables that make it, the device."""
     found = [(f"all {cpu_limit()} threads", {"OMP_NUM_THREADS": str(cpu_limit())}, CPU), ("one thread", {"OMP_NUM_THREADS": "1"}, CPU)]
     plain = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"}
@@ -79,7 +80,11 @@ def train_again(folder: Path, way: str, changed: dict[str, str], device: str) ->
     settings = yaml.safe_load((folder / params.PARAMS).read_text()) | {"device": device}
     files.write_text(own / params.PARAMS, yaml.safe_dump(settings, sort_keys=False))
     _run([sys.executable, "-m", "pipeline", "train"], own, {"PYTHONPATH": str(folder.resolve()), **changed}, quiet=True)
-    return run.fingerprint(run.read_model(own / run.OUTPUTS))
+    return _fingerprint(own)
+
+
+def _fingerprint(folder: Path) -> str:
+    return tensors.fingerprint(outputs.read_weights(folder / outputs.OUTPUTS))
 
 
 def _said(way: str, found: str) -> bool:

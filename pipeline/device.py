@@ -155,12 +155,12 @@ def has_float64(device: torch.device) -> bool:
 def describe(device: torch.device) -> dict[str, Any]:
     """What computes: facts for a run's environment.json, the same for every run on this machine with these settings."""
     facts: dict[str, Any] = {
-        "device": _name(device),
+        "hardware": _name(device),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
     }
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
@@ -216,7 +216,7 @@ class Stopwatch:
         self.seconds += time.perf_counter() - start
 
 
-def captured(step: Callable[[], None], device: torch.device, reset: Callable[[], None]) -> Callable[[], None]:
+def as_cuda_graph(step: Callable[[], None], device: torch.device, reset: Callable[[], None]) -> Callable[[], None]:
     """`step`, to be called again and again: on CUDA as one captured graph, which launches all its kernels at once.
 
     `step` must read and write the same tensors at each call and never look at their values; `reset` must bring what it

@@ -1,7 +1,11 @@
 """What a user can fix."""
 
 import reprlib
+import signal
 from typing import Any
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""The signals that ask a command to end."""
 
 
 class UserError(Exception):

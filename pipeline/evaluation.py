@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from pipeline import device as devices
-from pipeline import files, run
+from pipeline import files, numerics, tensors
+from pipeline.data import dataset
 from pipeline.errors import UserError
+from pipeline.inputs import LOCK, Inputs
 from pipeline.model import SimpleCNN
-from pipeline.numerics import select
-from pipeline.params import Evaluate, Params, section
+from pipeline.params import Evaluate
+from pipeline.runs import kept, outputs, provenance
+from pipeline.runs.environments import Facts
+from pipeline.runs.outputs import HISTORY, MODEL, OUTPUTS, PREDICTIONS, Metrics, Model, Prediction
+from pipeline.tensors import Tensors
 
 if TYPE_CHECKING:
     from pipeline.data.dataset import Dataset
@@ -25,71 +30,93 @@ if TYPE_CHECKING:
 class Evaluation:
     """What evaluation gives."""
 
-    metrics: dict[str, Any]
-    predictions: list[run.Prediction]
-    environment: dict[str, Any]
+    metrics: Metrics
+    predictions: list[Prediction]
+    images_per_second: float
 
 
-def stage(params: Params) -> None:
-    """Evaluate outputs/model.safetensors on data/, write the metrics and predictions, keep the run."""
-    from pipeline.data import dataset
+def stage(inputs: Inputs) -> None:
+    """Evaluate outputs/model.safetensors on data/, write the metrics and predictions, keep the run.
 
-    with files.only_one(run.LOCK, "train or evaluate"):
-        weights = run.read_model(run.OUTPUTS)
+    Raises:
+        UserError: the weights are not those that params.yaml describes, the device or the data set cannot be used, or an input
+            changed while it ran.
+    """
+    params = inputs.params
+    with files.only_one(LOCK, "a stage"):
+        inputs.watch(dataset.DATASET, OUTPUTS / MODEL, OUTPUTS / HISTORY)
+        model = outputs.read_model(OUTPUTS)
         data = dataset.load()
         device = devices.select(params.device)
         devices.prepare(device)
-        numerics = select(params.numerics, device)
+        chosen = numerics.select(params.numerics, device)
+        described = provenance.described_by(params, chosen.version, data.description, model.provenance.code)
+        _check_trained_as(model, described)
         with devices.failures_explained(device):
-            found = evaluate(weights, data, device, numerics, params.evaluate)
-        files.write_json(run.OUTPUTS / run.METRICS, found.metrics)
-        run.write_predictions(run.OUTPUTS, found.predictions)
-        identity = run.identity_of(params, numerics.version, {"name": data.name, "digest": data.digest}, found.metrics["fingerprint"])
-        kept = run.keep(run.OUTPUTS, run.RUNS, identity, found.environment)
-    _report(found.metrics, data.name)
-    print(f"kept as {kept}")
+            evaluation = evaluate(model.weights, data, device, chosen, params.evaluate)
+        inputs.check_unchanged()
+        outputs.write_evaluation(OUTPUTS, evaluation.metrics, evaluation.predictions)
+        facts = Facts(
+            device=params.device,
+            **devices.describe(device),
+            batch_size=params.evaluate.batch_size,
+            images_per_second=evaluation.images_per_second,
+            peak_memory_bytes=devices.peak_memory_bytes(device),
+        )
+        folder = kept.keep(OUTPUTS, evaluated_in=facts)
+    _report(evaluation.metrics, data.name)
+    print(f"kept as {folder}")
 
 
-def evaluate_kept(folder: Path, device_name: str) -> None:
+def _check_trained_as(model: Model, described: provenance.Provenance) -> None:
+    """Refuse weights that params.yaml did not train, and a history that is not theirs."""
+    if others := provenance.differences(model.provenance, described):
+        raise UserError(
+            f"{OUTPUTS / MODEL} was trained otherwise than params.yaml says: {'; '.join(others)}. Run `dvc repro`, which trains again "
+            "(after `dvc unfreeze train` where that stage is frozen), or put params.yaml back"
+        )
+    if outputs.sha256(OUTPUTS / HISTORY) != model.history:
+        raise UserError(f"{OUTPUTS / HISTORY}: not the history of {MODEL} beside it; run `dvc repro`, which makes both again")
+
+
+def evaluate_kept(folder: Path, device_name: str, batch_size: int) -> None:
     """Evaluate a kept run on any device, change no file, and say whether the metrics are those it records.
 
     Raises:
-        UserError: the run is damaged, was evaluated with settings that params would refuse, or data/ holds another data set than its.
+        UserError: the run is damaged, or data/ holds another data set than its.
     """
-    from pipeline.data import dataset
-
-    kept = run.load(folder)
-    settings = section(Evaluate, kept.identity.evaluate, str(folder / run.IDENTITY))
+    run = kept.load(folder)
     data = dataset.load()
-    if data.digest != kept.identity.data["digest"]:
+    theirs = run.identity.data
+    if data.digest != theirs.digest:
         raise UserError(f"{dataset.DATASET} holds '{data.name}' ({data.digest:.12}...), but {folder} was evaluated on "
-                        f"'{kept.identity.data['name']}' ({kept.identity.data['digest']:.12}...): set data in params.yaml and run "
+                        f"'{theirs.name}' ({theirs.digest:.12}...): set data in params.yaml and run "
                         "`python -m pipeline download`")  # fmt: skip
-    if len(kept.predictions) != len(data.test_labels):
-        raise UserError(f"{folder / run.PREDICTIONS}: {len(kept.predictions)} predictions of the {len(data.test_labels)} test images of "
+    if len(run.predictions) != len(data.test_labels):
+        raise UserError(f"{folder / PREDICTIONS}: {len(run.predictions)} predictions of the {len(data.test_labels)} test images of "
                         f"'{data.name}': damaged; make the run again with `dvc repro`")  # fmt: skip
     device = devices.select(device_name)
     devices.prepare(device)
-    numerics = select(kept.identity.numerics, device)
+    chosen = numerics.select(run.identity.numerics, device)
     with devices.failures_explained(device):
-        found = evaluate(kept.weights, data, device, numerics, settings)
-    _report(found.metrics, data.name)
-    pairs = list(zip(found.predictions, kept.predictions, strict=True))
+        evaluation = evaluate(run.weights, data, device, chosen, Evaluate(batch_size=batch_size))
+    _report(evaluation.metrics, data.name)
+    pairs = list(zip(evaluation.predictions, run.predictions, strict=True))
     changed = sum(a.predicted != b.predicted for a, b in pairs)
     equal = not changed and all(np.float32(a.confidence) == np.float32(b.confidence) for a, b in pairs)  # the file has the shortest form
-    same = found.metrics == kept.metrics and equal
-    verdict = "identical to" if same else f"{changed} of {len(found.predictions)} predictions differ from"
+    same = evaluation.metrics == run.metrics and equal
+    verdict = "identical to" if same else f"{changed} of {len(pairs)} predictions differ from"
     print(f"on {device_name}: {verdict} what {folder} records")
 
 
-def _report(metrics: dict[str, Any], name: str) -> None:
-    worst = min(metrics["accuracy_per_class"], key=metrics["accuracy_per_class"].__getitem__)
-    print(f"{name}: accuracy {metrics['accuracy']:.2%}, loss {metrics['loss']:.4f}, worst class {worst} "
-          f"{metrics['accuracy_per_class'][worst]:.2%}, numerics {metrics['numerics']}")  # fmt: skip
-    print(f"fingerprint {metrics['fingerprint']}")
+def _report(metrics: Metrics, name: str) -> None:
+    worst = min(metrics.accuracy_per_class, key=metrics.accuracy_per_class.__getitem__)
+    print(f"{name}: accuracy {metrics.accuracy:.2%}, loss {metrics.loss:.4f}, worst class {worst} "
+          f"{metrics.accuracy_per_class[worst]:.2%}, numerics {metrics.numerics}")  # fmt: skip
+    print(f"fingerprint {metrics.fingerprint}")
 
 
-def load_weights(model: torch.nn.Module, weights: dict[str, np.ndarray] | run.Tensors) -> None:
+def load_weights(model: torch.nn.Module, weights: Tensors) -> None:
     """Put float32 `weights` into `model`.
 
     Raises:
@@ -105,9 +132,7 @@ def load_weights(model: torch.nn.Module, weights: dict[str, np.ndarray] | run.Te
     model.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in weights.items()})
 
 
-def evaluate(
-    weights: dict[str, np.ndarray] | run.Tensors, data: Dataset, device: torch.device, numerics: Numerics, settings: Evaluate
-) -> Evaluation:
+def evaluate(weights: Tensors, data: Dataset, device: torch.device, chosen: Numerics, settings: Evaluate) -> Evaluation:
     """Loss, accuracy and predictions of SimpleCNN with `weights` on the test images.
 
     Raises:
@@ -122,28 +147,20 @@ def evaluate(
     scores = []
     with torch.inference_mode(), clock.running():
         for some_images, some_labels in zip(*(torch.split(t, settings.batch_size) for t in (images, labels)), strict=True):
-            inputs = numerics.images(some_images)
-            with numerics.computing():
-                logits = model(inputs)
-            scores.append(numerics.scores(logits, some_labels))
+            scores.append(chosen.scores(chosen.logits(model, some_images), some_labels))
         losses, predicted, confidence = (torch.cat(parts) for parts in zip(*scores, strict=True))  # each [M]
-        loss = numerics.mean(losses)
+        loss = chosen.mean(losses)
     if not np.isfinite(loss):
         raise UserError(f"the test loss is {loss}: the weights are of no use; train again with a smaller lr")
     hits = (predicted == labels).cpu().numpy()
     of_class = [hits[data.test_labels == i] for i in range(len(data.classes))]
-    metrics = {
-        "accuracy": int(hits.sum()) / len(hits),
-        "loss": loss,
-        "accuracy_per_class": {name: int(of.sum()) / len(of) for name, of in zip(data.classes, of_class, strict=True) if len(of)},
-        "numerics": numerics.version,
-        "fingerprint": run.fingerprint(weights),
-    }
+    metrics = Metrics(
+        accuracy=int(hits.sum()) / len(hits),
+        loss=loss,
+        accuracy_per_class={name: int(of.sum()) / len(of) for name, of in zip(data.classes, of_class, strict=True) if len(of)},
+        numerics=chosen.version,
+        fingerprint=tensors.fingerprint(weights),
+    )
     rows = zip(data.test_labels.tolist(), predicted.tolist(), confidence.tolist(), strict=True)
-    predictions = [run.Prediction(i, data.classes[a], data.classes[p], c) for i, (a, p, c) in enumerate(rows)]
-    environment = {
-        **devices.describe(device),
-        "images_per_second": round(len(images) / clock.seconds, 1),
-        "peak_memory_bytes": devices.peak_memory_bytes(device),
-    }
-    return Evaluation(metrics, predictions, environment)
+    predictions = [Prediction(i, data.classes[a], data.classes[p], c) for i, (a, p, c) in enumerate(rows)]
+    return Evaluation(metrics, predictions, round(len(images) / clock.seconds, 1))

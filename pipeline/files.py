@@ -159,6 +159,16 @@ def only_one(lock: Path, what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def in_turn(lock: Path) -> Iterator[None]:
+    """Hold `lock` for the block; a second process waits. The kernel frees it however the holder dies."""
+    with contextlib.ExitStack() as held:
+        with explained(lock):
+            make_folder(lock.parent)
+            fcntl.flock(held.enter_context(open(lock, "ab")), fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
 def growing(path: Path, keep: int) -> Iterator[Callable[[bytes], None]]:
     """A file that lasts while it grows, so that a download goes on after a crash: its first `keep` bytes, then what the block writes.
 

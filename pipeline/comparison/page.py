@@ -15,10 +15,11 @@ import json
 import math
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from pipeline import files
@@ -27,7 +28,8 @@ from pipeline.comparison.verdict import Report
 from pipeline.data import dataset
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError, printable
-from pipeline.run import Prediction, Run
+from pipeline.runs.kept import Run
+from pipeline.runs.outputs import Prediction
 
 SHOWN_DISAGREEMENTS = 60
 DRAWN_STEPS = 2000
@@ -53,7 +55,7 @@ def _pictured(first: Run) -> Dataset | None:
     except UserError as damaged:
         print(f"no pictures: {printable(str(damaged))}", file=sys.stderr)
         return None
-    same = data.digest == first.identity.data["digest"] and len(data.test_labels) == len(first.predictions)
+    same = data.digest == first.identity.data.digest and len(data.test_labels) == len(first.predictions)
     return data if same else None
 
 
@@ -118,11 +120,11 @@ def _literal(text: str) -> str:
 
 
 def _named(number: int, made: Run) -> str:
-    return f"run {number} ({_literal(made.identity.device)})"
+    return f"run {number} ({_literal(made.identity.device or 'not known')})"
 
 
 def _class_names(runs: list[Run]) -> list[str]:
-    return list(dict.fromkeys(name for made in runs for name in made.metrics["accuracy_per_class"]))
+    return list(dict.fromkeys(name for made in runs for name in made.metrics.accuracy_per_class))
 
 
 def _classes(names: list[str]) -> dict[str, Any]:
@@ -184,7 +186,7 @@ def _per_class(runs: list[Run]) -> Figure:
     classes = _class_names(runs)
     bars = []
     for number, made in enumerate(runs, 1):
-        per_class = made.metrics["accuracy_per_class"]
+        per_class = made.metrics.accuracy_per_class
         bars.append(
             {
                 "type": "bar",
@@ -209,7 +211,7 @@ def _per_class(runs: list[Run]) -> Figure:
 
 def _confusion(number: int, made: Run) -> Figure:
     named = (name for p in made.predictions for name in (p.actual, p.predicted))
-    classes = list(dict.fromkeys([*made.metrics["accuracy_per_class"], *named]))
+    classes = list(dict.fromkeys([*made.metrics.accuracy_per_class, *named]))
     place = {name: i for i, name in enumerate(classes)}
     counts = np.zeros((len(classes), len(classes)), int)
     for p in made.predictions:
@@ -219,7 +221,8 @@ def _confusion(number: int, made: Run) -> Figure:
     text = f"Run {number}: no image was taken for another class."
     if mistakes:
         (actual, predicted), count = mistakes.most_common(1)[0]
-        text = f"Run {number} ({made.identity.device}); its most frequent mistake: {actual} taken for {predicted}, {count} times."
+        device = made.identity.device or "not known"
+        text = f"Run {number} ({device}); its most frequent mistake: {actual} taken for {predicted}, {count} times."
     labels = [_literal(name) for name in classes]
     heat = {
         "type": "heatmap",
@@ -262,7 +265,7 @@ class Card:
 
 
 def _same_images(first: Run, other: Run) -> bool:
-    return bool(first.identity.data["digest"] == other.identity.data["digest"])
+    return bool(first.identity.data.digest == other.identity.data.digest)
 
 
 def _disagreements(runs: list[Run], data: Dataset | None) -> tuple[list[Card], int]:
@@ -311,9 +314,9 @@ class Row:
 def _environments(runs: list[Run]) -> dict[str, list[Row]]:
     """What the runs were made of and where: group -> rows."""
     groups: dict[str, list[dict[str, Any]]] = {
-        "identity": [_flat(asdict(made.identity)) for made in runs],
-        "trained in": [made.environment["train"] or {} for made in runs],
-        "evaluated in": [made.environment["evaluate"] or {} for made in runs],
+        "identity": [_flat(msgspec.to_builtins(made.identity)) for made in runs],
+        "trained in": [msgspec.to_builtins(made.environment.train) or {} for made in runs],
+        "evaluated in": [msgspec.to_builtins(made.environment.evaluate) or {} for made in runs],
     }
     return {
         group: [Row(key, [_fact(key, facts.get(key)) for facts in columns]) for key in dict.fromkeys(k for f in columns for k in f)]

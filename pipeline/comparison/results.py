@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
-from pipeline import files, run
+import msgspec
+
+from pipeline import files
 from pipeline.comparison import terminal, verdict
 from pipeline.errors import UserError
 from pipeline.params import Compare
-from pipeline.run import Run
+from pipeline.runs import kept
+from pipeline.runs.kept import Run
 
 RESULTS = Path("results")
 README = Path("README.md")
@@ -25,22 +27,23 @@ def block(results: Path, settings: Compare) -> str:
         UserError: a run is damaged.
     """
     sets: dict[str, list[Run]] = {}
-    for folder in verdict.kept_runs(results):
-        made = run.load(folder)
-        identity = asdict(made.identity)
-        shared = {key: identity[key] for key in ("seed", "train", "evaluate")} | {"data": made.identity.data["digest"]}
+    for folder in kept.listed(results):
+        made = kept.load(folder)
+        identity = made.identity
+        shared = [identity.seed, msgspec.to_builtins(identity.train), identity.data.digest]
         sets.setdefault(json.dumps(shared, sort_keys=True), []).append(made)
     return "\n\n".join(_table(runs, settings) for runs in sets.values()) or NONE
 
 
 def _table(runs: list[Run], settings: Compare) -> str:
     """A row a run; those with exact numerics first, each with its verdict against the first."""
-    runs = sorted(runs, key=lambda made: (not made.identity.numerics.startswith("exact-"), made.identity.device, made.folder.name))
+    runs = sorted(runs, key=lambda made: (not made.identity.numerics.startswith("exact-"), made.identity.device or "", made.folder.name))
     verdicts = ["", *(verdict.compare(runs[0], other, settings).verdict for other in runs[1:])]
     identity, one = runs[0].identity, terminal.escaped
+    settings_of_training = msgspec.to_builtins(identity.train)
     heading = (
-        f"{one(str(identity.data['name']))}, {len(runs[0].predictions):,} test images, seed {identity.seed}, "
-        + ", ".join(f"{one(str(key))} {one(str(value))}" for key, value in identity.train.items() if key != "log_every")
+        f"{one(identity.data.name)}, {len(runs[0].predictions):,} test images, seed {identity.seed}, "
+        + ", ".join(f"{one(str(key))} {one(str(value))}" for key, value in settings_of_training.items() if key != "log_every")
         + ":"
     )
     names = ["device", "numerics", "accuracy", "loss", "fingerprint", "seconds an epoch"]
@@ -55,8 +58,8 @@ def _table(runs: list[Run], settings: Compare) -> str:
 
 def _trained_with(made: Run) -> str:
     """The CPU threads and instruction set of a run's training; they change the time, and native's bits."""
-    facts = made.environment.get("train") or {}
-    return ", ".join(str(facts[key]) for key in ("threads", "cpu_capability") if key in facts)
+    facts = made.environment.train
+    return ", ".join(str(fact) for fact in (facts and facts.threads, facts and facts.cpu_capability) if fact is not None)
 
 
 def in_readme(text: str) -> tuple[str, str, str]:

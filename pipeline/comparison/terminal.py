@@ -26,7 +26,7 @@ def seconds(value: float | None) -> str:
 FIELDS: dict[str, Callable[[Summary], str]] = {
     "name": lambda s: s.name,
     "data": lambda s: f"{s.data}, {s.images:,} test images",
-    "device": lambda s: s.device if s.hardware is None else f"{s.device}: {s.hardware}",
+    "device": lambda s: ": ".join([s.device or "not known", *filter(None, [s.hardware if s.device else None])]),
     "numerics": lambda s: s.numerics,
     "seed": lambda s: str(s.seed),
     "loss": lambda s: f"{s.loss:.6f}",

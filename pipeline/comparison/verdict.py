@@ -8,13 +8,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 
-from pipeline import run
-from pipeline.comparison import paired
+from pipeline.comparison import paired_statistics
 from pipeline.errors import UserError
 from pipeline.params import Compare
-from pipeline.run import Run
+from pipeline.runs import kept
+from pipeline.runs.kept import Run
+from pipeline.runs.outputs import PREDICTIONS, Metrics
 
 Verdict = Literal["identical", "equivalent", "different"]
 ORDER: tuple[Verdict, ...] = ("identical", "equivalent", "different")
@@ -33,7 +35,8 @@ class Summary:
     data: str
     images: int
     """Test images."""
-    device: str
+    device: str | None
+    """Where the weights were trained; None where they came from elsewhere."""
     hardware: str | None
     """The device's own name, where the environment tells it."""
     numerics: str
@@ -112,7 +115,7 @@ class Predictions:
     """The second run's accuracy minus the first's, in percentage points."""
     low_points: float
     high_points: float
-    """Tango's score interval of that difference (`paired.interval`)."""
+    """Tango's score interval of that difference (`paired_statistics.interval`)."""
     mcnemar_p: float
 
 
@@ -152,17 +155,11 @@ class Report:
         return asdict(self)
 
 
-def kept_runs(runs: Path = run.RUNS) -> list[Path]:
-    """Every kept run in `runs`, by name, half a run too, so that `run.load` refuses it; hidden folders are being made."""
-    parts = (run.IDENTITY, *run.PARTS)
-    return sorted(path for path in runs.glob("[!.]*") if any(os.path.exists(path / part) for part in parts))
-
-
 def load(folders: list[Path]) -> list[Run]:
     """Read and check the runs to compare.
 
     Raises:
-        UserError: fewer than two, one named twice, or one that `run.load` refuses.
+        UserError: fewer than two, one named twice, or one that `kept.load` refuses.
     """
     if len(folders) < 2:
         found = f"only {folders[0]}" if folders else "none"
@@ -172,7 +169,7 @@ def load(folders: list[Path]) -> list[Run]:
         )
     if twice := [folder for folder, count in Counter(map(os.path.realpath, folders)).items() if count > 1]:
         raise UserError(f"{twice[0]}: named twice; name each run once")
-    return [run.load(folder) for folder in folders]
+    return [kept.load(folder) for folder in folders]
 
 
 def report(runs: list[Run], settings: Compare) -> Report:
@@ -192,26 +189,27 @@ def report(runs: list[Run], settings: Compare) -> Report:
 def summarise(made: Run, number: int) -> Summary:
     """A run's column in the table."""
     identity, metrics = made.identity, made.metrics
-    per_class: dict[str, float] = metrics["accuracy_per_class"]
+    per_class = metrics.accuracy_per_class
     worst = min(per_class, key=per_class.__getitem__)
-    trained, evaluated = made.environment["train"] or {}, made.environment["evaluate"] or {}
-    hardware = (trained or evaluated).get("device")
+    trained, evaluated = made.environment.train, made.environment.evaluate
+    facts = trained or evaluated
+    hardware = facts.hardware if facts else None
     return Summary(
         number=number,
         name=Path(os.path.realpath(made.folder)).name,
         folder=str(made.folder),
-        data=str(identity.data["name"]),
+        data=identity.data.name,
         images=len(made.predictions),
         device=identity.device,
-        hardware=None if hardware is None else str(hardware),
+        hardware=hardware,
         numerics=identity.numerics,
         seed=identity.seed,
-        loss=metrics["loss"],
-        accuracy=metrics["accuracy"],
+        loss=metrics.loss,
+        accuracy=metrics.accuracy,
         worst_class=worst,
         worst_class_accuracy=per_class[worst],
         fingerprint=identity.fingerprint,
-        seconds_per_epoch=trained.get("seconds_per_epoch"),
+        seconds_per_epoch=trained.seconds_per_epoch if trained else None,
     )
 
 
@@ -222,7 +220,7 @@ def compare(first: Run, other: Run, settings: Compare, *, second: int = 2) -> Pa
     losses = _compare_losses(first, other)
     predictions = _compare_predictions(first, other, settings.confidence)
     apart = _first_inequality(first, other, weights, losses, predictions)
-    deciding = [d for d in differences if d.field not in ("device", "numerics")]
+    deciding = [d for d in differences if d.field not in ("device", "numerics", "workers")]
     same_numerics = first.identity.numerics == other.identity.numerics
     broken = False
     verdict: Verdict = "different"
@@ -244,7 +242,7 @@ def compare(first: Run, other: Run, settings: Compare, *, second: int = 2) -> Pa
             f"the {100 * settings.confidence:g} % confidence interval of the difference in accuracy, {low:+.2f} to {high:+.2f} points, "
             f"{'lies' if within else 'does not lie'} within \N{PLUS-MINUS SIGN}{margin:g}"
         )
-    code_differs = first.identity.code.get("digest") != other.identity.code.get("digest")
+    code_differs = first.identity.code != other.identity.code
     return Pair(1, second, verdict, reason, broken, differences, code_differs, weights, losses, predictions)
 
 
@@ -257,10 +255,9 @@ def _short(value: object) -> str:
 def _identity_differences(first: Run, other: Run) -> tuple[Difference, ...]:
     def flat(made: Run) -> dict[str, Any]:
         identity = made.identity
-        fields: dict[str, Any] = {"data.digest": identity.data["digest"], "seed": identity.seed}
-        for section in ("train", "evaluate"):
-            fields |= {f"{section}.{key}": value for key, value in getattr(identity, section).items()}
-        return fields | {"numerics": identity.numerics, "device": identity.device}
+        fields: dict[str, Any] = {"data.digest": identity.data.digest, "seed": identity.seed}
+        fields |= {f"train.{key}": value for key, value in msgspec.to_builtins(identity.train).items()}
+        return fields | {"numerics": identity.numerics, "workers": identity.workers, "device": identity.device}
 
     a, b = flat(first), flat(other)
     return tuple(Difference(key, a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key))
@@ -309,8 +306,8 @@ def _compare_losses(first: Run, other: Run) -> Losses:
 
 def _compare_predictions(first: Run, other: Run, confidence: float) -> Predictions | None:
     a, b = first.predictions, other.predictions
-    digest = first.identity.data["digest"]
-    if digest != other.identity.data["digest"]:
+    digest = first.identity.data.digest
+    if digest != other.identity.data.digest:
         return None
     labels = {(p.actual, q.actual) for p, q in zip(a, b, strict=False)}
     if len(a) != len(b) or any(p != q for p, q in labels):
@@ -318,18 +315,18 @@ def _compare_predictions(first: Run, other: Run, confidence: float) -> Predictio
             what = f"{len(b)} predictions, {first.folder} has {len(a)}"
         elif len(labels) == len({p for p, _ in labels}) == len({q for _, q in labels}):
             p, q = min((p, q) for p, q in labels if p != q)
-            raise UserError(f"{other.folder / run.PREDICTIONS}: the class names differ: {q!r:.40} is {p!r:.40} in {first.folder}, with the "
+            raise UserError(f"{other.folder / PREDICTIONS}: the class names differ: {q!r:.40} is {p!r:.40} in {first.folder}, with the "
                             f"same images and labels ({_short(digest)}); make one of the runs again with the other's names")  # fmt: skip
         else:
             what = f"not the labels of {first.folder}"
         raise UserError(
-            f"{other.folder / run.PREDICTIONS}: {what}, though both name the same data set "
+            f"{other.folder / PREDICTIONS}: {what}, though both name the same data set "
             f"({_short(digest)}); one of them is damaged: make it again with `dvc repro`"
         )
     right_a = np.array([p.actual == p.predicted for p in a])
     right_b = np.array([p.actual == p.predicted for p in b])
     only_first, only_second = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    low, high = paired.interval(only_second, only_first, len(a), confidence)
+    low, high = paired_statistics.interval(only_second, only_first, len(a), confidence)
     return Predictions(
         images=len(a),
         equal_share=sum(p.predicted == q.predicted for p, q in zip(a, b, strict=True)) / len(a),
@@ -339,7 +336,7 @@ def _compare_predictions(first: Run, other: Run, confidence: float) -> Predictio
         difference_points=100 * (only_second - only_first) / len(a),
         low_points=100 * low,
         high_points=100 * high,
-        mcnemar_p=paired.mcnemar(only_first, only_second),
+        mcnemar_p=paired_statistics.mcnemar(only_first, only_second),
     )
 
 
@@ -360,7 +357,7 @@ def _first_inequality(first: Run, other: Run, weights: Weights, losses: Losses, 
     if not predictions.equal:
         image = next(p.index for p, q in zip(first.predictions, other.predictions, strict=True) if p != q)
         return f"their predictions differ, first for test image {image}, though the weights are equal"
-    for key in {**first.metrics, **other.metrics}:
-        if first.metrics.get(key) != other.metrics.get(key):
+    for key in Metrics.__struct_fields__:
+        if getattr(first.metrics, key) != getattr(other.metrics, key):
             return f"their metrics differ in {key}, though the weights and predictions are equal"
     return None

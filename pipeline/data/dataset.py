@@ -7,13 +7,23 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
-from pipeline import files
+from pipeline import tensors
 from pipeline.errors import UserError
-from pipeline.run import fingerprint
 
 DATASET = Path("data") / "dataset.safetensors"
+
+
+class Description(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A data set without its images."""
+
+    name: str
+    digest: str
+    """The fingerprint of the images and labels."""
+    classes: tuple[str, ...]
+    """In the order of the labels."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,12 @@ class Dataset:
     @functools.cached_property
     def digest(self) -> str:
         """The fingerprint of images and labels: what a run's identity records, wherever they came from."""
-        return fingerprint(self.tensors())
+        return tensors.fingerprint(self.tensors())
+
+    @property
+    def description(self) -> Description:
+        """What a model that was trained on this set says of it."""
+        return Description(name=self.name, digest=self.digest, classes=self.classes)
 
     def tensors(self) -> dict[str, np.ndarray]:
         """The four arrays by name."""
@@ -56,26 +71,20 @@ class Dataset:
 
     def save(self, path: Path = DATASET) -> None:
         """Write the set, durably."""
-        import safetensors.numpy
-
-        # one entry: safetensors writes several in an order that changes from call to call
-        metadata = {"dataset": json.dumps({"name": self.name, "classes": self.classes})}
-        files.write_bytes(path, safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in self.tensors().items()}, metadata))
+        tensors.write(path, self.tensors(), ("dataset", json.dumps({"name": self.name, "classes": self.classes})))
 
 
 def load(path: Path = DATASET) -> Dataset:
     """Read a set that `Dataset.save` wrote. Raises UserError when it is missing or damaged."""
-    import safetensors
-
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = json.loads(file.metadata()["dataset"])
-            return Dataset(
-                metadata["name"],
-                tuple(metadata["classes"]),
-                *(file.get_tensor(name) for name in ("train_images", "train_labels", "test_images", "test_labels")),
-            )
+        content, metadata = tensors.read(path)
+        described = json.loads(metadata["dataset"])
+        return Dataset(
+            described["name"],
+            tuple(described["classes"]),
+            *(content[name] for name in ("train_images", "train_labels", "test_images", "test_labels")),
+        )
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run `python -m pipeline download`, or `dvc repro`, first") from None
-    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (tensors.Damaged, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: damaged ({error}); run `python -m pipeline download` again") from None

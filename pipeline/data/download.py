@@ -6,17 +6,29 @@ import os
 import re
 from pathlib import Path
 
-from pipeline import run
-from pipeline.data import archive, synthetic
+from pipeline import files
+from pipeline.data import archive, dataset, synthetic
 from pipeline.data.dataset import Dataset
 from pipeline.data.fetch import Expected, Patience, digest, fetch
 from pipeline.errors import UserError, shown
+from pipeline.inputs import CACHE, LOCK, Inputs
 from pipeline.params import URL, Archive, Cifar10, Data
 
-DOWNLOADS = run.CACHE / "downloads"
+DOWNLOADS = CACHE / "downloads"
 MIRROR = "PIPELINE_CIFAR10_MIRROR"
 """The environment variable that names a mirror of the user's own."""
 OFFLINE = "work offline with `source: synthetic` in params.yaml"
+
+
+def stage(inputs: Inputs) -> None:
+    """Put the data set of params.yaml into data/. Raises UserError as `download` does, or when params.yaml changed meanwhile."""
+    with files.only_one(LOCK, "a stage"):
+        data = download(inputs.params.data)
+        inputs.check_unchanged()
+        data.save()
+    print(
+        f"{dataset.DATASET}: {data.name}, {len(data.train_images)} training and {len(data.test_images)} test images, digest {data.digest}"
+    )
 
 
 def download(data: Data, cache: Path = DOWNLOADS, patience: Patience = Patience()) -> Dataset:  # noqa: B008 - frozen

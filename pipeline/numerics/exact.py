@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from pipeline.errors import UserError
 from pipeline.numerics import layers
 from pipeline.numerics.reductions import Matmul, convolution
+from pipeline.workers import Group
 
 VERSION = "exact-1"
 """Changes whenever the bits change; docs/exact-numerics.md defines it."""
@@ -25,12 +26,28 @@ SNAP = 2.0**-64
 """Weights and velocities up to this are zero, so the state holds no subnormal and no negative zero."""
 
 
+class SGD:
+    """SGD with momentum as torch.optim.SGD defines it: each product and sum a kernel of its own, so rounded by itself."""
+
+    def __init__(self, weights: Tensor, lr: float, momentum: float) -> None:
+        self.weights = weights  # float32 [P]
+        self.state = {"velocity": torch.zeros_like(weights)}
+        self.lr, self.momentum = (torch.tensor(value, dtype=torch.float32, device=weights.device) for value in (lr, momentum))
+
+    def step(self, gradient: Tensor) -> None:
+        """Update the weights and the velocity with a float32 gradient [P]."""
+        velocity = self.state["velocity"]
+        torch.add(velocity * self.momentum, gradient, out=velocity)
+        velocity.copy_(F.hardshrink(velocity, SNAP))
+        self.weights.copy_(F.hardshrink(self.weights - velocity * self.lr, SNAP))
+
+
 class Exact:
     """Exact numerics, as `numerics.select` returns them."""
 
     version = VERSION
 
-    def images(self, batch: Tensor) -> Tensor:
+    def model_input(self, batch: Tensor) -> Tensor:
         """What the model is given for uint8 images [N, 3, 32, 32]: the bytes themselves, standing for byte / 255."""
         return batch
 
@@ -38,14 +55,23 @@ class Exact:
         """The mode in which a model and its loss compute exactly."""
         return _Exactly()
 
-    def update(self, weights: Tensor, velocity: Tensor, gradient: Tensor, lr: Tensor, momentum: Tensor) -> None:
-        """SGD with momentum as torch.optim.SGD defines it, in place: each product and sum a kernel, so rounded by itself.
+    def logits(self, model: torch.nn.Module, images: Tensor) -> Tensor:
+        """The model's float32 logits [N, C] for uint8 images."""
+        with self.computing():
+            logits: Tensor = model(self.model_input(images))
+        return logits
 
-        All float32 on one device: weights, velocity and gradient [P], lr and momentum 0-dim.
-        """
-        torch.add(velocity * momentum, gradient, out=velocity)
-        velocity.copy_(F.hardshrink(velocity, SNAP))
-        weights.copy_(F.hardshrink(weights - velocity * lr, SNAP))
+    def loss_and_gradients(
+        self, model: torch.nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The batch's mean loss, float32 0-dim, and its gradient for each of the model's parameters."""
+        with self.computing():
+            loss = F.cross_entropy(model(self.model_input(images)), labels)
+        return loss.detach(), list(torch.autograd.grad(loss, list(model.parameters())))
+
+    def optimizer(self, weights: Tensor, lr: float, momentum: float) -> SGD:
+        """The update of float32 `weights` [P], in place."""
+        return SGD(weights, lr, momentum)
 
     def scores(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For float32 logits [N, C] and int64 labels [N]: losses float64 [N], predicted classes int64 [N], confidences float32 [N].

@@ -11,6 +11,21 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pipeline.numerics.exact import max_pool2d
+from pipeline.workers import Group
+
+
+class SGD:
+    """SGD with momentum as torch.optim.SGD defines it."""
+
+    def __init__(self, weights: Tensor, lr: float, momentum: float) -> None:
+        self.weights = weights  # float32 [P]
+        self.state = {"velocity": torch.zeros_like(weights)}
+        self.lr, self.momentum = (torch.tensor(value, dtype=torch.float32, device=weights.device) for value in (lr, momentum))
+
+    def step(self, gradient: Tensor) -> None:
+        """Update the weights and the velocity with a float32 gradient [P]."""
+        velocity = self.state["velocity"].mul_(self.momentum).add_(gradient)
+        self.weights.sub_(velocity * self.lr)
 
 
 class Native:
@@ -18,7 +33,7 @@ class Native:
 
     version = "native"
 
-    def images(self, batch: Tensor) -> Tensor:
+    def model_input(self, batch: Tensor) -> Tensor:
         """What the model is given for uint8 images [N, 3, 32, 32]: float32 in [0, 1], as torchvision's ToTensor makes."""
         return batch.float().div_(255)
 
@@ -26,10 +41,23 @@ class Native:
         """The mode in which a model computes: PyTorch's kernels, but for max-pooling."""
         return _FastPooling()
 
-    def update(self, weights: Tensor, velocity: Tensor, gradient: Tensor, lr: Tensor, momentum: Tensor) -> None:
-        """SGD with momentum as torch.optim.SGD defines it, in place. All float32: [P], [P], [P], 0-dim, 0-dim."""
-        velocity.mul_(momentum).add_(gradient)
-        weights.sub_(velocity * lr)
+    def logits(self, model: torch.nn.Module, images: Tensor) -> Tensor:
+        """The model's float32 logits [N, C] for uint8 images."""
+        with self.computing():
+            logits: Tensor = model(self.model_input(images))
+        return logits
+
+    def loss_and_gradients(
+        self, model: torch.nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The batch's mean loss, float32 0-dim, and its gradient for each of the model's parameters."""
+        with self.computing():
+            loss = F.cross_entropy(model(self.model_input(images)), labels)
+        return loss.detach(), list(torch.autograd.grad(loss, list(model.parameters())))
+
+    def optimizer(self, weights: Tensor, lr: float, momentum: float) -> SGD:
+        """The update of float32 `weights` [P], in place."""
+        return SGD(weights, lr, momentum)
 
     def scores(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For float32 logits [N, C] and int64 labels [N]: losses float64 [N], predicted classes int64 [N], confidences float32 [N]."""

@@ -1,0 +1,84 @@
+"""In what environment a stage computed. A run keeps it, but no output of DVC's holds it: equal runs have equal outputs.
+
+A training's environment waits under `.cache/` for the evaluation that keeps the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+
+import msgspec
+
+from pipeline import files, schema
+from pipeline.errors import UserError
+from pipeline.inputs import CACHE
+from pipeline.runs.outputs import Model, read_bytes
+
+WAITING = CACHE / "environments"
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The environment of one stage; what is not known is None."""
+
+    device: str | None = None
+    """As params.yaml names it."""
+    hardware: str | None = None
+    """The device's own name."""
+    threads: int | None = None
+    cpu_capability: str | None = None
+    """The instruction set of PyTorch's kernels."""
+    platform: str | None = None
+    python: str | None = None
+    torch: str | None = None
+    cuda: str | None = None
+    driver: str | None = None
+    cudnn: int | None = None
+    compute_capability: str | None = None
+    batch_size: int | None = None
+    """Of an evaluation."""
+    seconds_per_epoch: float | None = None
+    images_per_second: float | None = None
+    peak_memory_bytes: int | None = None
+
+
+MEASURED = ("seconds_per_epoch", "images_per_second", "peak_memory_bytes")
+"""The facts that are measured, not given: equal runs on one machine differ in them."""
+
+
+class Environment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The environment of a run; None where a stage did not run on this machine, as when its outputs came from a remote."""
+
+    train: Facts | None = None
+    evaluate: Facts | None = None
+
+
+def lasting(facts: Facts | None) -> Facts | None:
+    """The facts that two equal runs on one machine share."""
+    return facts and msgspec.structs.replace(facts, **dict.fromkeys(MEASURED))
+
+
+def read(path: Path) -> Environment:
+    """Read an environment. Raises UserError when it is missing, damaged or not finite."""
+    environment = schema.decode(Environment, read_bytes(path), str(path))
+    for facts in (environment.train, environment.evaluate):
+        if facts and not all(math.isfinite(getattr(facts, name) or 0) for name in MEASURED):
+            raise UserError(f"{path}: damaged: a number in it is not finite")
+    return environment
+
+
+def await_evaluation(model: Model, facts: Facts) -> None:
+    """Leave the environment of the training that gave `model` for the evaluation that keeps its run."""
+    files.write_json(_waiting(model), msgspec.to_builtins(facts))
+
+
+def of_training(model: Model) -> Facts | None:
+    """The environment in which exactly these weights were trained here, or None: never another's."""
+    path = _waiting(model)
+    return schema.decode(Facts, path.read_bytes(), str(path)) if path.exists() else None
+
+
+def _waiting(model: Model) -> Path:
+    trained = hashlib.sha256(msgspec.json.encode(model.provenance, order="sorted")).hexdigest()
+    return WAITING / model.fingerprint[:32] / f"{trained[:32]}.json"

@@ -1,0 +1,240 @@
+"""Finished runs, kept whole under `runs/`, which DVC does not know.
+
+A kept run is one folder: the four outputs, `run.json` (its identity, and the SHA-256 of the four files, so that parts of two
+runs are never taken for one) and `environment.json`. It appears in one rename.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pipeline import files, revision, schema, sources
+from pipeline.errors import UserError, printable
+from pipeline.inputs import CACHE
+from pipeline.runs import environments, outputs
+from pipeline.runs.environments import Environment, Facts
+from pipeline.runs.outputs import HISTORY, METRICS, MODEL, OUTPUTS, PARTS, PREDICTIONS, Metrics, Model, Prediction, Step
+from pipeline.runs.provenance import Provenance
+from pipeline.tensors import Tensors
+
+RUNS = Path("runs")
+IDENTITY = "run.json"
+ENVIRONMENT = "environment.json"
+FORMAT = 2
+
+
+class Identity(Provenance, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a run is. Exact runs with equal provenance must have equal bits."""
+
+    device: str | None
+    """Where the weights were trained, as params.yaml names it; None where they came from elsewhere."""
+    fingerprint: str
+    """The weights'."""
+    evaluation_code: str | None
+    """The digest of the sources that evaluated; None where the evaluation came from elsewhere."""
+    revision: str | None
+    """Git's name for the commit of the sources that trained, where they are the ones that are here."""
+
+    @property
+    def provenance(self) -> Provenance:
+        """What trained the weights."""
+        return Provenance(**{name: getattr(self, name) for name in Provenance.__struct_fields__})
+
+
+class _Document(Identity, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`run.json`."""
+
+    format: int
+    files: dict[str, str]
+    """Part -> its SHA-256."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A kept run, read and checked: its parts belong together."""
+
+    folder: Path
+    identity: Identity
+    environment: Environment
+    metrics: Metrics
+    history: list[Step]
+    predictions: list[Prediction]
+    weights: Tensors
+
+
+# --- keeping -------------------------------------------------------------------------------------------------------
+
+
+def keep(folder: Path = OUTPUTS, runs: Path | None = None, evaluated_in: Facts | None = None) -> Path:
+    """Keep the finished run in `folder`, whole, under a name of its own in `runs`; return its folder.
+
+    Everything that is claimed of the training comes from the model itself. A run that is kept already stays as it is; one with
+    another result is another run. Without `evaluated_in` a run with the same files counts as kept already.
+
+    Raises:
+        UserError: the parts do not belong together.
+    """
+    runs = runs or runs_folder()
+    model = outputs.read_model(folder)
+    _check_parts(folder, model, outputs.read_metrics(folder), outputs.read_predictions(folder))
+    parts = {name: outputs.read_bytes(folder / name) for name in PARTS}
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
+    if evaluated_in is None and (kept := _with_files(runs, sums)):
+        return kept
+    environment = Environment(train=environments.of_training(model), evaluate=evaluated_in)
+    identity = _identity(model, environment)
+    target = runs / _name(identity, environment, sums)
+    with files.in_turn(runs.parent / CACHE / "keep.lock"):
+        if (target / IDENTITY).exists():
+            return target
+        if target.exists():
+            raise UserError(f"{target}: is there, but without {IDENTITY}; move it away and run again")
+        with files.publishing(target) as part:
+            for name, content in parts.items():
+                files.write_bytes(part / name, content)
+            files.write_json(part / ENVIRONMENT, msgspec.to_builtins(environment))
+            files.write_json(part / IDENTITY, {"format": FORMAT, **msgspec.to_builtins(identity), "files": sums})
+    return target
+
+
+def keep_unkept(folder: Path = OUTPUTS) -> Path | None:
+    """Keep the run in `folder` if it is finished and not kept yet; return its new folder, or None.
+
+    Where DVC brought the files from a cache or a remote, no stage ran here that would have kept them. What cannot be kept is said
+    on standard error: the runs that are kept can be compared all the same.
+    """
+    if not all((folder / name).exists() for name in PARTS):
+        return None
+    before = listed(runs_folder())
+    try:
+        if outputs.read_metrics(folder).fingerprint != outputs.read_model(folder).fingerprint:
+            return None  # the evaluation is still to come
+        target = keep(folder)
+    except UserError as reason:
+        print(f"{folder}/ is not kept: {printable(str(reason))}", file=sys.stderr)
+        return None
+    return None if target in before else target
+
+
+def runs_folder() -> Path:
+    """Where finished runs go: `runs/` here, or that of the project that started a DVC experiment elsewhere (`--temp`, `--queue`)."""
+    started_by = os.environ.get("DVC_ROOT")
+    if not started_by:
+        return RUNS
+    here, experiments = Path.cwd(), Path(started_by).resolve() / ".dvc" / "tmp" / "exps"
+    copy = next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
+    if experiments not in copy.parents:
+        return RUNS
+    return Path(started_by) / here.relative_to(copy) / RUNS
+
+
+def _identity(model: Model, environment: Environment) -> Identity:
+    here = sources.digest("train") == model.provenance.code
+    return Identity(
+        **{name: getattr(model.provenance, name) for name in Provenance.__struct_fields__},
+        device=environment.train.device if environment.train else None,
+        fingerprint=model.fingerprint,
+        evaluation_code=sources.digest("evaluate") if environment.evaluate else None,
+        revision=revision.describe(sources.PACKAGE) if here else None,
+    )
+
+
+def _name(identity: Identity, environment: Environment, sums: dict[str, str]) -> str:
+    """A folder's name that no other run has: equal runs on one machine share it."""
+    matters: list[Any] = [msgspec.structs.replace(identity, revision=None), sums]
+    matters += [environments.lasting(facts) for facts in (environment.train, environment.evaluate)]
+    words = [identity.data.name, identity.numerics, (identity.device or "").replace(":", ""), f"seed{identity.seed}"]
+    return "-".join([*filter(None, words), hashlib.sha256(msgspec.json.encode(matters, order="sorted")).hexdigest()[:8]])
+
+
+def _with_files(runs: Path, sums: dict[str, str]) -> Path | None:
+    for folder in listed(runs):
+        try:
+            if _document(folder).files == sums:
+                return folder
+        except UserError:
+            continue  # whoever reads that run is told
+    return None
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+def listed(runs: Path = RUNS) -> list[Path]:
+    """Every kept run in `runs`, by name, half a run too, so that `load` refuses it; hidden folders are being written."""
+    parts = (IDENTITY, *PARTS)
+    return sorted(path for path in runs.glob("[!.]*") if any(os.path.exists(path / part) for part in parts))
+
+
+def load(folder: Path) -> Run:
+    """Read a kept run and check that its parts belong together.
+
+    Raises:
+        UserError: a part is missing, damaged, not finite or of another run; names the file and the reason.
+    """
+    if not os.path.isdir(folder):  # unlike Path's, it has no name that it refuses with an error
+        raise UserError(f"{folder}: not a folder; kept runs are under {RUNS}/")
+    document = _document(folder)
+    identity = Identity(**{name: getattr(document, name) for name in Identity.__struct_fields__})
+    environment = environments.read(folder / ENVIRONMENT)
+    model, metrics = outputs.read_model(folder), outputs.read_metrics(folder)
+    history, predictions = outputs.read_history(folder), outputs.read_predictions(folder)
+    if model.fingerprint != identity.fingerprint:
+        raise UserError(
+            f"{folder / MODEL}: its fingerprint is {model.fingerprint:.12}..., but {IDENTITY} records "
+            f"{identity.fingerprint:.12}...; the weights were changed after the run"
+        )
+    if model.provenance != identity.provenance:
+        raise UserError(f"{folder / IDENTITY}: claims another training than the one that {MODEL} says made it; changed after the run")
+    _check_parts(folder, model, metrics, predictions)
+    for name in PARTS:
+        if outputs.sha256(folder / name) != document.files.get(name):
+            raise UserError(f"{folder / name}: changed after the run, or of another run (its SHA-256 is not the one in {IDENTITY})")
+    return Run(folder, identity, environment, metrics, history, predictions, model.weights)
+
+
+class _Format(msgspec.Struct):
+    format: Any
+
+
+def _document(folder: Path) -> _Document:
+    path = folder / IDENTITY
+    content = outputs.read_bytes(path)
+    version = schema.decode(_Format, content, str(path)).format
+    if version != FORMAT:
+        raise UserError(
+            f"{path}: format {version!r:.20}; this version reads format {FORMAT}: make the run again with `dvc repro`, "
+            "or read it with the version that made it"
+        )
+    return schema.decode(_Document, content, str(path))
+
+
+def _check_parts(folder: Path, model: Model, metrics: Metrics, predictions: list[Prediction]) -> None:
+    """Raise UserError where the parts of a run contradict each other."""
+    if outputs.sha256(folder / HISTORY) != model.history:
+        raise UserError(f"{folder / HISTORY}: not the history of {MODEL}: changed, or of another training; run `dvc repro` again")
+    if metrics.fingerprint != model.fingerprint:
+        raise UserError(
+            f"{folder / METRICS}: of weights with the fingerprint {metrics.fingerprint:.12}..., but those in {MODEL} have "
+            f"{model.fingerprint:.12}...; run `dvc repro` again"
+        )
+    if metrics.numerics != (trained_with := model.provenance.numerics):
+        raise UserError(f"{folder / METRICS}: computed with {metrics.numerics:.20}, but {MODEL} was trained with {trained_with}")
+    images = Counter(p.actual for p in predictions)
+    hits = Counter(p.actual for p in predictions if p.predicted == p.actual)
+    counted = {"accuracy": hits.total() / len(predictions), "accuracy_per_class": {name: hits[name] / images[name] for name in images}}
+    for key, value in counted.items():
+        if getattr(metrics, key) != value:
+            raise UserError(
+                f"{folder / METRICS}: damaged: '{key}' is {getattr(metrics, key)!s:.80}, but by {PREDICTIONS} it is {value!s:.80}"
+            )
+    if unknown := {name for p in predictions for name in (p.actual, p.predicted)} - set(model.provenance.data.classes):
+        raise UserError(f"{folder / PREDICTIONS}: the class {min(unknown)!r:.80} is none of those in {MODEL}")

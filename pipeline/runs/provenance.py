@@ -1,0 +1,50 @@
+"""What trained a model's weights. It is written into the file of the weights, so it goes wherever they go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from pipeline.data.dataset import Description
+from pipeline.params import Params, Train
+
+
+class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that the bits of the weights depend on, and nothing that may differ between equal trainings.
+
+    So the device is no part of it.
+    """
+
+    data: Description
+    seed: int
+    numerics: str
+    """With its version: `exact-1`, or `native`."""
+    train: Train
+    code: str
+    """The digest of the sources that trained (`sources.digest`)."""
+    workers: int | None = None
+    """For native numerics how many workers trained, for their bits depend on it; else None."""
+
+
+def described_by(params: Params, numerics: str, data: Description, code: str) -> Provenance:
+    """The training that `params` describe, with this version of the numerics, on this data set, by these sources."""
+    return Provenance(data=data, seed=params.seed, numerics=numerics, train=params.train, code=code)
+
+
+def differences(found: Provenance, wanted: Provenance) -> list[str]:
+    """What differs between two trainings, a phrase each; the sources apart, which may differ and give the same bits."""
+    flat, others = _flat(found), _flat(wanted)
+    return [f"{key} is {_short(flat[key])}, not {_short(others[key])}" for key in flat if key != "code" and flat[key] != others[key]]
+
+
+def _flat(provenance: Provenance) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in msgspec.to_builtins(provenance).items():
+        flat |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return f"{text:.12}..." if len(text) > 40 else text

@@ -1,0 +1,67 @@
+"""The code that matters: the sources that can change what a stage writes, and their digest.
+
+`dvc.yaml` names the same files as each stage's dependencies, the key of an unfinished training and a run's identity hold the
+digest, and a test holds the lists to what the stages import. A file is named, never a folder, so what an editor leaves beside
+the sources is neither a source nor an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from pipeline.errors import UserError
+
+PACKAGE = Path(__file__).parent
+
+_EVERY_STAGE = ("files.py", "inputs.py", "params.py", "schema.py", "sources.py", "tensors.py")
+_NUMERICS = (
+    "numerics/__init__.py",
+    "numerics/exact.py",
+    "numerics/grid.py",
+    "numerics/layers.py",
+    "numerics/native.py",
+    "numerics/reductions.py",
+    "numerics/transcendental.py",
+)
+_MODEL = ("data/dataset.py", "device.py", "draws.py", "model.py", *_NUMERICS, "runs/outputs.py", "runs/provenance.py", "workers.py")
+
+STAGES: dict[str, tuple[str, ...]] = {
+    "download": (
+        *_EVERY_STAGE,
+        "data/archive.py",
+        "data/dataset.py",
+        "data/download.py",
+        "data/fetch.py",
+        "data/pickles.py",
+        "data/synthetic.py",
+        "draws.py",
+    ),
+    "train": (
+        *_EVERY_STAGE,
+        *_MODEL,
+        "training/checkpoint.py",
+        "training/loop.py",
+        "training/signals.py",
+        "training/stage.py",
+        "training/trainer.py",
+    ),
+    "evaluate": (*_EVERY_STAGE, *_MODEL, "evaluation.py"),
+}
+"""Stage -> its sources, relative to the package."""
+
+
+def digest(stage: str) -> str:
+    """SHA-256, in hex, over the names, lengths and bytes of a stage's sources as they are now.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    content = hashlib.sha256()
+    for name in sorted(STAGES[stage]):
+        try:
+            source = (PACKAGE / name).read_bytes()
+        except OSError as error:
+            raise UserError(f"{PACKAGE / name}: cannot be read: {error.strerror}; put the source back and run again") from None
+        content.update(f"{name} {len(source)}\n".encode() + source)
+    return content.hexdigest()

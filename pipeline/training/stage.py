@@ -1,0 +1,53 @@
+"""The `train` stage: data/ -> outputs/model.safetensors and outputs/history.csv."""
+
+from __future__ import annotations
+
+import msgspec
+
+from pipeline import device as devices
+from pipeline import files, numerics
+from pipeline.data import dataset
+from pipeline.inputs import LOCK, Inputs
+from pipeline.runs import environments, outputs, provenance
+from pipeline.runs.environments import Facts
+from pipeline.runs.outputs import MODEL, OUTPUTS
+from pipeline.training import checkpoint, loop
+from pipeline.training.checkpoint import UNFINISHED, Checkpoint
+from pipeline.training.trainer import Trainer
+
+
+def train(inputs: Inputs, checkpoint_seconds: float = checkpoint.SECONDS) -> None:
+    """Train, and write the weights and the history; resume an unfinished training of the same.
+
+    Raises:
+        UserError: the device or the data set cannot be used, the training diverged, or an input changed while it ran.
+        Interrupted: a signal came; the state is saved.
+    """
+    params = inputs.params
+    with files.only_one(LOCK, "a stage"):
+        inputs.watch(dataset.DATASET)
+        data = dataset.load()
+        device = devices.select(params.device)
+        devices.prepare(device)
+        chosen = numerics.select(params.numerics, device)
+        described = provenance.described_by(params, chosen.version, data.description, inputs.code)
+        machine = devices.describe(device) if chosen.version == "native" else None
+        unfinished = Checkpoint(UNFINISHED, {**msgspec.to_builtins(described), "machine": machine})
+        with devices.failures_explained(device):
+            trainer = Trainer(data, device, params.seed, chosen, params.train)
+            training = loop.train(trainer, unfinished, checkpoint_seconds)
+        unfinished.save(checkpoint.State(trainer.steps_completed, training.history, trainer.state()))
+        inputs.check_unchanged()
+        outputs.write_training(OUTPUTS, training.weights, training.history, described)
+        model = outputs.read_model(OUTPUTS)
+        facts = Facts(
+            device=params.device,
+            **devices.describe(device),
+            seconds_per_epoch=training.seconds_per_epoch,
+            images_per_second=training.images_per_second,
+            peak_memory_bytes=devices.peak_memory_bytes(device),
+        )
+        environments.await_evaluation(model, facts)
+        unfinished.remove()
+    print(f"{OUTPUTS / MODEL}: {model.fingerprint}")
+    print(f"{len(training.history)} logged steps, last loss {training.history[-1].loss:.4f}, on {params.device}")
