@@ -81,6 +81,10 @@ class Exact:
         softmax = layers.Softmax(logits)
         return softmax.losses(labels), _first_maximum(logits), softmax.probabilities.amax(1).float()
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The softmax of float32 logits [N, C], float32 [N, C]; a row's largest is its confidence in `scores`."""
+        return layers.Softmax(logits).probabilities.float()
+
     def mean(self, losses: Tensor) -> float:
         """The mean of float64 losses [N]."""
         return float(layers.mean(losses))
