@@ -41,10 +41,10 @@ function show({ logits, predicted, confidences, bytes, reading, computing }) {
   element("save").href = element("seen").toDataURL("image/png");
   const best = [...run.classes.keys()].sort((a, b) => logits[b] - logits[a] || a - b);
   element("bars").replaceChildren(...best.map((index) => bar(run.classes[index], confidences[index])));
-  element("answer").textContent = run.classes[predicted];
   element("time").textContent = `${reading.toFixed(1)} ms to read the picture, ${computing.toFixed(1)} ms to classify it.`;
   element("result").hidden = false;
-  say(`${run.classes[predicted]}, ${percent(confidences[predicted])}.`);
+  say(`${run.classes[predicted]}, ${percent(confidences[predicted])}`);
+  element("result").scrollIntoView({ block: "nearest" });
 }
 
 function bar(name, confidence) {
