@@ -216,16 +216,16 @@ def predict(
     images: Annotated[list[str], typer.Argument(help="Image files; folders of them; - for standard input.", metavar="IMAGE...")],
     json: Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV, with the names' own bytes.")] = False,
-    device: Annotated[str, typer.Option(help="Compute here; as in params.yaml.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Compute here, as in params.yaml; on the CPU by default.")] = "",
 ) -> None:
     """Say what images show; exit code 0: all were answered, 1: some were, 2: none, or bad input."""
     if json and csv:
         raise UserError("--json and --csv together: choose one")
+    from pipeline import device as devices
     from pipeline import predict
 
-    answered, refused = predict.predict(
-        run, images, device, predict.write_json if json else predict.write_csv if csv else predict.write_table
-    )
+    write = predict.write_json if json else predict.write_csv if csv else predict.write_table
+    answered, refused = predict.predict(run, images, device or devices.CPU, write)
     if refused:
         raise typer.Exit(1 if answered else 2)
 

@@ -16,7 +16,7 @@ from pipeline import numerics
 from pipeline.export import page
 from pipeline.model import SimpleCNN, initialise
 from pipeline.predict import Network
-from tests import network_runs
+from tests import goldens, network_runs, reference
 from tests.network_runs import DATA
 
 SCRIPT = (Path(page.__file__).parent / "exact2.js").read_text()
@@ -49,6 +49,31 @@ def predictions(weights: dict[str, np.ndarray], images: np.ndarray) -> list[dict
       });
     """
     return node(program, {"tensors": tensors(weights), "images": images.reshape(len(images), -1).tolist()})
+
+
+class JavaScript(goldens.Reference):
+    """What the goldens ask of an implementation, by exact2.js; the mean and the update, which no prediction needs, by the reference."""
+
+    def function(self, name: str, x: np.ndarray) -> np.ndarray:
+        if name == "softmax":
+            return np.array(node("return given.map((row) => softmax(Float32Array.from(row)).probabilities)", x.tolist()))
+        if name in ("exp", "log"):
+            return np.array(node(f"return given.map({name})", x.tolist()))
+        return super().function(name, x)
+
+    def logits(self, weights: dict[str, np.ndarray], images: np.ndarray) -> np.ndarray:
+        return np.array([one["logits"] for one in predictions(weights, images)], np.float32)
+
+    def evaluation(self, weights: dict[str, np.ndarray], images: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        given = predictions(weights, images)
+        losses = np.array([one["losses"][label] for one, label in zip(given, labels, strict=True)])
+        confidences = np.array([max(one["confidences"]) for one in given], np.float32)
+        return float(reference.mean(losses)), np.array([one["predicted"] for one in given]), confidences
+
+
+@pytest.mark.parametrize("case", ["exact-2-functions", "exact-2-evaluation"])
+def test_exact2_js_gives_the_goldens(case: str) -> None:
+    assert goldens.first_difference(goldens.CASES[case](JavaScript()), goldens.golden(case)) is None
 
 
 def test_the_page_computes_the_pipelines_version() -> None:

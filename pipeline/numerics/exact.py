@@ -70,7 +70,7 @@ class Exact:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The softmax of float32 logits [N, C], float32 [N, C]; a row's largest is its confidence in `scores`."""
-        return layers.Softmax(logits).probabilities.float()
+        return loss.Softmax(logits).probabilities.float()
 
     def mean(self, losses: Tensor) -> float:
         """The mean of float64 losses [N]."""
