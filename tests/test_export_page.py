@@ -149,7 +149,7 @@ def test_every_test_images_confidence_is_its_row_of_the_predictions_to_the_bit(f
 
 
 def drawn(label: str, *shape: int) -> np.ndarray:
-    return draws.integers(label, 256, int(np.prod(shape))).astype(np.uint8).reshape(shape)
+    return draws.random_integers(label, 256, int(np.prod(shape))).astype(np.uint8).reshape(shape)
 
 
 @pytest.mark.browser

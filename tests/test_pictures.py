@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 
 def pixels(label: str, *shape: int) -> np.ndarray:
     """Drawn bytes."""
-    return draws.integers(label, 256, int(np.prod(shape))).astype(np.uint8).reshape(shape)
+    return draws.random_integers(label, 256, int(np.prod(shape))).astype(np.uint8).reshape(shape)
 
 
 def saved(image: Image.Image, file_format: str = "PNG", **options: Any) -> io.BytesIO:

@@ -14,7 +14,7 @@ import numpy as np
 from pipeline import __version__, files
 from pipeline.data import dataset
 from pipeline.device import CPU
-from pipeline.draws import integers
+from pipeline.draws import random_integers
 from pipeline.errors import UserError
 from pipeline.predict import Network
 from pipeline.runs.outputs import Model
@@ -103,7 +103,7 @@ def _images(model: Model) -> tuple[np.ndarray, str]:
         data = dataset.load()
         if data.digest == model.provenance.data.digest:
             return data.test_images, f"test images of {data.name}"
-    drawn = integers("onnx", 256, DRAWN_IMAGES * 3 * 32 * 32).astype(np.uint8).reshape(-1, 3, 32, 32)
+    drawn = random_integers("onnx", 256, DRAWN_IMAGES * 3 * 32 * 32).astype(np.uint8).reshape(-1, 3, 32, 32)
     return drawn, f"drawn images ({dataset.DATASET} does not hold the run's data set)"
 
 

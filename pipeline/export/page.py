@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline import files, offline
 from pipeline.device import CPU
-from pipeline.draws import integers
+from pipeline.draws import random_integers
 from pipeline.errors import UserError
 from pipeline.predict import Network
 from pipeline.runs.outputs import Model
@@ -65,7 +65,7 @@ def _self_test(network: Network) -> dict[str, Any]:
     """A drawn picture as a PNG, its bytes, and the confidences that the page must give for it."""
     from PIL import Image
 
-    image = integers("self-test", 256, 3 * 32 * 32).astype(np.uint8).reshape(3, 32, 32)
+    image = random_integers("self-test", 256, 3 * 32 * 32).astype(np.uint8).reshape(3, 32, 32)
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(file, "PNG")
     picture, content = (base64.b64encode(part).decode() for part in (file.getvalue(), image.tobytes()))
