@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline import device as devices
-from pipeline.draws import random_integers, permutation
+from pipeline.draws import permutation, random_integers
 from pipeline.model import SimpleCNN, initialise
 from pipeline.numerics import grid, loss, registry, self_test, tiles, transcendental, update, weighted
 from pipeline.tensors import fingerprint
