@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from pipeline import device as devices
@@ -11,9 +14,17 @@ from pipeline.inputs import LOCK, Inputs
 from pipeline.runs import environments, outputs, provenance
 from pipeline.runs.environments import Facts
 from pipeline.runs.outputs import MODEL, OUTPUTS
+from pipeline.runs.provenance import Provenance
 from pipeline.training import checkpoint, loop
 from pipeline.training.checkpoint import UNFINISHED, Checkpoint
+from pipeline.training.loop import Training
 from pipeline.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.data.dataset import Dataset
+    from pipeline.numerics import Numerics
 
 
 def train(inputs: Inputs, checkpoint_seconds: float = checkpoint.SECONDS) -> None:
@@ -31,23 +42,38 @@ def train(inputs: Inputs, checkpoint_seconds: float = checkpoint.SECONDS) -> Non
         devices.prepare(device)
         chosen = numerics.select(params.numerics, device)
         described = provenance.described_by(params, chosen.version, data.description, inputs.code)
-        machine = devices.describe(device) if chosen.version == "native" else None
-        unfinished = Checkpoint(UNFINISHED, {**msgspec.to_builtins(described), "machine": machine})
-        with devices.failures_explained(device):
-            trainer = Trainer(data, device, params.seed, chosen, params.train)
-            training = loop.train(trainer, unfinished, checkpoint_seconds)
-        unfinished.save(checkpoint.State(trainer.steps_completed, training.history, trainer.state()))
+        training, facts, unfinished = fit(described, data, device, chosen, UNFINISHED, checkpoint_seconds)
         inputs.check_unchanged()
         outputs.write_training(OUTPUTS, training.weights, training.history, described)
         model = outputs.read_model(OUTPUTS)
-        facts = Facts(
-            device=params.device,
-            **devices.describe(device),
-            seconds_per_epoch=training.seconds_per_epoch,
-            images_per_second=training.images_per_second,
-            peak_memory_bytes=devices.peak_memory_bytes(device),
-        )
         environments.await_evaluation(model, facts)
         unfinished.remove()
     print(f"{OUTPUTS / MODEL}: {model.fingerprint}")
     print(f"{len(training.history)} logged steps, last loss {training.history[-1].loss:.4f}, on {params.device}")
+
+
+def fit(
+    described: Provenance, data: Dataset, device: torch.device, chosen: Numerics, folder: Path, checkpoint_seconds: float
+) -> tuple[Training, Facts, Checkpoint]:
+    """Train as `described` to the end, from the unfinished training of the same in `folder` if there is one, and say where.
+
+    The state of the end is saved in the checkpoint, which the caller removes once the outputs are written.
+
+    Raises:
+        UserError: the device failed, or the training diverged.
+        Interrupted: a signal came; the state is saved.
+    """
+    machine = devices.describe(device) if chosen.version == "native" else None
+    unfinished = Checkpoint(folder, {**msgspec.to_builtins(described), "machine": machine})
+    with devices.failures_explained(device):
+        trainer = Trainer(data, device, described.seed, chosen, described.train)
+        training = loop.train(trainer, unfinished, checkpoint_seconds)
+    unfinished.save(checkpoint.State(trainer.steps_completed, training.history, trainer.state()))
+    facts = Facts(
+        device=str(device),
+        **devices.describe(device),
+        seconds_per_epoch=training.seconds_per_epoch,
+        images_per_second=training.images_per_second,
+        peak_memory_bytes=devices.peak_memory_bytes(device),
+    )
+    return training, facts, unfinished
