@@ -49,7 +49,7 @@ def write(path: Path, tensors: Tensors, metadata: tuple[str, str] | None = None)
     """
     import safetensors.numpy
 
-    contiguous = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    contiguous = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}
     files.write_bytes(path, safetensors.numpy.save(contiguous, dict([metadata]) if metadata else None))
 
 

@@ -14,8 +14,8 @@ from pipeline import numerics
 from pipeline.data.dataset import Dataset
 from pipeline.draws import integers
 from pipeline.params import Train
-from pipeline.run import fingerprint
-from pipeline.training import Trainer
+from pipeline.tensors import fingerprint
+from pipeline.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -34,29 +34,24 @@ def trainer(
     """A trainer on the drawn set, at the beginning of its first epoch."""
     devices.prepare(device)
     settings = Train(epochs=100, batch_size=batch_size, lr=lr, momentum=0.9, log_every=1)
-    made = Trainer(data or drawn_set(), device, seed, numerics.select(name, device), settings)
-    made.begin_epoch(0)
-    return made
+    return Trainer(data or drawn_set(), device, seed, numerics.select(name, device), settings)
 
 
-def run_steps(made: Trainer, steps: int, after: Callable[[int, float], Any] | None = None) -> None:
-    """Train `steps` steps from the start, epoch after epoch; call `after` with each step (from 1) and its loss."""
-    for step in range(steps):
-        epoch, in_epoch = divmod(step, made.steps_per_epoch)
-        if in_epoch == 0:
-            made.begin_epoch(epoch)
-        made.step(in_epoch)
-        ((loss, _),) = made.look()
+def run_steps(given: Trainer, steps: int, after: Callable[[int, float], Any] | None = None) -> None:
+    """Train `steps` steps, epoch after epoch; call `after` with each step (from 1) and its loss."""
+    for _ in range(steps):
+        given.step()
+        (logged,) = given.read_step_log()
         if after:
-            after(step + 1, loss)
+            after(given.steps_completed, logged.loss)
 
 
 def trained_fingerprint(name: str = "exact", steps: int = 8, **arguments: Any) -> str:
     """The fingerprint of the weights after `steps` steps, all losses hashed in."""
-    made = trainer(name, **arguments)
+    given = trainer(name, **arguments)
     losses: list[float] = []
-    run_steps(made, steps, lambda _, loss: losses.append(loss))
-    return hashlib.sha256((fingerprint(made.named_weights()) + "".join(loss.hex() for loss in losses)).encode()).hexdigest()
+    run_steps(given, steps, lambda _, loss: losses.append(loss))
+    return hashlib.sha256((fingerprint(given.named_weights()) + "".join(loss.hex() for loss in losses)).encode()).hexdigest()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -14,15 +15,18 @@ import safetensors.numpy
 import torch
 
 from pipeline import device as devices
-from pipeline import files, numerics, training
-from pipeline.errors import Interrupted, UserError
+from pipeline import files, numerics
+from pipeline.errors import STOP_SIGNALS, Interrupted, UserError
 from pipeline.params import Train
-from pipeline.training import Checkpoint, Trained, Trainer, train
+from pipeline.training import checkpoint as checkpoints
+from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.loop import Training, train
+from pipeline.training.trainer import Trainer
 from tests.steps import CPU, drawn_set
 
 SETTINGS = Train(epochs=2, batch_size=16, lr=0.01, momentum=0.9, log_every=3)
 DATA = drawn_set(72)
-"""Five batches an epoch, the last one of 8 images; rows of the history after steps 3, 6, 9 and 10, the end of an epoch at 5."""
+"""Five batches an epoch, the last one of 8 images; rows of the history, and states, after steps 3, 6, 9 and 10."""
 STEPS = 10
 
 
@@ -40,9 +44,7 @@ def _one_thread():
 
 
 @pytest.fixture(autouse=True)
-def _saved_at_each_look(monkeypatch):
-    """A state is saved whenever the loop looks at the device, and the signals end as they began."""
-    monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+def _signals_end_as_they_began():
     with handlers_kept():
         yield
 
@@ -50,19 +52,19 @@ def _saved_at_each_look(monkeypatch):
 @contextlib.contextmanager
 def handlers_kept():
     """What the signals did before, they do afterwards: a training that one of them stopped goes on noting them."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-def attempt(checkpoint: Checkpoint | None, name: str = "exact", device: torch.device = CPU) -> Trained:
+def attempt(checkpoint: Checkpoint | None, name: str = "exact", device: torch.device = CPU) -> Training:
     devices.prepare(device)
-    return train(DATA, device, 0, numerics.select(name, device), SETTINGS, checkpoint)
+    return train(Trainer(DATA, device, 0, numerics.select(name, device), SETTINGS), checkpoint, checkpoint_seconds=0)
 
 
 @pytest.fixture(scope="module")
-def uninterrupted() -> dict[str, Trained]:
+def uninterrupted() -> dict[str, Training]:
     return {name: attempt(None, name) for name in ("exact", "native")}
 
 
@@ -71,8 +73,8 @@ def at_step(step: int, do: Callable[[], object], monkeypatch: pytest.MonkeyPatch
     taken = [0]
     take = Trainer.step
 
-    def counted(self, in_epoch):
-        take(self, in_epoch)
+    def counted(self):
+        take(self)
         taken[0] += 1
         if taken[0] == step:
             do()
@@ -84,7 +86,7 @@ def die() -> None:
     raise Killed
 
 
-def assert_same(found: Trained, wanted: Trained) -> None:
+def assert_same(found: Training, wanted: Training) -> None:
     assert found.history == wanted.history
     assert {name: array.tobytes() for name, array in found.weights.items()} == {n: a.tobytes() for n, a in wanted.weights.items()}
 
@@ -100,7 +102,7 @@ def test_a_training_killed_after_any_step_resumes_and_ends_in_the_same_bits(name
                 attempt(checkpoint, name)
         capsys.readouterr()
         assert_same(attempt(Checkpoint(checkpoint.folder, {"seed": 0}), name), uninterrupted[name])
-        saved = max((look for look in (3, 5, 6, 9) if look < step), default=None)
+        saved = max((logged for logged in (3, 6, 9) if logged < step), default=None)
         assert (f"resumes at step {saved} of 10 from {checkpoint.folder}" in capsys.readouterr().err) == (saved is not None)
 
 
@@ -199,7 +201,7 @@ def test_a_state_that_cannot_be_saved_stops_the_training_and_the_one_before_is_r
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_after_the_one_that_stopped_a_training_changes_nothing(number, tmp_path, monkeypatch):
     arrived = []
-    for each in (signal.SIGINT, signal.SIGTERM):
+    for each in STOP_SIGNALS:
         signal.signal(each, lambda number, _frame: arrived.append(number))
     at_step(3, lambda: os.kill(os.getpid(), number), monkeypatch)
     with pytest.raises(Interrupted):
@@ -217,7 +219,6 @@ def two_states(tmp_path_factory) -> dict[str, bytes]:
     """The files of a training that was stopped after step 7, with states of steps 6 and 7."""
     folder = tmp_path_factory.mktemp("states")
     with pytest.MonkeyPatch.context() as patched, handlers_kept():
-        patched.setattr(training, "SAVE_SECONDS", 0)
         at_step(7, lambda: os.kill(os.getpid(), signal.SIGTERM), patched)
         with pytest.raises(Interrupted):
             attempt(Checkpoint(folder, {"seed": 0, "data": "a"}))
@@ -304,8 +305,8 @@ def test_a_state_that_is_whole_but_no_state_is_corrupt(tensors, tmp_path, capsys
         name: torch.tensor([ord(x[0]) if isinstance(x, list) and x[0] == "a" else 1 for x in value]).numpy()
         for name, value in tensors.items()
     }
-    metadata = {"key": "{}", "sha256": training._sha256("{}", arrays)}
-    files.write_bytes(tmp_path / "one.safetensors", safetensors.numpy.save(arrays, metadata))
+    metadata = json.dumps({"key": "{}", "sha256": checkpoints._sha256("{}", arrays)})
+    files.write_bytes(tmp_path / "one.safetensors", safetensors.numpy.save(arrays, {"checkpoint": metadata}))
     assert Checkpoint(tmp_path, {}).load() is None
     assert "one.safetensors: corrupt (" in capsys.readouterr().err
 

@@ -14,13 +14,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import demo, numerics, params, run, training
+from pipeline import demo, inputs, numerics, params, tensors
 from pipeline import device as devices
 from pipeline.errors import Interrupted
 from pipeline.params import Train
-from pipeline.training import Checkpoint, train
+from pipeline.runs import outputs
+from pipeline.runs.outputs import OUTPUTS
+from pipeline.training import checkpoint, loop, stage
+from pipeline.training.checkpoint import UNFINISHED
+from pipeline.training.trainer import Trainer
+from tests.conftest import ROOT
+from tests.pausing import PAUSE, PAUSE_BEFORE
 from tests.steps import CPU, drawn_set
-from tests.torture import change, init_dvc
+from tests.torture import init_dvc
 from tests.torture import start as start_one
 
 STARTED: list[subprocess.Popen[str]] = []
@@ -44,19 +50,17 @@ def _nothing_outlives_its_test():
 
 SMALL = {**demo.SETTINGS["train"], "batch_size": 16}
 """Ten steps an epoch in `folder`, 30 in all."""
-PAUSE = "pause"
-"""While `folder` has a file of this name, the training there pauses after it has saved a state, until it is stopped."""
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
-    """A workspace with a small set and its own copy of the code, which saves its state often; DVC needs no Git there."""
+def folder(tmp_path, monkeypatch) -> Path:
+    """A workspace with a small set whose stages pause where a file says so (tests/pausing.py); DVC needs no Git there."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     demo.lay_out(tmp_path)
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "train": SMALL}))
-    change(tmp_path, "training.py", "\nSAVE_SECONDS = 15.0\n", "\nSAVE_SECONDS = 0.0\n")
-    saved = " " * 24 + "saved = time.monotonic()\n"
-    change(tmp_path, "training.py", saved, f"{saved}{' ' * 24}while os.path.exists('{PAUSE}') and not stop(): time.sleep(0.01)\n")
+    stages = (tmp_path / "dvc.yaml").read_text()
+    (tmp_path / "dvc.yaml").write_text(stages.replace("exec python -m pipeline train", f"exec python {' '.join(TRAIN[1:])}"))
     drawn_set(160).save(tmp_path / "data" / "dataset.safetensors")
     init_dvc(tmp_path)
     return tmp_path
@@ -65,10 +69,11 @@ def folder(tmp_path) -> Path:
 @pytest.fixture(scope="module")
 def fingerprint() -> str:
     """Of the weights that an uninterrupted training in `folder` gives."""
-    return run.fingerprint(train(drawn_set(160), CPU, 0, numerics.select("exact", CPU), Train(**SMALL)).weights)
+    trainer = Trainer(drawn_set(160), CPU, 0, numerics.select("exact", CPU), Train(**SMALL))
+    return tensors.fingerprint(loop.train(trainer).weights)
 
 
-TRAIN = [sys.executable, "-m", "pipeline", "train"]
+TRAIN = [sys.executable, "-m", "tests.pausing", "train", "--checkpoint-seconds", "0"]
 REPRO = [sys.executable, "-m", "dvc", "repro", "--single-item", "train"]
 
 
@@ -76,7 +81,7 @@ def paused(command: list[str], folder: Path) -> subprocess.Popen[str]:
     """The command, once the training that it began has saved a state."""
     (folder / PAUSE).touch()
     process = start(folder, *command)
-    while not list((folder / training.UNFINISHED).glob("*.safetensors")):
+    while not list((folder / UNFINISHED).glob("*.safetensors")):
         assert process.poll() is None, process.communicate(timeout=LIMIT_SECONDS)
         time.sleep(0.01)
     return process
@@ -88,8 +93,8 @@ def finished(command: list[str], folder: Path, fingerprint: str) -> str:
     process = start(folder, *command)
     out, said = process.communicate(timeout=LIMIT_SECONDS)
     assert process.returncode == 0, said
-    assert run.fingerprint(run.read_model(folder / run.OUTPUTS)) == fingerprint
-    assert list((folder / training.UNFINISHED).iterdir()) == [], "when the stage succeeds, the state goes"
+    assert tensors.fingerprint(outputs.read_weights(folder / OUTPUTS)) == fingerprint
+    assert list((folder / UNFINISHED).iterdir()) == [], "when the stage succeeds, the state goes"
     assert not list(folder.rglob(".*.part"))
     return out + said
 
@@ -136,14 +141,10 @@ def test_dvc_repro_that_is_stopped_leaves_a_state_and_no_lock(number, to_all, sh
 @pytest.mark.fault(15)
 @pytest.mark.parametrize(("stage", "number"), [("train", signal.SIGTERM), ("evaluate", signal.SIGINT)])
 def test_a_signal_before_the_work_begins_ends_it_with_one_line(stage, number, folder):
-    module = {"train": "training.py", "evaluate": "evaluation.py"}[stage]
-    load = f"        {'data' if stage == 'train' else 'weights'} = "
-    code = (folder / "pipeline" / module).read_text()
-    at = code.index(load)
-    (folder / "pipeline" / module).write_text(
-        f"{code[:at]}        __import__('time').sleep((print('here', flush=True), 600)[1])\n{code[at:]}"
-    )
-    process = start(folder, sys.executable, "-m", "pipeline", stage)
+    if stage == "evaluate":
+        start(folder, *TRAIN).communicate(timeout=LIMIT_SECONDS)
+    (folder / PAUSE_BEFORE).touch()
+    process = start(folder, sys.executable, "-m", "tests.pausing", stage)
     assert process.stdout.readline() == "here\n"
     process.send_signal(number)
     assert process.communicate(timeout=LIMIT_SECONDS)[1] == f"stopped: by {number.name}\n"
@@ -166,20 +167,20 @@ def test_of_two_trainings_at_once_the_second_is_refused_and_the_first_is_not_har
     second = start(folder, *TRAIN)
     assert second.communicate(timeout=LIMIT_SECONDS) == (
         "",
-        "error: train or evaluate is already running in this folder (lock .cache/stage.lock): wait for it or stop it\n",
+        "error: a stage is already running in this folder (lock .cache/stage.lock): wait for it or stop it\n",
     )
     assert second.returncode == 2
     (folder / PAUSE).unlink()
     first.communicate(timeout=LIMIT_SECONDS)
     assert first.returncode == 0
-    assert run.fingerprint(run.read_model(folder / run.OUTPUTS)) == fingerprint
+    assert tensors.fingerprint(outputs.read_weights(folder / OUTPUTS)) == fingerprint
 
 
 def test_an_evaluation_is_refused_while_a_training_replaces_its_weights(folder):
     paused(TRAIN, folder)
     second = start(folder, sys.executable, "-m", "pipeline", "evaluate")
     assert second.communicate(timeout=LIMIT_SECONDS)[1] == (
-        "error: train or evaluate is already running in this folder (lock .cache/stage.lock): wait for it or stop it\n"
+        "error: a stage is already running in this folder (lock .cache/stage.lock): wait for it or stop it\n"
     )
 
 
@@ -193,7 +194,7 @@ def test_of_two_dvc_repros_at_once_the_second_is_refused_and_the_first_is_not_ha
     (folder / PAUSE).unlink()
     first.communicate(timeout=LIMIT_SECONDS)
     assert first.returncode == 0
-    assert run.fingerprint(run.read_model(folder / run.OUTPUTS)) == fingerprint
+    assert tensors.fingerprint(outputs.read_weights(folder / OUTPUTS)) == fingerprint
 
 
 @pytest.mark.fault(19)
@@ -205,13 +206,14 @@ def test_the_key_names_all_that_the_bits_depend_on(folder, monkeypatch):
         settings = yaml.safe_load(Path("params.yaml").read_text())
         Path("params.yaml").write_text(yaml.safe_dump({**settings, "numerics": name}))
         given = []
-        monkeypatch.setattr(training, "Checkpoint", lambda folder, key, given=given: given.append(key) or Checkpoint(folder, key))
-        training.stage(params.load())
+        real = checkpoint.Checkpoint
+        monkeypatch.setattr(stage, "Checkpoint", lambda folder, key, given=given, real=real: given.append(key) or real(folder, key))
+        stage.train(inputs.read("train"))
         (keys[name],) = given
         monkeypatch.undo()
-    assert set(keys["exact"]) == set(keys["native"]) == {"seed", "numerics", "train", "data", "code", "machine"}
+    assert set(keys["exact"]) == set(keys["native"]) == {"seed", "numerics", "train", "data", "code", "workers", "machine"}
     assert keys["exact"]["machine"] is None
     assert keys["exact"]["numerics"] == "exact-1"
     assert keys["native"]["machine"] == devices.describe(CPU)
-    assert {"torch", "threads", "cpu_capability", "device"} <= set(keys["native"]["machine"])
+    assert {"torch", "threads", "cpu_capability", "hardware"} <= set(keys["native"]["machine"])
     assert set(keys["exact"]["train"]) == {"epochs", "batch_size", "lr", "momentum", "log_every"}

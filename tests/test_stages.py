@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from pipeline import device as devices
-from pipeline import numerics, params, run
+from pipeline import numerics, params, tensors
 from pipeline.data import dataset
 from pipeline.demo import FINGERPRINT, SETTINGS
 from pipeline.evaluation import evaluate
+from pipeline.runs import outputs as parts
+from pipeline.runs.outputs import METRICS, MODEL, OUTPUTS, PARTS
 from tests.conftest import ROOT, command
 
 
@@ -23,7 +25,7 @@ def workspace(demo):
 
 @pytest.fixture(scope="module")
 def outputs(workspace):
-    return workspace / run.OUTPUTS
+    return workspace / OUTPUTS
 
 
 @pytest.fixture(scope="module")
@@ -32,35 +34,35 @@ def data(workspace):
 
 
 def test_accuracy_and_per_class_accuracy_are_those_of_the_predictions(outputs):
-    metrics, predictions = run.read_metrics(outputs), run.read_predictions(outputs)
+    metrics, predictions = parts.read_metrics(outputs), parts.read_predictions(outputs)
     hits = np.array([p.actual == p.predicted for p in predictions])
     actual = np.array([p.actual for p in predictions])
-    assert metrics["accuracy"] == hits.mean()
-    assert metrics["accuracy_per_class"] == {name: hits[actual == name].mean() for name in metrics["accuracy_per_class"]}
+    assert metrics.accuracy == hits.mean()
+    assert metrics.accuracy_per_class == {name: hits[actual == name].mean() for name in metrics.accuracy_per_class}
 
 
 def test_the_column_actual_is_the_test_labels(outputs, data):
-    assert [p.actual for p in run.read_predictions(outputs)] == [data.classes[label] for label in data.test_labels]
+    assert [p.actual for p in parts.read_predictions(outputs)] == [data.classes[label] for label in data.test_labels]
 
 
 def test_the_history_has_the_schedules_length(outputs, data):
     settings = SETTINGS["train"]
     steps = -(-len(data.train_labels) // settings["batch_size"]) * settings["epochs"]
-    found = [row.step for row in run.read_history(outputs)]
+    found = [row.step for row in parts.read_history(outputs)]
     assert found == [*range(settings["log_every"], steps, settings["log_every"]), steps]
 
 
 def predictions_again(workspace, data, device):
     settings = params.load(workspace / "params.yaml")
     chosen = numerics.select(settings.numerics, device)
-    return evaluate(run.read_model(workspace / run.OUTPUTS), data, device, chosen, settings.evaluate)
+    return evaluate(parts.read_weights(workspace / OUTPUTS), data, device, chosen, settings.evaluate)
 
 
 def assert_recomputed(workspace, data, device):
-    again, outputs = predictions_again(workspace, data, device), workspace / run.OUTPUTS
-    assert again.metrics == run.read_metrics(outputs)
+    again, outputs = predictions_again(workspace, data, device), workspace / OUTPUTS
+    assert again.metrics == parts.read_metrics(outputs)
     assert [(p.predicted, np.float32(p.confidence)) for p in again.predictions] == [
-        (p.predicted, np.float32(p.confidence)) for p in run.read_predictions(outputs)
+        (p.predicted, np.float32(p.confidence)) for p in parts.read_predictions(outputs)
     ]
 
 
@@ -75,14 +77,14 @@ def test_predictions_and_metrics_recomputed_on_cuda_equal_the_files(workspace, d
 
 
 def test_the_fingerprint_in_the_metrics_is_the_models_and_the_commands_and_the_readmes(workspace, outputs):
-    found = run.fingerprint(run.read_model(outputs))
-    assert run.read_metrics(outputs)["fingerprint"] == found == FINGERPRINT
+    found = tensors.fingerprint(parts.read_weights(outputs))
+    assert parts.read_metrics(outputs).fingerprint == found == FINGERPRINT
     assert command("fingerprint", folder=workspace).stdout == f"{found}  outputs\n"
     assert found in (ROOT / "README.md").read_text()
 
 
 def test_the_demo_learns_between_60_and_98_percent_of_the_synthetic_set(outputs):
-    assert 0.60 < run.read_metrics(outputs)["accuracy"] < 0.98
+    assert 0.60 < parts.read_metrics(outputs).accuracy < 0.98
 
 
 def test_the_demo_prints_the_same_fingerprint_for_every_way_to_train(demo):
@@ -97,10 +99,12 @@ def test_the_demo_leaves_the_projects_own_outputs_and_runs_and_dvc_lock_alone(de
 
 
 def test_nothing_in_an_output_tells_the_host_or_the_device(outputs):
-    assert list(json.loads((outputs / run.METRICS).read_text())) == ["accuracy", "loss", "accuracy_per_class", "numerics", "fingerprint"]
-    header = (outputs / run.MODEL).read_bytes()
-    size = int.from_bytes(header[:8], "little")
-    assert "__metadata__" not in json.loads(header[8 : 8 + size])
+    assert list(json.loads((outputs / METRICS).read_text())) == ["accuracy", "loss", "accuracy_per_class", "numerics", "fingerprint"]
+    (metadata,) = tensors.read(outputs / MODEL).metadata.values()
+    described = json.loads(metadata)
+    assert set(described) == {"provenance", "history"}
+    assert set(described["provenance"]) == {"code", "data", "numerics", "seed", "train", "workers"}
+    assert set(described["provenance"]["data"]) == {"classes", "digest", "name"}
 
 
 def test_a_repeated_run_in_another_folder_gives_equal_files(workspace, tmp_path):
@@ -108,7 +112,7 @@ def test_a_repeated_run_in_another_folder_gives_equal_files(workspace, tmp_path)
     for stage in ("download", "train", "evaluate"):
         done = command(stage, folder=tmp_path, OMP_NUM_THREADS="1")
         assert done.returncode == 0, done.stderr
-    for name in [dataset.DATASET, *(run.OUTPUTS / part for part in run.PARTS)]:
+    for name in [dataset.DATASET, *(OUTPUTS / part for part in PARTS)]:
         assert (tmp_path / name).read_bytes() == (workspace / name).read_bytes(), name
 
 
@@ -132,7 +136,7 @@ def golden_lines(device: torch.device) -> list[str]:
     lines = ["step,loss," + ",".join(made.parameters)]
 
     def note(step: int, loss: float) -> None:
-        digests = [run.fingerprint({name: array})[:16] for name, array in made.named_weights().items()]
+        digests = [tensors.fingerprint({name: array})[:16] for name, array in made.named_weights().items()]
         lines.append(",".join([str(step), loss.hex(), *digests]))
 
     run_steps(made, 24, note)

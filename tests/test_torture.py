@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import run
+from pipeline.runs.outputs import OUTPUTS
 from tests import torture
 from tests.conftest import ROOT
 
@@ -115,7 +115,7 @@ def test_an_empty_object_that_a_kill_left_in_dvcs_cache_is_not_taken_for_the_fil
     for path in objects:
         path.chmod(0o644)
         path.write_bytes(b"")
-    shutil.rmtree(workspace / run.OUTPUTS)
+    shutil.rmtree(workspace / OUTPUTS)
     code, said = repro(workspace)
     assert code == 0, said
     assert_finished(workspace, finished)

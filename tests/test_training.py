@@ -1,4 +1,4 @@
-"""The train stage: the guide's loop, its history, its order; resuming is in test_resume.py."""
+"""The train stage: the tutorial's loop, its history, its order; resuming is in test_resume.py."""
 
 from __future__ import annotations
 
@@ -13,13 +13,19 @@ from pipeline import numerics
 from pipeline.draws import integers, permutation
 from pipeline.model import SimpleCNN, initialise
 from pipeline.params import Train
-from pipeline.training import Trainer, train
+from pipeline.training import loop
+from pipeline.training.loop import Training
+from pipeline.training.trainer import Trainer
 from tests.steps import CPU, drawn_set, run_steps, trained_fingerprint, trainer
 
 SETTINGS = Train(epochs=2, batch_size=64, lr=0.01, momentum=0.9, log_every=3)
 
 
-class GuideSet(Dataset):
+def train(images: int, name: str, settings: Train = SETTINGS) -> Training:
+    return loop.train(Trainer(drawn_set(images), CPU, 0, numerics.select(name, CPU), settings))
+
+
+class TutorialSet(Dataset):
     """Images as torchvision's CIFAR10 gives them: PIL, through ToTensor."""
 
     def __init__(self, data):
@@ -33,36 +39,36 @@ class GuideSet(Dataset):
         return self.transform(Image.fromarray(self.images[i])), int(self.labels[i])
 
 
-def test_the_guides_loop_with_a_dataloader_gives_the_same_losses_to_float32_rounding():
+def test_the_tutorials_loop_with_a_dataloader_gives_the_same_losses_to_float32_rounding():
     data = drawn_set(200)
     model = SimpleCNN()
     initialise(model, 0)
     criterion, optimizer = nn.CrossEntropyLoss(), optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    guides = []
+    tutorials = []
     for epoch in range(2):
-        for inputs, labels in DataLoader(GuideSet(data), batch_size=64, sampler=permutation(f"order/0/{epoch}", 200).tolist()):
+        for inputs, labels in DataLoader(TutorialSet(data), batch_size=64, sampler=permutation(f"order/0/{epoch}", 200).tolist()):
             optimizer.zero_grad()
             loss = criterion(model(inputs), labels)
             loss.backward()
             optimizer.step()
-            guides.append(loss.item())
+            tutorials.append(loss.item())
     ours = []
     run_steps(trainer("native", data=data), 8, lambda _, loss: ours.append(loss))
-    assert ours == pytest.approx(guides, rel=1e-5)
+    assert ours == pytest.approx(tutorials, rel=1e-5)
     exact = []
     run_steps(trainer("exact", data=data), 8, lambda _, loss: exact.append(loss))
-    assert exact == pytest.approx(guides, rel=1e-4)
+    assert exact == pytest.approx(tutorials, rel=1e-4)
 
 
 def test_the_history_has_a_row_every_so_many_steps_and_one_for_the_last():
-    found = train(drawn_set(500), CPU, 0, numerics.select("native", CPU), SETTINGS).history
+    found = train(500, "native").history
     assert [(row.step, row.epoch) for row in found] == [(3, 1), (6, 1), (9, 2), (12, 2), (15, 2), (16, 2)]
 
 
 def test_the_history_has_the_losses_of_those_steps():
     losses = []
     run_steps(trainer(data=drawn_set(500)), 16, lambda _, loss: losses.append(loss))
-    found = train(drawn_set(500), CPU, 0, numerics.select("exact", CPU), SETTINGS).history
+    found = train(500, "exact").history
     assert [row.loss for row in found] == [losses[i - 1] for i in (3, 6, 9, 12, 15, 16)]
 
 
@@ -97,13 +103,12 @@ def test_initial_weights_have_pytorchs_law():
 
 
 def test_a_batch_larger_than_the_set_is_the_whole_set():
-    made = train(drawn_set(50), CPU, 0, numerics.select("exact", CPU), SETTINGS)
-    assert [row.step for row in made.history] == [2]
+    assert [row.step for row in train(50, "exact").history] == [2]
 
 
-def test_the_loop_looks_at_the_device_once_a_logged_interval(monkeypatch):
-    looks = []
-    look = Trainer.look
-    monkeypatch.setattr(Trainer, "look", lambda self: looks.append(1) or look(self))
-    train(drawn_set(640), CPU, 0, numerics.select("native", CPU), Train(epochs=1, batch_size=64, lr=0.01, momentum=0.9, log_every=5))
-    assert len(looks) == 2
+def test_the_loop_waits_for_the_device_once_a_logged_interval(monkeypatch):
+    waits = []
+    read = Trainer.read_step_log
+    monkeypatch.setattr(Trainer, "read_step_log", lambda self: waits.append(1) or read(self))
+    train(640, "native", Train(epochs=1, batch_size=64, lr=0.01, momentum=0.9, log_every=5))
+    assert len(waits) == 2

@@ -22,9 +22,12 @@ from pathlib import Path
 
 import yaml
 
-from pipeline import demo, run
+from pipeline import demo, tensors
 from pipeline.data import dataset
-from pipeline.training import UNFINISHED
+from pipeline.runs import kept, outputs
+from pipeline.runs.kept import RUNS
+from pipeline.runs.outputs import OUTPUTS, PARTS
+from pipeline.training.checkpoint import UNFINISHED
 
 FOLDER = Path("torture")
 REMEDIES = {
@@ -39,7 +42,8 @@ RESETS = {"all stages": ["data", "outputs", "dvc.lock", ".dvc/cache"], "train an
 def lay_out(folder: Path, small: bool = False) -> None:
     """The demo in `folder`, but it saves its state five times a second; with `small`, on a set cut to a few images."""
     demo.lay_out(folder)
-    change(folder, "training.py", "\nSAVE_SECONDS = 15.0\n", "\nSAVE_SECONDS = 0.2\n")
+    stages = (folder / "dvc.yaml").read_text()
+    (folder / "dvc.yaml").write_text(stages.replace("-m pipeline train", "-m pipeline train --checkpoint-seconds 0.2"))
     if small:
         change(folder, "data/synthetic.py", "\nTRAIN, TEST = 10_000, 2_000\n", "\nTRAIN, TEST = 640, 200\n")
     init_dvc(folder)
@@ -86,7 +90,7 @@ def remedy(folder: Path, said: str) -> str | None:
 
 def written(folder: Path) -> dict[str, str]:
     """SHA-256 of each visible file that the stages have written, by path, but for kept runs."""
-    found = [folder / dataset.DATASET, *(folder / run.OUTPUTS / part for part in run.PARTS)]
+    found = [folder / dataset.DATASET, *(folder / OUTPUTS / part for part in PARTS)]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found if path.exists()}
 
 
@@ -116,8 +120,8 @@ def check_nothing_is_torn(folder: Path, right: dict[str, str]) -> None:
     """Every file that is there must be what an uninterrupted run makes."""
     for path, digest in written(folder).items():
         assert digest == right[path], f"{folder / path} is torn"
-    for kept in (folder / run.RUNS).glob("[!.]*"):
-        run.load(kept)
+    for run in (folder / RUNS).glob("[!.]*"):
+        kept.load(run)
 
 
 def check_the_end(folder: Path, right: dict[str, str]) -> None:
@@ -146,7 +150,7 @@ def sweep(folder: Path, kills: int, seed: int, wanted: str | None, say=print) ->
         seconds[reset] = time.monotonic() - began
         assert code == 0, said
     right = written(folder)
-    found = run.fingerprint(run.read_model(folder / run.OUTPUTS))
+    found = tensors.fingerprint(outputs.read_weights(folder / OUTPUTS))
     assert wanted in (None, found), f"the run that was not killed ended in {found}, not {wanted}"
     say(f"uninterrupted: fingerprint {found}, " + ", ".join(f"{reset}: {took:.1f} s" for reset, took in seconds.items()), flush=True)
     while figures.moments.total() < kills:
