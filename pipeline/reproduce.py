@@ -135,7 +135,7 @@ def _announce(run: Run, settings: Train, device: torch.device) -> None:
     trained = ", ".join(f"{key} {value}" for key, value in msgspec.to_builtins(identity.train).items())
     _say(f"{run.folder}: {identity.data.name}, seed {identity.seed}, {identity.numerics}, {trained}")
     if settings.epochs < identity.train.epochs:
-        _say(f"only its beginning is checked: epochs 1 to {settings.epochs} of {identity.train.epochs}")
+        _say(f"only its beginning is checked: the first {settings.epochs} of {identity.train.epochs} epochs")
     matter = "may give other bits of native numerics" if identity.numerics == "native" else "must not matter"
     ours = {"device": str(device), **devices.describe(device)}
     _say(f"differs here and {matter}: {'; '.join(_differences(run, ours)) or 'nothing'}")
@@ -163,9 +163,8 @@ def _answer(
 ) -> tuple[verdict.Verdict, str]:
     """Compute again, in `work`; the verdict, and the reason for it."""
     described = msgspec.structs.replace(run.identity.provenance, train=settings, code=sources.digest("train"), workers=None)
-    unfinished = work / CACHE / f"epochs-{settings.epochs}"
     try:
-        training, trained_in, state = stage.fit(described, data, device, chosen, unfinished, checkpoint_seconds)
+        _, training, unfinished = stage.fit(described, data, device, chosen, work / CACHE / f"epochs-{settings.epochs}", checkpoint_seconds)
     except Diverged as reason:
         where, _, _ = str(reason).partition(";")  # what follows is a remedy for whoever chose the settings
         return "different", f"{where}; {run.folder} claims that it went on"
@@ -174,17 +173,17 @@ def _answer(
         claimed = [row for row in run.history if row.step <= last]
         computed = [row for row in training.history if row.step % settings.log_every == 0]
         answer = _beginning(claimed, computed, settings.epochs, run.identity.train.epochs)
-        state.remove()
+        unfinished.remove()
         return answer
     batches = _batches(run)
     with devices.failures_explained(device):
         evaluated = evaluation.evaluate(training.weights, data, device, chosen, batches)
     outputs.write_training(work / outputs.OUTPUTS, training.weights, training.history, described)
     outputs.write_evaluation(work / outputs.OUTPUTS, evaluated.metrics, evaluated.predictions)
-    evaluated_in = evaluation.environment(evaluated, device, batches)
+    trained_in, evaluated_in = stage.environment(training, device), evaluation.environment(evaluated, device, batches)
     again = kept.load(kept.keep(work / outputs.OUTPUTS, work / kept.RUNS, evaluated_in, trained_in))
     answer = _exact(run, again) if chosen.version != "native" else _native(run, again, data, device, chosen)
-    state.remove()
+    unfinished.remove()
     _say(f"computed again: fingerprint {again.identity.fingerprint}, accuracy {again.metrics.accuracy:.2%}, kept as {again.folder}")
     return answer
 
@@ -200,7 +199,7 @@ def _beginning(claimed: list[Step], computed: list[Step], epochs: int, of: int) 
     if apart := bits.first_step_apart(claimed, computed):
         return "different", apart
     rest = "the rest of the training, the weights, predictions and metrics were not checked"
-    return "identical", f"all {len(computed)} logged losses of epochs 1 to {epochs} of {of} are equal to the last bit; {rest}"
+    return "identical", f"all {len(computed):,} logged losses of the first {epochs} of {of} epochs are equal to the last bit; {rest}"
 
 
 def _exact(run: Run, again: Run) -> tuple[verdict.Verdict, str]:

@@ -378,9 +378,9 @@ def test_different_is_exit_code_1(original, here):
 def test_a_beginning_is_checked_against_the_rows_of_its_epochs_and_says_so(original, here, capsys):
     assert reproduce.reproduce(original["exact"], epochs=1)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == "only its beginning is checked: epochs 1 to 1 of 2"
+    assert lines[1] == "only its beginning is checked: the first 1 of 2 epochs"
     assert lines[-1] == (
-        "identical: all 1 logged losses of epochs 1 to 1 of 2 are equal to the last bit; "
+        "identical: all 1 logged losses of the first 1 of 2 epochs are equal to the last bit; "
         "the rest of the training, the weights, predictions and metrics were not checked"
     )
     assert not list(reproduce.REPRODUCED.rglob("*.csv"))

@@ -10,6 +10,7 @@ import msgspec
 from pipeline import device as devices
 from pipeline import files, numerics
 from pipeline.data import dataset
+from pipeline.errors import UserError
 from pipeline.inputs import LOCK, Inputs
 from pipeline.runs import environments, outputs, provenance
 from pipeline.runs.environments import Facts
@@ -42,11 +43,15 @@ def train(inputs: Inputs, checkpoint_seconds: float = checkpoint.SECONDS) -> Non
         devices.prepare(device)
         chosen = numerics.select(params.numerics, device)
         described = provenance.described_by(params, chosen.version, data.description, inputs.code)
-        training, facts, unfinished = fit(described, data, device, chosen, UNFINISHED, checkpoint_seconds)
-        inputs.check_unchanged()
+        trainer, training, unfinished = fit(described, data, device, chosen, UNFINISHED, checkpoint_seconds)
+        try:
+            inputs.check_unchanged()
+        except UserError:  # when it is put back, the next run has nothing left to train
+            unfinished.save(checkpoint.State(trainer.steps_completed, training.history, trainer.state()))
+            raise
         outputs.write_training(OUTPUTS, training.weights, training.history, described)
         model = outputs.read_model(OUTPUTS)
-        environments.await_evaluation(model, facts)
+        environments.await_evaluation(model, environment(training, device))
         unfinished.remove()
     print(f"{OUTPUTS / MODEL}: {model.fingerprint}")
     print(f"{len(training.history)} logged steps, last loss {training.history[-1].loss:.4f}, on {params.device}")
@@ -54,10 +59,10 @@ def train(inputs: Inputs, checkpoint_seconds: float = checkpoint.SECONDS) -> Non
 
 def fit(
     described: Provenance, data: Dataset, device: torch.device, chosen: Numerics, folder: Path, checkpoint_seconds: float
-) -> tuple[Training, Facts, Checkpoint]:
-    """Train as `described` to the end, from the unfinished training of the same in `folder` if there is one, and say where.
+) -> tuple[Trainer, Training, Checkpoint]:
+    """Train as `described` to the end, from the unfinished training of the same in `folder` if there is one.
 
-    The state of the end is saved in the checkpoint, which the caller removes once the outputs are written.
+    The caller removes the checkpoint once the outputs are written.
 
     Raises:
         UserError: the device failed, or the training diverged.
@@ -67,13 +72,15 @@ def fit(
     unfinished = Checkpoint(folder, {**msgspec.to_builtins(described), "machine": machine})
     with devices.failures_explained(device):
         trainer = Trainer(data, device, described.seed, chosen, described.train)
-        training = loop.train(trainer, unfinished, checkpoint_seconds)
-    unfinished.save(checkpoint.State(trainer.steps_completed, training.history, trainer.state()))
-    facts = Facts(
+        return trainer, loop.train(trainer, unfinished, checkpoint_seconds), unfinished
+
+
+def environment(training: Training, device: torch.device) -> Facts:
+    """In what environment `training` was computed."""
+    return Facts(
         device=str(device),
         **devices.describe(device),
         seconds_per_epoch=training.seconds_per_epoch,
         images_per_second=training.images_per_second,
         peak_memory_bytes=devices.peak_memory_bytes(device),
     )
-    return training, facts, unfinished
