@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from pipeline import device as devices
 from pipeline import evaluation, files, numerics, params, sources
 from pipeline.comparison import bits, verdict
+from pipeline.comparison.verdict import Verdict
 from pipeline.data import dataset, synthetic
 from pipeline.data.dataset import Dataset, Description
 from pipeline.device import CPU
@@ -32,8 +33,26 @@ REPRODUCED = CACHE / "reproduce"
 """A folder for each run that was reproduced: its unfinished training, then its outputs and, as a kept run, what was computed."""
 SETTINGS = Compare(margin_points=1.0, confidence=0.95)
 """For native numerics, whose runs may be equivalent; those of a clone's params.yaml."""
-BATCH = Evaluate(batch_size=1000)
+BATCHES = Evaluate(batch_size=1000)
 """For an evaluation whose run does not say in which batches it was made."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is computed again, and with what."""
+
+    run: Run
+    train: Train
+    """The run's own settings, but for the epochs where only its beginning is checked."""
+    evaluate: Evaluate
+    data: Dataset
+    device: torch.device
+    numerics: Numerics
+
+    @property
+    def whole(self) -> bool:
+        """Whether all that the run claims is computed."""
+        return self.train.epochs == self.run.identity.train.epochs
 
 
 def reproduce(
@@ -52,19 +71,11 @@ def reproduce(
         Interrupted: a signal came; the state is saved.
     """
     run = kept.load(folder)
-    settings = _settings(run, epochs)
-    device = devices.select(device_name)
-    devices.prepare(device)
-    chosen = numerics.select(run.identity.numerics, device)
-    if run.identity.numerics != chosen.version:
-        raise UserError(f"{folder}: numerics {run.identity.numerics!r:.40} without a version; the run was changed by hand")
-    data = _data_set(run, data_file)
-    if settings.epochs < run.identity.train.epochs:
-        _check_beginning(run, settings, data, chosen)
-    _announce(run, settings, device)
+    plan = _plan(run, device_name, epochs, data_file)
+    _announce(plan)
     work = REPRODUCED / Path(os.path.realpath(folder)).name
     with files.only_one(work / "lock", "a reproduction of this run"):
-        answer, reason = _answer(run, settings, data, device, chosen, work, checkpoint_seconds)
+        answer, reason = _answer(plan, work, checkpoint_seconds)
     _say(f"{answer}: {reason}")
     return answer != "different"
 
@@ -72,26 +83,38 @@ def reproduce(
 # --- what the run asks for -----------------------------------------------------------------------------------------
 
 
-def _settings(run: Run, epochs: int | None) -> Train:
-    """The run's own settings, for its first `epochs` epochs where they are given."""
-    settings = params.section(Train, msgspec.to_builtins(run.identity.train), str(run.folder / kept.IDENTITY))
-    if epochs is not None and not 1 <= epochs <= settings.epochs:
-        raise UserError(f"--epochs {epochs}: {run.folder} has {settings.epochs}; name a number from 1 to {settings.epochs}")
-    return replace(settings, epochs=epochs or settings.epochs)
+def _plan(run: Run, device_name: str, epochs: int | None, data_file: Path | None) -> _Plan:
+    """Everything that is needed, checked before anything is computed or written."""
+    train = params.section(Train, msgspec.to_builtins(run.identity.train), str(run.folder / kept.IDENTITY))
+    if epochs is not None and not 1 <= epochs <= train.epochs:
+        raise UserError(f"--epochs {epochs}: {run.folder} has {train.epochs}; name a number from 1 to {train.epochs}")
+    evaluate, evaluated = BATCHES, run.environment.evaluate
+    if evaluated and evaluated.batch_size is not None:
+        evaluate = params.section(Evaluate, {"batch_size": evaluated.batch_size}, str(run.folder / kept.ENVIRONMENT))
+    device = devices.select(device_name)
+    devices.prepare(device)
+    chosen = numerics.select(run.identity.numerics, device)
+    if run.identity.numerics != chosen.version:
+        raise UserError(f"{run.folder}: numerics {run.identity.numerics!r:.40} without a version; the run was changed by hand")
+    plan = _Plan(run, replace(train, epochs=epochs or train.epochs), evaluate, _data_set(run, data_file), device, chosen)
+    if not plan.whole:
+        _check_beginning(plan)
+    return plan
 
 
-def _check_beginning(run: Run, settings: Train, data: Dataset, chosen: Numerics) -> None:
+def _check_beginning(plan: _Plan) -> None:
     """Refuse to judge a run by a beginning that cannot tell."""
-    if chosen.version == "native":
+    train, folder = plan.train, plan.run.folder
+    if plan.numerics.version == "native":
         raise UserError(
-            f"--epochs {settings.epochs}: {run.folder} is native, and a beginning cannot tell whether native runs are equivalent; "
+            f"--epochs {train.epochs}: {folder} is native, and a beginning cannot tell whether native runs are equivalent; "
             "leave --epochs out"
         )
-    steps = math.ceil(len(data.train_labels) / settings.batch_size) * settings.epochs
-    if steps < settings.log_every:
+    steps = math.ceil(len(plan.data.train_labels) / train.batch_size) * train.epochs
+    if steps < train.log_every:
         raise UserError(
-            f"--epochs {settings.epochs}: {run.folder} logs every {settings.log_every} steps, and these are {steps}: there is nothing "
-            "to compare; name more epochs"
+            f"--epochs {train.epochs}: {folder} logs every {train.log_every} steps, and these are {steps}: there is nothing to compare; "
+            "name more epochs"
         )
 
 
@@ -129,16 +152,16 @@ def _remedy(wanted: Description) -> str:
     )
 
 
-def _announce(run: Run, settings: Train, device: torch.device) -> None:
+def _announce(plan: _Plan) -> None:
     """Say what is going to be computed, and what differs here though it must not matter."""
-    identity = run.identity
+    identity = plan.run.identity
     trained = ", ".join(f"{key} {value}" for key, value in msgspec.to_builtins(identity.train).items())
-    _say(f"{run.folder}: {identity.data.name}, seed {identity.seed}, {identity.numerics}, {trained}")
-    if settings.epochs < identity.train.epochs:
-        _say(f"only its beginning is checked: the first {settings.epochs} of {identity.train.epochs} epochs")
+    _say(f"{plan.run.folder}: {identity.data.name}, seed {identity.seed}, {identity.numerics}, {trained}")
+    if not plan.whole:
+        _say(f"only its beginning is checked: the first {plan.train.epochs} of {identity.train.epochs} epochs")
     matter = "may give other bits of native numerics" if identity.numerics == "native" else "must not matter"
-    ours = {"device": str(device), **devices.describe(device)}
-    _say(f"differs here and {matter}: {'; '.join(_differences(run, ours)) or 'nothing'}")
+    ours = {"device": str(plan.device), **devices.describe(plan.device)}
+    _say(f"differs here and {matter}: {'; '.join(_differences(plan.run, ours)) or 'nothing'}")
 
 
 def _differences(run: Run, ours: dict[str, Any]) -> Iterable[str]:
@@ -158,51 +181,43 @@ def _differences(run: Run, ours: dict[str, Any]) -> Iterable[str]:
 # --- the answer ----------------------------------------------------------------------------------------------------
 
 
-def _answer(
-    run: Run, settings: Train, data: Dataset, device: torch.device, chosen: Numerics, work: Path, checkpoint_seconds: float
-) -> tuple[verdict.Verdict, str]:
+def _answer(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Verdict, str]:
     """Compute again, in `work`; the verdict, and the reason for it."""
-    described = msgspec.structs.replace(run.identity.provenance, train=settings, code=sources.digest("train"), workers=None)
+    run, data, device, chosen = plan.run, plan.data, plan.device, plan.numerics
+    described = msgspec.structs.replace(run.identity.provenance, train=plan.train, code=sources.digest("train"), workers=None)
+    unfinished = work / CACHE / f"epochs-{plan.train.epochs}"
     try:
-        _, training, unfinished = stage.fit(described, data, device, chosen, work / CACHE / f"epochs-{settings.epochs}", checkpoint_seconds)
+        _, training, state = stage.fit(described, data, device, chosen, unfinished, checkpoint_seconds)
     except Diverged as reason:
         where, _, _ = str(reason).partition(";")  # what follows is a remedy for whoever chose the settings
         return "different", f"{where}; {run.folder} claims that it went on"
-    if settings.epochs < run.identity.train.epochs:
-        last = training.history[-1].step
-        claimed = [row for row in run.history if row.step <= last]
-        computed = [row for row in training.history if row.step % settings.log_every == 0]
-        answer = _beginning(claimed, computed, settings.epochs, run.identity.train.epochs)
-        unfinished.remove()
-        return answer
-    batches = _batches(run)
-    with devices.failures_explained(device):
-        evaluated = evaluation.evaluate(training.weights, data, device, chosen, batches)
-    outputs.write_training(work / outputs.OUTPUTS, training.weights, training.history, described)
-    outputs.write_evaluation(work / outputs.OUTPUTS, evaluated.metrics, evaluated.predictions)
-    trained_in, evaluated_in = stage.environment(training, device), evaluation.environment(evaluated, device, batches)
-    again = kept.load(kept.keep(work / outputs.OUTPUTS, work / kept.RUNS, evaluated_in, trained_in))
-    answer = _exact(run, again) if chosen.version != "native" else _native(run, again, data, device, chosen)
-    unfinished.remove()
-    _say(f"computed again: fingerprint {again.identity.fingerprint}, accuracy {again.metrics.accuracy:.2%}, kept as {again.folder}")
+    if plan.whole:
+        with devices.failures_explained(device):
+            evaluated = evaluation.evaluate(training.weights, data, device, chosen, plan.evaluate)
+        outputs.write_training(work / outputs.OUTPUTS, training.weights, training.history, described)
+        outputs.write_evaluation(work / outputs.OUTPUTS, evaluated.metrics, evaluated.predictions)
+        trained_in, evaluated_in = stage.environment(training, device), evaluation.environment(evaluated, device, plan.evaluate)
+        again = kept.load(kept.keep(work / outputs.OUTPUTS, work / kept.RUNS, evaluated_in, trained_in))
+        _say(f"computed again: fingerprint {again.identity.fingerprint}, accuracy {again.metrics.accuracy:.2%}, kept as {again.folder}")
+        answer = _native(plan, again) if chosen.version == "native" else _exact(run, again)
+    else:
+        answer = _beginning(plan, training.history)
+    state.remove()
     return answer
 
 
-def _batches(run: Run) -> Evaluate:
-    evaluated = run.environment.evaluate
-    if evaluated is None or evaluated.batch_size is None:
-        return BATCH
-    return params.section(Evaluate, {"batch_size": evaluated.batch_size}, str(run.folder / kept.ENVIRONMENT))
-
-
-def _beginning(claimed: list[Step], computed: list[Step], epochs: int, of: int) -> tuple[verdict.Verdict, str]:
+def _beginning(plan: _Plan, history: list[Step]) -> tuple[Verdict, str]:
+    claimed = [row for row in plan.run.history if row.step <= history[-1].step]
+    computed = [row for row in history if row.step % plan.train.log_every == 0]  # the last step of a whole training is always logged
     if apart := bits.first_step_apart(claimed, computed):
         return "different", apart
-    rest = "the rest of the training, the weights, predictions and metrics were not checked"
-    return "identical", f"all {len(computed):,} logged losses of the first {epochs} of {of} epochs are equal to the last bit; {rest}"
+    return "identical", (
+        f"all {len(computed):,} logged losses of the first {plan.train.epochs} of {plan.run.identity.train.epochs} epochs are equal to "
+        "the last bit; the rest of the training, the weights, predictions and metrics were not checked"
+    )
 
 
-def _exact(run: Run, again: Run) -> tuple[verdict.Verdict, str]:
+def _exact(run: Run, again: Run) -> tuple[Verdict, str]:
     if apart := bits.first_difference(run, again):
         return "different", apart
     return "identical", (
@@ -211,13 +226,16 @@ def _exact(run: Run, again: Run) -> tuple[verdict.Verdict, str]:
     )
 
 
-def _native(run: Run, again: Run, data: Dataset, device: torch.device, chosen: Numerics) -> tuple[verdict.Verdict, str]:
+def _native(plan: _Plan, again: Run) -> tuple[Verdict, str]:
     """The verdict of `compare`; and where bits differ, the run's own weights must predict what the run says, too."""
+    run = plan.run
+    if [p.actual for p in run.predictions] != [p.actual for p in again.predictions]:
+        return "different", "its predictions are not of this data set's test images"
     trained = verdict.compare(run, again, SETTINGS)
     if trained.verdict != "equivalent":
         return trained.verdict, trained.reason
-    with devices.failures_explained(device):
-        own = evaluation.evaluate(run.weights, data, device, chosen, _batches(run))
+    with devices.failures_explained(plan.device):
+        own = evaluation.evaluate(run.weights, plan.data, plan.device, plan.numerics, plan.evaluate)
     evaluated = verdict.compare(run, replace(run, metrics=own.metrics, predictions=own.predictions), SETTINGS)
     if evaluated.verdict == "different":
         return "different", f"its own weights, evaluated here, do not give its predictions: {evaluated.reason}"

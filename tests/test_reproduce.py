@@ -244,6 +244,11 @@ def test_a_native_run_whose_predictions_were_made_better_by_hand_is_different(or
     assert "does not lie within" in said(capsys)
 
 
+def test_a_native_run_with_predictions_left_out_is_different(original, here, capsys):
+    assert not reproduce.reproduce(claim(original["native"], here / "forged", predictions=lambda rows: rows[:30]))
+    assert said(capsys) == "different: its predictions are not of this data set's test images"
+
+
 def right(row: outputs.Prediction) -> outputs.Prediction:
     """The same test image, recognised."""
     return dataclasses.replace(row, predicted=row.actual)
@@ -606,6 +611,14 @@ def test_another_version_of_the_numerics_is_refused(numerics, message, original,
 )
 def test_settings_that_no_training_can_have_are_refused(train, key, original, here):
     refused(f"run.json: 'train.{key}' is ", claim(original["exact"], here / "copy", provenance=trained_with(**train)))
+
+
+def test_a_batch_size_that_no_evaluation_can_have_is_refused(original, here):
+    copy = claim(original["exact"], here / "copy")
+    facts = json.loads((copy / kept.ENVIRONMENT).read_text())
+    facts["evaluate"]["batch_size"] = 0
+    (copy / kept.ENVIRONMENT).write_text(json.dumps(facts))
+    refused("environment.json: 'evaluate.batch_size' is 0; allowed: ", copy)
 
 
 @pytest.mark.parametrize("epochs", [-1, 0, 3])
