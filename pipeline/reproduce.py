@@ -85,7 +85,7 @@ def reproduce(
 
 def _plan(run: Run, device_name: str, epochs: int | None, data_file: Path | None) -> _Plan:
     """Everything that is needed, checked before anything is computed or written."""
-    train = params.section(Train, msgspec.to_builtins(run.identity.train), str(run.folder / kept.IDENTITY))
+    train = run.identity.train
     if epochs is not None and not 1 <= epochs <= train.epochs:
         raise UserError(f"--epochs {epochs}: {run.folder} has {train.epochs}; name a number from 1 to {train.epochs}")
     evaluate, evaluated = BATCHES, run.environment.evaluate
@@ -96,7 +96,7 @@ def _plan(run: Run, device_name: str, epochs: int | None, data_file: Path | None
     chosen = numerics.select(run.identity.numerics, device)
     if run.identity.numerics != chosen.version:
         raise UserError(f"{run.folder}: numerics {run.identity.numerics!r:.40} without a version; the run was changed by hand")
-    plan = _Plan(run, replace(train, epochs=epochs or train.epochs), evaluate, _data_set(run, data_file), device, chosen)
+    plan = _Plan(run, msgspec.structs.replace(train, epochs=epochs or train.epochs), evaluate, _data_set(run, data_file), device, chosen)
     if not plan.whole:
         _check_beginning(plan)
     return plan
