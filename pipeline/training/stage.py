@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from pipeline import device as devices
@@ -12,9 +15,17 @@ from pipeline.inputs import LOCK, Inputs
 from pipeline.runs import environments, outputs, provenance
 from pipeline.runs.environments import Facts
 from pipeline.runs.outputs import MODEL, OUTPUTS
+from pipeline.runs.provenance import Provenance
 from pipeline.training import checkpoint, loop
 from pipeline.training.checkpoint import UNFINISHED, Checkpoint
+from pipeline.training.loop import Training
 from pipeline.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.data.dataset import Dataset
+    from pipeline.numerics import Numerics
 
 
 def train(inputs: Inputs, checkpoint_seconds: float = checkpoint.SECONDS) -> None:
@@ -32,11 +43,7 @@ def train(inputs: Inputs, checkpoint_seconds: float = checkpoint.SECONDS) -> Non
         devices.prepare(device)
         chosen = numerics.select(params.numerics, device)
         described = provenance.described_by(params, chosen.version, data.description, inputs.code)
-        machine = devices.describe(device) if chosen.version == "native" else None
-        unfinished = Checkpoint(UNFINISHED, {**msgspec.to_builtins(described), "machine": machine})
-        with devices.failures_explained(device):
-            trainer = Trainer(data, device, params.seed, chosen, params.train)
-            training = loop.train(trainer, unfinished, checkpoint_seconds)
+        trainer, training, unfinished = fit(described, data, device, chosen, UNFINISHED, checkpoint_seconds)
         try:
             inputs.check_unchanged()
         except UserError:  # when it is put back, the next run has nothing left to train
@@ -44,14 +51,36 @@ def train(inputs: Inputs, checkpoint_seconds: float = checkpoint.SECONDS) -> Non
             raise
         outputs.write_training(OUTPUTS, training.weights, training.history, described)
         model = outputs.read_model(OUTPUTS)
-        facts = Facts(
-            device=params.device,
-            **devices.describe(device),
-            seconds_per_epoch=training.seconds_per_epoch,
-            images_per_second=training.images_per_second,
-            peak_memory_bytes=devices.peak_memory_bytes(device),
-        )
-        environments.await_evaluation(model, facts)
+        environments.await_evaluation(model, environment(training, device))
         unfinished.remove()
     print(f"{OUTPUTS / MODEL}: {model.fingerprint}")
     print(f"{len(training.history)} logged steps, last loss {training.history[-1].loss:.4f}, on {params.device}")
+
+
+def fit(
+    described: Provenance, data: Dataset, device: torch.device, chosen: Numerics, folder: Path, checkpoint_seconds: float
+) -> tuple[Trainer, Training, Checkpoint]:
+    """Train as `described` to the end, from the unfinished training of the same in `folder` if there is one.
+
+    The caller removes the checkpoint once the outputs are written.
+
+    Raises:
+        UserError: the device failed, or the training diverged.
+        Interrupted: a signal came; the state is saved.
+    """
+    machine = devices.describe(device) if chosen.version == "native" else None
+    unfinished = Checkpoint(folder, {**msgspec.to_builtins(described), "machine": machine})
+    with devices.failures_explained(device):
+        trainer = Trainer(data, device, described.seed, chosen, described.train)
+        return trainer, loop.train(trainer, unfinished, checkpoint_seconds), unfinished
+
+
+def environment(training: Training, device: torch.device) -> Facts:
+    """In what environment `training` was computed."""
+    return Facts(
+        device=str(device),
+        **devices.describe(device),
+        seconds_per_epoch=training.seconds_per_epoch,
+        images_per_second=training.images_per_second,
+        peak_memory_bytes=devices.peak_memory_bytes(device),
+    )
