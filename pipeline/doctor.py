@@ -103,6 +103,21 @@ def _threads() -> str:
     return f"PyTorch uses {used}, the CPU limit is {limit}"
 
 
+def _numerics() -> str:
+    import torch
+
+    from pipeline import device
+    from pipeline.numerics import registry, self_test
+    from pipeline.numerics.exact import VERSION
+
+    able = [name for name in device.available() if device.has_float64(torch.device(name))]
+    for name in able:
+        device.prepare(torch.device(name))
+        self_test.check(torch.device(name))
+    forms = f"{', '.join(registry.FORMS)}; cross_entropy as the loss; SGD with momentum"
+    return f"{VERSION} is proved on {', '.join(able)}; what a model may be made of: {forms}"
+
+
 def _workspace() -> str:
     return f"{_writable(Path.cwd())}; this process is {os.getuid()}:{os.getgid()}"
 
@@ -146,6 +161,7 @@ CHECKS: dict[str, Callable[[], str]] = {
     "devices": _devices,
     "driver": _driver,
     "threads": _threads,
+    "numerics": _numerics,
     "workspace": _workspace,
     "cache": _cache,
     "disk": _disk,
