@@ -17,7 +17,7 @@ from typing import Literal
 import msgspec
 
 from pipeline import device, files, revision, schema, sources
-from pipeline.numerics import VERSION
+from pipeline.numerics.exact import VERSION
 from pipeline.runs.outputs import METRICS, PREDICTIONS, read_bytes
 
 RECORD = "machine.json"
@@ -38,7 +38,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     threads: int | None = None
     """Of PyTorch on the CPU; None where it chooses."""
     workers: int = 1
-    settings: dict[str, str] = {}  # noqa: RUF012 - msgspec copies it
+    settings: dict[str, str] = {}
     """Environment variables that are set, but for the number of threads."""
     resumed_from: str | None = None
     """The device on which the training was begun, where that is another."""
