@@ -16,7 +16,7 @@ import msgspec
 import yaml
 
 from pipeline import files, machine, params, tensors
-from pipeline.device import CPU, accelerators, cpu_limit
+from pipeline.device import CPU, accelerators, cpu_limit, threads
 from pipeline.errors import UserError
 from pipeline.inputs import CACHE
 from pipeline.machine import Outcome, Variant
@@ -48,7 +48,7 @@ def demo(folder: Path = FOLDER) -> bool:
     repro(folder)
     print("\nThe same training in other ways; each must give the same weights, bit for bit:\n", flush=True)
     first = Outcome(
-        name="dvc repro", device=CPU, threads=cpu_limit(), fingerprint=_fingerprint(folder),
+        name="dvc repro", device=CPU, threads=threads(), fingerprint=_fingerprint(folder),
         evaluation=machine.evaluation_digest(folder / outputs.OUTPUTS), evaluation_batch=SETTINGS["evaluate"]["batch_size"],
     )  # fmt: skip
     outcomes = [_said(first), *(_said(train_again(folder, variant)) for variant in variants())]

@@ -57,7 +57,7 @@ class Outcome(Variant, frozen=True, kw_only=True, forbid_unknown_fields=True, om
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A machine and what the demo gave there."""
 
-    format: Literal[1] = 1
+    format: Literal[1]
     date: str
     """The day, in UTC, as YYYY-MM-DD."""
     revision: str | None
@@ -96,6 +96,7 @@ def describe(expected: str, outcomes: list[Outcome], emulator: str | None = None
     import torch
 
     return Record(
+        format=1,
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         revision=revision.describe(sources.PACKAGE),
         numerics=VERSION,
