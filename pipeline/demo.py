@@ -98,7 +98,7 @@ def variants() -> list[Variant]:
     ways = [
         Variant(name=f"all {limit} threads", device=CPU, threads=limit),
         Variant(name="one thread", device=CPU, threads=1),
-        Variant(name="the oldest instructions, by setting", device=CPU, threads=limit, settings=machine.OLDEST_INSTRUCTIONS),
+        Variant(name="set to the oldest instructions", device=CPU, threads=limit, settings=machine.OLDEST_INSTRUCTIONS),
     ]
     for name, described in accelerators().items():
         ways.append(Variant(name=f"CUDA ({described})", device=name))

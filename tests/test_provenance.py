@@ -72,7 +72,9 @@ def test_every_run_in_results_names_a_clean_commit_of_this_history_whose_sources
 
 
 def test_the_digests_of_a_commit_of_this_project_are_read_from_its_own_sources(history, tmp_path):
-    assert [re.fullmatch("[0-9a-f]{64}", digest) is not None for digest in digests_at("HEAD", ROOT, tmp_path / "head").values()] == [True] * 2
+    assert [re.fullmatch("[0-9a-f]{64}", digest) is not None for digest in digests_at("HEAD", ROOT, tmp_path / "head").values()] == [
+        True
+    ] * 2
 
 
 def test_every_machines_record_names_a_clean_commit_of_this_history(history):
