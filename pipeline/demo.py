@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 
 from pipeline import files, machine, params, tensors
 from pipeline.device import CPU, accelerators, cpu_limit, threads
@@ -84,31 +83,31 @@ def repro(folder: Path) -> None:
 
 def lay_out(folder: Path) -> None:
     """Put the stages, their code and the demo's settings into `folder`."""
-    settings = yaml.safe_load((PROJECT / params.PARAMS).read_text()) | SETTINGS
+    settings = msgspec.to_builtins(params.load(PROJECT / params.PARAMS)) | SETTINGS
     settings["data"]["source"] = "synthetic"
     for source in [PROJECT / "dvc.yaml", *(PROJECT / "pipeline").rglob("*.*")]:
         if source.parent.name != "__pycache__":
             files.write_bytes(folder / source.relative_to(PROJECT), source.read_bytes())
-    files.write_text(folder / params.PARAMS, yaml.safe_dump(settings, sort_keys=False))
+    files.write_text(folder / params.PARAMS, params.dump(settings))
 
 
 def variants() -> list[Variant]:
     """Other ways to train on this machine."""
     limit = cpu_limit()
-    ways = [
+    given = [
         Variant(name=f"all {limit} threads", device=CPU, threads=limit),
         Variant(name="one thread", device=CPU, threads=1),
         Variant(name="set to the oldest instructions", device=CPU, threads=limit, settings=machine.OLDEST_INSTRUCTIONS),
     ]
     for name, described in accelerators().items():
-        ways.append(Variant(name=f"CUDA ({described})", device=name))
-        ways.append(Variant(name=f"begun on the CPU, ended on {name}", device=name, resumed_from=CPU))
-    return ways
+        given.append(Variant(name=f"CUDA ({described})", device=name))
+        given.append(Variant(name=f"begun on the CPU, ended on {name}", device=name, resumed_from=CPU))
+    return given
 
 
 def train_again(folder: Path, variant: Variant) -> Outcome:
     """Train as in `folder`, but in another way; what it gave. Raises UserError."""
-    own = folder / "ways" / re.sub("[^A-Za-z0-9]", "-", variant.name)
+    own = folder / "variants" / re.sub("[^A-Za-z0-9]", "-", variant.name)
     with files.explained(own):
         shutil.rmtree(own / CACHE, ignore_errors=True)
         own.mkdir(parents=True, exist_ok=True)
@@ -127,7 +126,7 @@ def train_again(folder: Path, variant: Variant) -> Outcome:
 
 def evaluate_again(folder: Path, first: Outcome, batch: int = 7) -> Outcome:
     """Evaluate what was trained in `folder`, in batches of another size; what it gave. Raises UserError."""
-    own = folder / "ways" / "other-batches"
+    own = folder / "variants" / "other-batches"
     shutil.rmtree(own, ignore_errors=True)
     for name in ("data", str(outputs.OUTPUTS)):
         with files.explained(own):
@@ -139,8 +138,8 @@ def evaluate_again(folder: Path, first: Outcome, batch: int = 7) -> Outcome:
 
 
 def _set(folder: Path, own: Path, settings: dict[str, Any]) -> None:
-    settings = yaml.safe_load((folder / params.PARAMS).read_text()) | settings
-    files.write_text(own / params.PARAMS, yaml.safe_dump(settings, sort_keys=False))
+    everything = msgspec.to_builtins(params.load(folder / params.PARAMS)) | settings
+    files.write_text(own / params.PARAMS, params.dump(everything))
 
 
 def _begin(own: Path, environment: dict[str, str]) -> None:

@@ -122,10 +122,7 @@ def load(folder: Path) -> list[Record]:
         if (record.numerics, record.expected) == (VERSION, demo.FINGERPRINT):
             records.append(record)
         else:
-            print(
-                f"{path}: of {record.numerics} with the demo's fingerprint {record.expected:.12}: no evidence for this version",
-                file=sys.stderr,
-            )
+            print(f"{path}: of {record.numerics}, fingerprint {record.expected:.12}: no evidence for this version", file=sys.stderr)
     return sorted(records, key=lambda record: record.date, reverse=True)
 
 
