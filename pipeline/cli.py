@@ -26,10 +26,7 @@ def main() -> NoReturn:
     """Run the command line; a mistake of the user's is one line and exit code 2, a signal 128 + its number."""
     for number in STOP_SIGNALS:
         signal.signal(number, _stop)
-    # Before PyTorch is imported. Its threads wait for each other by spinning, by default for milliseconds; on a machine that has
-    # other work, or fewer CPUs than threads, that made training ten times slower. A few microseconds do (docs/performance.md).
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    bound_spinning()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows only ASCII gets "?" instead of a traceback
@@ -45,6 +42,15 @@ def main() -> NoReturn:
         _ignore_signals()
         print(f"stopped: {interruption}", file=sys.stderr)
         sys.exit(128 + interruption.signal_number)
+
+
+def bound_spinning() -> None:
+    """Let PyTorch's threads spin for microseconds while they wait for each other, not for milliseconds; before PyTorch is imported.
+
+    On a machine that has other work, or fewer CPUs than threads, the default made training ten times slower (docs/performance.md).
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
 def _stop(number: int, _frame: object) -> NoReturn:
@@ -115,49 +121,41 @@ def fingerprint(
 
 @app.command()
 def compare(
-    runs: Annotated[Optional[list[Path]], typer.Argument(help="Kept runs; all of runs/ by default.", metavar="[RUN]...")] = None,
+    folders: Annotated[Optional[list[Path]], typer.Argument(help="Kept runs; all of runs/ by default.", metavar="[RUN]...")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print markdown, for a pull request.")] = False,
     html: Annotated[Optional[Path], typer.Option(help="Write a page with plots that opens offline.", metavar="FILE")] = None,
 ) -> None:
     """Compare kept runs with the first one; exit code 0: identical or equivalent, 1: different, 2: bad input."""
     from pipeline import params
-    from pipeline.comparison import terminal, verdict
+    from pipeline.comparison import verdict
     from pipeline.runs import kept
 
     if json and markdown:
         raise UserError("--json and --markdown together: choose one")
     settings = params.load().compare
-    if not runs and (folder := kept.keep_unkept()):
+    if not folders and (folder := kept.keep_unkept()):
         print(f"kept as {folder}", file=sys.stderr)
-    made = verdict.load(runs or kept.listed())
-    report = verdict.report(made, settings)
+    runs = verdict.load(folders or kept.listed())
+    report = verdict.report(runs, settings)
     if html is not None:
         from pipeline.comparison import page
 
-        page.write(html, report, made)
+        page.write(html, report, runs)
         print(f"wrote {html}", file=sys.stderr)
     if json:
-        from json import dumps
+        from pipeline.comparison import as_json
 
-        print(dumps(report.as_json(), indent=2, allow_nan=False))
+        print(as_json.render(report))
     elif markdown:
-        print(terminal.markdown(report), end="")
+        from pipeline.comparison import markdown as as_markdown
+
+        print(as_markdown.render(report), end="")
     else:
-        from rich.console import Console
+        from pipeline.comparison import terminal
 
-        terminal.show(report, Console(highlight=False))
+        terminal.show(report)
     raise typer.Exit(1 if report.verdict == "different" else 0)
-
-
-@app.command()
-def results() -> None:
-    """Make the README's table from the kept runs in results/."""
-    from pipeline import params
-    from pipeline.comparison import results
-
-    results.rewrite(params.load().compare)
-    print(f"{results.README}: the table is that of {results.RESULTS}/")
 
 
 @app.command()
@@ -192,19 +190,3 @@ def doctor(
         for found in findings:
             print(f"{'ok' if found.ok else '!!'}  {found.about:<12} {found.text}")
     raise typer.Exit(0 if usable else 1)
-
-
-@app.command()
-def bench(
-    device: Annotated[str, typer.Option(help="Where to measure, as in params.yaml; the CPU by default.")] = "",
-    quick: Annotated[bool, typer.Option("--quick", help="A few rounds, to see that it works.")] = False,
-) -> None:
-    """Measure the tutorial's script, native and exact side by side; write the table to results/ and the README."""
-    from pipeline import bench
-    from pipeline import device as devices
-
-    device = device or devices.CPU
-    table = bench.bench(device, quick)
-    print(table)
-    if not quick:
-        print(f"wrote {bench.write(table, devices.select(device))}")
