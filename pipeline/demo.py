@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline import files, machine, params, tensors
+from pipeline import files, machine, params, sources, tensors
 from pipeline.device import CPU, accelerators, cpu_limit, threads
 from pipeline.errors import UserError
 from pipeline.inputs import CACHE
@@ -36,10 +37,11 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def demo(folder: Path = FOLDER) -> bool:
-    """Run the stages with DVC in `folder`, train and evaluate again in other ways, print a line each, and leave the machine's record.
+def demo(folder: Path = FOLDER, others: list[Variant] | None = None) -> bool:
+    """Run the stages in `folder`, train and evaluate again in other ways, print a line each, and leave the machine's record.
 
-    Returns whether all fingerprints were right, and all evaluations the same.
+    The other ways to train are all `variants()` of this machine, or `others`. Returns whether all fingerprints were right, and
+    all evaluations the same.
 
     Raises:
         UserError: a stage failed.
@@ -47,10 +49,10 @@ def demo(folder: Path = FOLDER) -> bool:
     repro(folder)
     print("\nThe same training in other ways; each must give the same weights, bit for bit:\n", flush=True)
     first = Outcome(
-        name="dvc repro", device=CPU, threads=threads(), fingerprint=_fingerprint(folder),
+        name="the stages", device=CPU, threads=threads(), fingerprint=_fingerprint(folder),
         evaluation=machine.evaluation_digest(folder / outputs.OUTPUTS), evaluation_batch=SETTINGS["evaluate"]["batch_size"],
     )  # fmt: skip
-    outcomes = [_said(first), *(_said(train_again(folder, variant)) for variant in variants())]
+    outcomes = [_said(first), *(_said(train_again(folder, variant)) for variant in (variants() if others is None else others))]
     print("\nThe same evaluation in other batches; its metrics and predictions must be the same bytes:\n", flush=True)
     other = evaluate_again(folder, first)
     outcomes.append(other)
@@ -74,8 +76,12 @@ def leave_record(path: Path, outcomes: list[Outcome], emulator: str | None = Non
 
 
 def repro(folder: Path) -> None:
-    """Run the stages with DVC in `folder`, laid out first. Raises UserError as `demo` does."""
+    """Run the stages in `folder`, laid out first: with DVC, or one after another where it is not installed. Raises as `demo` does."""
     lay_out(folder)
+    if importlib.util.find_spec("dvc") is None:
+        for stage in sources.STAGES:
+            _run([*PIPELINE, stage], folder, {"PYTHONPATH": _importable(folder)})
+        return
     if not (folder / ".dvc").exists():
         _run(["dvc", "init", "--quiet", "--no-scm"], folder)
     _run(["dvc", "repro"], folder)
@@ -113,7 +119,7 @@ def train_again(folder: Path, variant: Variant) -> Outcome:
         own.mkdir(parents=True, exist_ok=True)
         (own / "data").unlink(missing_ok=True)
         (own / "data").symlink_to((folder / "data").resolve())
-    environment = {"PYTHONPATH": str(folder.resolve()), **variant.settings}
+    environment = {"PYTHONPATH": _importable(folder), **variant.settings}
     if variant.threads:
         environment["OMP_NUM_THREADS"] = str(variant.threads)
     if variant.resumed_from:
@@ -132,9 +138,14 @@ def evaluate_again(folder: Path, first: Outcome, batch: int = 7) -> Outcome:
         with files.explained(own):
             shutil.copytree(folder / name, own / name)
     _set(folder, own, {"evaluate": {"batch_size": batch}})
-    _run([*PIPELINE, "evaluate"], own, {"PYTHONPATH": str(folder.resolve())}, quiet=True)
+    _run([*PIPELINE, "evaluate"], own, {"PYTHONPATH": _importable(folder)}, quiet=True)
     digest = machine.evaluation_digest(own / outputs.OUTPUTS)
     return msgspec.structs.replace(first, name=f"evaluated in batches of {batch}", evaluation=digest, evaluation_batch=batch)
+
+
+def _importable(folder: Path) -> str:
+    """PYTHONPATH with which the code in `folder` is imported, and all that this process can import."""
+    return os.pathsep.join(filter(None, (str(folder.resolve()), os.environ.get("PYTHONPATH"))))
 
 
 def _set(folder: Path, own: Path, settings: dict[str, Any]) -> None:

@@ -17,14 +17,15 @@ import time
 from pathlib import Path
 
 from pipeline.errors import UserError
+from tools import packages
+from tools.packages import PROJECT
 
-PROJECT = Path(__file__).resolve().parent.parent
 FOLDER = PROJECT / ".cache" / "arm64"
 TORCH = "2.10.0"
 """The newest whose aarch64 wheel on the package index computes on the CPU alone: later ones need NVIDIA's packages to be imported."""
 DEBIAN = ("python3", "libstdc++6", "qemu-user-static:amd64")
 PYTHON = ("numpy", "safetensors", "msgspec", "ruamel.yaml", "typer")
-"""What the pipeline imports for goldens and training, in the versions of requirements/run.txt."""
+"""What the pipeline imports for goldens and training, beside PyTorch."""
 GOLDENS = """
 import sys
 from tests import goldens
@@ -129,15 +130,11 @@ def _system() -> Path:
 
 def _packages(version: str) -> Path:
     """A folder with PyTorch and what the pipeline imports, for aarch64 and this version of Python."""
-    locked = PROJECT / "requirements" / "run.txt"
-    site = FOLDER / f"site-{_key((TORCH, version, *PYTHON), locked.read_text())}"
-    if site.exists():
-        return site
-    part = site.with_suffix(".part")
-    target = ["--target", part, "--python-version", version, "--python-platform", "aarch64-manylinux_2_28", "--no-build"]
-    command = [sys.executable, "-m", "uv", "pip", "install", "--quiet", *target, "--constraint", locked, f"torch=={TORCH}", *PYTHON]
-    _fetched(command, "PyTorch's aarch64 wheel", {})
-    part.rename(site)
+    site = FOLDER / f"site-{_key((TORCH, version, *PYTHON), packages.LOCKED.read_text())}"
+    if not site.exists():
+        part = site.with_suffix(".part")
+        packages.install([f"torch=={TORCH}", *PYTHON], part, version, "aarch64-manylinux_2_28")
+        part.rename(site)
     return site
 
 

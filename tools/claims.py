@@ -141,7 +141,8 @@ def table(records: list[Record]) -> str:
 
 def _seen(claim: Claim, records: list[Record], evaluation: str | None) -> str:
     """The machines that show the claim, the newest first; those that contradict it before all others, by name."""
-    same, other = [], []
+    same: list[str] = []
+    other: list[str] = []
     for record in records:
         if outcomes := claim.outcomes(record):
             (same if _right(outcomes, evaluation) else other).append(_machine(record, outcomes[0]))
