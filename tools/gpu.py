@@ -57,10 +57,8 @@ def main() -> None:
         with open(asked.out / "steps.txt", "a") as file:
             file.write(line + "\n")
     shutil.make_archive(str(asked.out), "gztar", asked.out)
-    print(
-        f"\n{asked.out}/ (and {asked.out}.tar.gz) holds what was seen"
-        + (f"; NOT well: {', '.join(failed)}" if failed else ": copy what is in it into results/")
-    )
+    advice = f"NOT well: {', '.join(failed)}" if failed else "copy what is in it into results/"
+    print(f"\n{asked.out}/ and {asked.out}.tar.gz hold what was seen; {advice}")
     sys.exit(1 if failed else 0)
 
 
@@ -141,8 +139,9 @@ def bench(asked: argparse.Namespace) -> None:
 
 def run(command: list[str], folder: Path, log: Path, **environment: str) -> None:
     """Run a command, show what it prints and keep it in `log`. Raises RuntimeError where it fails."""
-    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with open(log, "a") as file, subprocess.Popen(command, cwd=folder, env={**os.environ, **environment}, **piped) as running:
+    environment = {**os.environ, **environment}
+    started = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with started as running, open(log, "a") as file:
         for line in running.stdout or ():
             print(line, end="", flush=True)
             file.write(line)
