@@ -27,6 +27,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     hardware: str | None = None
     """The device's own name."""
     threads: int | None = None
+    workers: int | None = None
+    """Processes that trained together."""
     cpu_capability: str | None = None
     """The instruction set of PyTorch's kernels."""
     platform: str | None = None

@@ -82,10 +82,11 @@ class _Metadata(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def write_training(folder: Path, weights: Tensors, history: Iterable[Step], provenance: Provenance) -> None:
-    """Write a training's outputs: its history, whose losses must be float32s, then float32 weights that name it and what trained them."""
-    _write_csv(folder / HISTORY, Step._fields, ((s.step, s.epoch, np.float32(s.loss)) for s in history))
-    metadata = msgspec.json.encode(_Metadata(provenance, sha256(folder / HISTORY)), order="sorted").decode()
-    tensors.write(folder / MODEL, weights, ("training", metadata))
+    """Write a training's outputs: float32 weights that name their history and what trained them, and that history, of float32 losses."""
+    rows = _csv(Step._fields, ((s.step, s.epoch, np.float32(s.loss)) for s in history))
+    metadata = _Metadata(provenance, hashlib.sha256(rows).hexdigest())
+    tensors.write(folder / MODEL, weights, ("training", msgspec.json.encode(metadata, order="sorted").decode()))
+    files.write_bytes(folder / HISTORY, rows)
 
 
 def read_weights(folder: Path) -> dict[str, np.ndarray]:
@@ -136,7 +137,7 @@ def write_evaluation(folder: Path, metrics: Metrics, predictions: Iterable[Predi
     """Write an evaluation's outputs; `confidence` must be a float32's value."""
     files.write_json(folder / METRICS, msgspec.to_builtins(metrics))
     rows = ((p.index, p.actual, p.predicted, np.float32(p.confidence)) for p in predictions)
-    _write_csv(folder / PREDICTIONS, Prediction.__slots__, rows)
+    files.write_bytes(folder / PREDICTIONS, _csv(Prediction.__slots__, rows))
 
 
 def read_metrics(folder: Path) -> Metrics:
@@ -175,12 +176,12 @@ def read_bytes(path: Path) -> bytes:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+def _csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    files.write_text(path, text.getvalue())
+    return text.getvalue().encode()
 
 
 def _read_csv(path: Path, header: tuple[str, ...], row: Callable[..., Row]) -> list[Row]:

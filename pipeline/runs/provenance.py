@@ -34,17 +34,19 @@ def described_by(params: Params, numerics: str, data: Description, code: str) ->
 
 def differences(found: Provenance, wanted: Provenance) -> list[str]:
     """What differs between two trainings, a phrase each; the sources apart, which may differ and give the same bits."""
-    flat, others = _flat(found), _flat(wanted)
-    return [f"{key} is {_short(flat[key])}, not {_short(others[key])}" for key in flat if key != "code" and flat[key] != others[key]]
+    flat, others = flattened(found), flattened(wanted)
+    return [f"{key} is {abbreviated(flat[key])}, not {abbreviated(others[key])}" for key in flat if key != "code" and flat[key] != others[key]]
 
 
-def _flat(provenance: Provenance) -> dict[str, Any]:
+def flattened(provenance: Provenance) -> dict[str, Any]:
+    """All fields as builtin types, those of a field under dotted names, such as `train.lr`."""
     flat: dict[str, Any] = {}
     for key, value in msgspec.to_builtins(provenance).items():
         flat |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
     return flat
 
 
-def _short(value: object) -> str:
+def abbreviated(value: object) -> str:
+    """A value for a sentence: 12 digits of a digest are enough."""
     text = str(value)
     return f"{text:.12}..." if len(text) > 40 else text

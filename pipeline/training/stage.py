@@ -7,6 +7,7 @@ import msgspec
 from pipeline import device as devices
 from pipeline import files, numerics
 from pipeline.data import dataset
+from pipeline.errors import UserError
 from pipeline.inputs import LOCK, Inputs
 from pipeline.runs import environments, outputs, provenance
 from pipeline.runs.environments import Facts
@@ -36,8 +37,11 @@ def train(inputs: Inputs, checkpoint_seconds: float = checkpoint.SECONDS) -> Non
         with devices.failures_explained(device):
             trainer = Trainer(data, device, params.seed, chosen, params.train)
             training = loop.train(trainer, unfinished, checkpoint_seconds)
-        unfinished.save(checkpoint.State(trainer.steps_completed, training.history, trainer.state()))
-        inputs.check_unchanged()
+        try:
+            inputs.check_unchanged()
+        except UserError:  # when it is put back, the next run has nothing left to train
+            unfinished.save(checkpoint.State(trainer.steps_completed, training.history, trainer.state()))
+            raise
         outputs.write_training(OUTPUTS, training.weights, training.history, described)
         model = outputs.read_model(OUTPUTS)
         facts = Facts(
