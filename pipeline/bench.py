@@ -29,7 +29,7 @@ from pipeline import demo, files, numerics
 from pipeline import device as devices
 from pipeline.comparison.results import RESULTS
 from pipeline.data.dataset import Dataset
-from pipeline.draws import integers
+from pipeline.draws import random_integers
 from pipeline.errors import UserError
 from pipeline.evaluation import evaluate
 from pipeline.model import SimpleCNN, initialise
@@ -64,7 +64,7 @@ def random_set(train: int, test: int = 10_000) -> Dataset:
     """Random images and labels."""
     made = {}
     for name, count in (("train", train), ("test", test)):
-        pixels = np.resize(integers(f"bench/{name}", 256, 2**20).astype(np.uint8), count * 3072)
+        pixels = np.resize(random_integers(f"bench/{name}", 256, 2**20).astype(np.uint8), count * 3072)
         made[name] = pixels.reshape(-1, 3, 32, 32), (np.arange(count) % 10).astype(np.uint8)
     return Dataset("random", tuple("0123456789"), *made["train"], *made["test"])
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
+from msgspec import to_builtins
 
 from pipeline import files, params, tensors
 from pipeline.device import CPU, accelerators, cpu_limit
@@ -54,12 +54,12 @@ def repro(folder: Path) -> None:
 
 def lay_out(folder: Path) -> None:
     """Put the stages, their code and the demo's settings into `folder`."""
-    settings = yaml.safe_load((PROJECT / params.PARAMS).read_text()) | SETTINGS
+    settings = to_builtins(params.load(PROJECT / params.PARAMS)) | SETTINGS
     settings["data"]["source"] = "synthetic"
     for source in [PROJECT / "dvc.yaml", *(PROJECT / "pipeline").rglob("*.*")]:
         if source.parent.name != "__pycache__":
             files.write_bytes(folder / source.relative_to(PROJECT), source.read_bytes())
-    files.write_text(folder / params.PARAMS, yaml.safe_dump(settings, sort_keys=False))
+    files.write_text(folder / params.PARAMS, params.dump(settings))
 
 
 def variants() -> list[tuple[str, dict[str, str], str]]:
@@ -77,8 +77,8 @@ def train_again(folder: Path, way: str, changed: dict[str, str], device: str) ->
         own.mkdir(parents=True, exist_ok=True)
         (own / "data").unlink(missing_ok=True)
         (own / "data").symlink_to((folder / "data").resolve())
-    settings = yaml.safe_load((folder / params.PARAMS).read_text()) | {"device": device}
-    files.write_text(own / params.PARAMS, yaml.safe_dump(settings, sort_keys=False))
+    settings = to_builtins(params.load(folder / params.PARAMS)) | {"device": device}
+    files.write_text(own / params.PARAMS, params.dump(settings))
     _run([sys.executable, "-m", "pipeline", "train"], own, {"PYTHONPATH": str(folder.resolve()), **changed}, quiet=True)
     return _fingerprint(own)
 

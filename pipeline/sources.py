@@ -32,6 +32,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "data/archive.py",
         "data/dataset.py",
         "data/download.py",
+        "data/exchange.py",
         "data/fetch.py",
         "data/pickles.py",
         "data/synthetic.py",

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from pipeline.data.dataset import Dataset, Description
-from pipeline.draws import integers
+from pipeline.draws import random_integers
 from pipeline.params import Train
 from pipeline.runs import environments, kept, outputs
 from pipeline.runs.environments import Facts
@@ -33,13 +33,13 @@ def labels(count: int) -> list[int]:
 
 def guesses(count: int, wrong: Sequence[int] = ()) -> list[int]:
     """Predicted classes: right for about 6 images in 10, and for `wrong` the opposite of that."""
-    right = [int(key) % 10 < 6 for key in integers("guesses", 2**32, count)]
+    right = [int(key) % 10 < 6 for key in random_integers("guesses", 2**32, count)]
     return [(i + (right[i] == (i in wrong)) * (1 + i // 10 % 9)) % 10 for i in range(count)]
 
 
 def losses(steps: int = 40, off: float = 0.0, since: int = 0) -> list[float]:
     """A falling curve with some noise, times 1 + `off` from the logged step number `since` on."""
-    noise = integers("losses", 2**16, steps) / 2**16
+    noise = random_integers("losses", 2**16, steps) / 2**16
     curve = (1.2 + 1.1 * np.exp(-np.arange(steps) / 15) + 0.2 * noise).astype(np.float32)
     return [float(str(np.float32(loss * (1 + off * (i >= since))))) for i, loss in enumerate(curve)]
 
@@ -47,8 +47,8 @@ def losses(steps: int = 40, off: float = 0.0, since: int = 0) -> list[float]:
 def weights(off: float = 0.0) -> dict[str, np.ndarray]:
     """Two small layers; `off` is added to one element of the second."""
     layers = {
-        "conv1.weight": (integers("conv1.weight", 2**16, 24) / 2**16 - 0.5).astype(np.float32).reshape(2, 3, 2, 2),
-        "fc1.bias": (integers("fc1.bias", 2**16, 4) / 2**16 - 0.5).astype(np.float32),
+        "conv1.weight": (random_integers("conv1.weight", 2**16, 24) / 2**16 - 0.5).astype(np.float32).reshape(2, 3, 2, 2),
+        "fc1.bias": (random_integers("fc1.bias", 2**16, 4) / 2**16 - 0.5).astype(np.float32),
     }
     layers["fc1.bias"][1] += np.float32(off)
     return layers
@@ -56,7 +56,7 @@ def weights(off: float = 0.0) -> dict[str, np.ndarray]:
 
 def dataset(count: int = 1000, name: str = "synthetic", classes: tuple[str, ...] = CLASSES) -> Dataset:
     """A data set whose test labels are these runs'."""
-    pixels = integers("pixels", 256, (count + 20) * 3 * 64).astype(np.uint8).reshape(-1, 3, 8, 8)
+    pixels = random_integers("pixels", 256, (count + 20) * 3 * 64).astype(np.uint8).reshape(-1, 3, 8, 8)
     images = pixels.repeat(4, axis=2).repeat(4, axis=3)
     return Dataset(
         name, classes, images[:20], np.array(labels(20), np.uint8), np.ascontiguousarray(images[20:]), np.array(labels(count), np.uint8)

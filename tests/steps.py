@@ -12,7 +12,7 @@ import torch
 from pipeline import device as devices
 from pipeline import numerics
 from pipeline.data.dataset import Dataset
-from pipeline.draws import integers
+from pipeline.draws import random_integers
 from pipeline.params import Train
 from pipeline.tensors import fingerprint
 from pipeline.training.trainer import Trainer
@@ -22,8 +22,8 @@ CPU = torch.device("cpu")
 
 def drawn_set(images: int = 256, label: str = "tests") -> Dataset:
     """Random bytes and labels."""
-    pixels = integers(f"{label}/images", 256, images * 3072).astype(np.uint8).reshape(-1, 3, 32, 32)
-    labels = (integers(f"{label}/labels", 2**32, images) % 10).astype(np.uint8)
+    pixels = random_integers(f"{label}/images", 256, images * 3072).astype(np.uint8).reshape(-1, 3, 32, 32)
+    labels = (random_integers(f"{label}/labels", 2**32, images) % 10).astype(np.uint8)
     names = tuple(f"class{i}" for i in range(10))
     return Dataset("drawn", names, pixels, labels, pixels[:64], labels[:64])
 

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline import numerics
-from pipeline.draws import integers
+from pipeline.draws import random_integers
 from pipeline.errors import UserError
 from pipeline.numerics import exact, grid, layers, transcendental
 from pipeline.numerics.grid import Placed
@@ -35,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 def ints(label: str, bits: int, *shape: int) -> torch.Tensor:
     """Drawn integers of `bits` bits and a sign, the extremes among them, as float64."""
     count = math.prod(shape)
-    drawn = integers(label, 2 ** (bits + 2), count) % (2 ** (bits + 1) + 1) - 2**bits
+    drawn = random_integers(label, 2 ** (bits + 2), count) % (2 ** (bits + 1) + 1) - 2**bits
     drawn[:2] = (2**bits, -(2**bits))[: len(drawn)]
     return torch.from_numpy(drawn.astype(np.float64)).view(shape)
 
@@ -82,7 +82,7 @@ def test_the_fast_convolution_gives_the_sums_of_the_plain_one(x_shape, w_shape):
     d_w = PLAIN.weight_gradient(g, PLAIN.operand(x, w.shape), w.shape)
     assert torch.equal(FAST.weight_gradient(g, FAST.operand(x, w.shape), w.shape), d_w)
     assert torch.equal(FAST.bias_gradient(g), PLAIN.bias_gradient(g))
-    pixels = torch.from_numpy(integers("bytes", 256, x.numel()).astype(np.uint8)).view(x.shape)
+    pixels = torch.from_numpy(random_integers("bytes", 256, x.numel()).astype(np.uint8)).view(x.shape)
     plain, fast = PLAIN.operand(pixels, w.shape), FAST.operand(pixels, w.shape)
     assert torch.equal(FAST.forward_bytes(fast, w).float(), PLAIN.forward_bytes(plain, w).float())
     assert torch.equal(FAST.weight_gradient(g, fast, w.shape), PLAIN.weight_gradient(g, plain, w.shape))
@@ -296,17 +296,17 @@ def test_a_coarser_grid_keeps_the_value_to_half_its_unit():
 
 
 def test_exp_and_log_are_within_1e_11_of_the_true_values():
-    x = -torch.from_numpy(integers("exp", 2**40, 20000).astype(np.float64)) / 2**40 * 45
+    x = -torch.from_numpy(random_integers("exp", 2**40, 20000).astype(np.float64)) / 2**40 * 45
     assert ((transcendental.exp(x) - torch.from_numpy(np.exp(x.numpy()))).abs() / torch.exp(x)).max() < 1e-11
     assert transcendental.exp(torch.zeros(1, dtype=torch.float64)).item() == 1
-    y = 1 + torch.from_numpy(integers("log", 2**40, 20000).astype(np.float64)) / 2**40 * 1000
+    y = 1 + torch.from_numpy(random_integers("log", 2**40, 20000).astype(np.float64)) / 2**40 * 1000
     assert (transcendental.log(y) - torch.from_numpy(np.log(y.numpy()))).abs().max() < 1e-11
     assert transcendental.log(torch.ones(1, dtype=torch.float64)).item() == 0
 
 
 def test_the_exact_loss_and_its_gradient_are_pytorchs_to_float32_rounding():
     logits = (ints("logits", 19, 64, 10) / 2**15).float().requires_grad_()
-    labels = torch.from_numpy(integers("labels", 2**30, 64) % 10)
+    labels = torch.from_numpy(random_integers("labels", 2**30, 64) % 10)
     wanted = F.cross_entropy(logits.double(), labels)
     (d_wanted,) = torch.autograd.grad(wanted, logits)
     with exact.Exact().computing():
@@ -325,7 +325,7 @@ def test_of_equal_logits_the_first_class_is_predicted():
 
 def test_max_pool_gives_pytorchs_values_and_sends_the_gradient_to_the_first_of_equal_maxima():
     for k, height, width in ((2, 28, 28), (2, 7, 9), (3, 10, 11)):
-        x = (integers("pool", 4, 4 * 5 * height * width) - 2).astype(np.float32)
+        x = (random_integers("pool", 4, 4 * 5 * height * width) - 2).astype(np.float32)
         x = torch.from_numpy(x).view(4, 5, height, width).requires_grad_()
         g = ints("pool g", 10, 4, 5, height // k, width // k).float()
         stock, ours = F.max_pool2d(x, k), layers.MaxPool.apply(x, k)
@@ -495,7 +495,7 @@ def test_the_order_in_which_weights_and_images_come_does_not_depend_on_pytorchs_
 
 def floats(label: str, dtype: torch.dtype, count: int = 2**20) -> torch.Tensor:
     """Drawn bit patterns, those of finite normal numbers."""
-    bits = torch.from_numpy(integers(label, 2**63, count))
+    bits = torch.from_numpy(random_integers(label, 2**63, count))
     drawn = (bits.int() if dtype == torch.float32 else bits * 2).view(dtype)
     return torch.where(drawn.isfinite() & (drawn.abs() >= torch.finfo(dtype).tiny), drawn, 1.0)
 

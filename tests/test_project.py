@@ -179,10 +179,3 @@ def test_the_readme_names_every_command_and_every_make_target():
     targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)) - {"help"}
     assert [name for name in COMMANDS if f"python -m pipeline {name}" not in readme] == []
     assert [name for name in targets if f"make {name}" not in readme] == []
-
-
-def test_the_readmes_file_tree_has_a_line_for_every_module():
-    readme = (ROOT / "README.md").read_text()
-    tree = readme[readme.index("## Where things are") :]
-    modules = {path.name for path in (ROOT / "pipeline").rglob("*.py")} - {"__init__.py", "__main__.py"}
-    assert {name for name in modules if not re.search(rf"\b{name}\b", tree)} == set()

@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
+from msgspec import to_builtins
 
+from pipeline import params
 from pipeline.data import dataset
 from tests.conftest import ROOT, command
 
@@ -20,11 +21,11 @@ def runs(demo, tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("verdicts")
     (folder / dataset.DATASET.parent).mkdir()
     shutil.copy(demo[0] / dataset.DATASET, folder / dataset.DATASET)
-    settings = yaml.safe_load((demo[0] / "params.yaml").read_text())
+    settings = to_builtins(params.load(demo[0] / "params.yaml"))
     settings["train"]["epochs"] = 1
 
     def made(environment: dict[str, str], **changed: object) -> str:
-        (folder / "params.yaml").write_text(yaml.safe_dump({**settings, **changed}))
+        (folder / "params.yaml").write_text(params.dump({**settings, **changed}))
         for stage in ("train", "evaluate"):
             done = command(stage, folder=folder, **environment)
             assert done.returncode == 0, done.stderr

@@ -35,7 +35,8 @@ def described_by(params: Params, numerics: str, data: Description, code: str) ->
 def differences(found: Provenance, wanted: Provenance) -> list[str]:
     """What differs between two trainings, a phrase each; the sources apart, which may differ and give the same bits."""
     flat, others = flattened(found), flattened(wanted)
-    return [f"{key} is {abbreviated(flat[key])}, not {abbreviated(others[key])}" for key in flat if key != "code" and flat[key] != others[key]]
+    differing = [key for key in flat if key != "code" and flat[key] != others[key]]
+    return [f"{key} is {abbreviated(flat[key])}, not {abbreviated(others[key])}" for key in differing]
 
 
 def flattened(provenance: Provenance) -> dict[str, Any]:
