@@ -149,10 +149,10 @@ def _hash(array: np.ndarray) -> str:
 def training(of: Implementation, images: int, batch_size: int, steps: int) -> list[str]:
     """Of each step the loss in hex, and of each tensor the first 16 digits of its fingerprint under the name ""."""
     lines = []
-    for step, (loss, weights) in zip(range(1, steps + 1), of.steps(images, batch_size), strict=False):
+    for step, (of_step, weights) in zip(range(1, steps + 1), of.steps(images, batch_size), strict=False):
         if not lines:
             lines.append(",".join(("step", "loss", *weights)))
-        lines.append(",".join((str(step), loss.hex(), *(_hash(weights[name]) for name in lines[0].split(",")[2:]))))
+        lines.append(",".join((str(step), of_step.hex(), *(_hash(weights[name]) for name in lines[0].split(",")[2:]))))
     return lines
 
 
@@ -167,17 +167,12 @@ def functions(of: Implementation) -> list[str]:
     lines = ["function,at,value"]
     for name in ("exp", "log"):
         lines += [f"{name},{float(x).hex()},{y}" for x, y in zip(points[name], _hex(of.function(name, points[name])), strict=True)]
-    for count in (8, 7, 3, 1):
+    for count in range(8, 0, -1):
         lines.append(f"mean,the last {count},{_hex(of.function('mean', points['mean'][-count:]))[0]}")
     tiny = 2.0**-64 * np.array([0, 1, -1, 1 + 2.0**-23, 4, 1 / 1024], np.float32)
-    for name, at in (
-        ("weight", (tiny, 0 * tiny, 0 * tiny)),
-        ("velocity", (0 * tiny, tiny, 0 * tiny)),
-        ("gradient", (0 * tiny, 0 * tiny, tiny)),
-    ):
-        lines += [
-            f"update,{name} {float(x).hex()},{' '.join(_hex(y))}" for x, y in zip(tiny, of.function("update", np.stack(at)).T, strict=True)
-        ]
+    for i, name in enumerate(("weight", "velocity", "gradient")):
+        after = of.function("update", np.eye(3, dtype=np.float32)[i].reshape(3, 1) * tiny)
+        lines += [f"update,{name} {float(x).hex()},{' '.join(_hex(y))}" for x, y in zip(tiny, after.T, strict=True)]
     rows = np.stack([(drawn[i : i + 10] * 40 - 20).astype(np.float32) for i in range(0, 50, 10)])
     lines += [f"softmax,row {i},{' '.join(_hex(row))}" for i, row in enumerate(of.function("softmax", rows))]
     return lines

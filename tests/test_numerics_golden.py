@@ -185,7 +185,9 @@ RULES: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], Any]]] = {
     "log is the series, not the library's": (FUNCTIONS, constant(transcendental, "log", torch.log)),
     "exp's polynomial has degree 10, not 9": (FUNCTIONS, constant(transcendental, "_EXP_TERMS", transcendental._EXP_TERMS[1:])),
     "exp starts at -60, not -50": (FUNCTIONS, constant(transcendental, "_LEAST", -50.0)),
-    "log's series ends with the 17th power, not the 15th": (FUNCTIONS, constant(transcendental, "_LOG_TERMS", transcendental._LOG_TERMS[1:])),
+    "log's series ends with the 17th power, not the 15th": (
+        FUNCTIONS, constant(transcendental, "_LOG_TERMS", transcendental._LOG_TERMS[1:]),
+    ),
     "log's interval ends at sqrt(2), not 2": (FUNCTIONS, constant(transcendental, "_SQRT2", 2.0)),
     "log's interval has sqrt(2) in it": (FUNCTIONS, constant(transcendental, "_SQRT2", math.nextafter(math.sqrt(2), 0))),
     "ln 2 is two constants, not one": (
@@ -206,7 +208,7 @@ RULES: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], Any]]] = {
     ),
     "of equal logits the first is predicted, not the last": (EVALUATION, constant(loss, "first_maximum", last_maximum)),
     "weights and velocities up to 2^-64 become 0, not only up to 2^-65": (FUNCTIONS, constant(update, "SNAP", 2.0**-65)),
-    "2^-64 itself becomes 0": (FUNCTIONS, constant(update, "SNAP", math.nextafter(2.0**-64, 0))),
+    "2^-64 itself becomes 0": (FUNCTIONS, constant(update, "SNAP", 2.0**-64 * (1 - 2.0**-24))),
     "velocity times momentum is rounded before the gradient is added": (SMALL, constant(update.SGD, "step", momentum_and_gradient_in_one)),
     "velocity times lr is rounded before it is subtracted": (SMALL, constant(update.SGD, "step", weight_and_velocity_in_one)),
 }  # fmt: skip
