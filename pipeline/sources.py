@@ -17,14 +17,31 @@ PACKAGE = Path(__file__).parent
 _EVERY_STAGE = ("files.py", "inputs.py", "params.py", "schema.py", "sources.py", "tensors.py")
 _NUMERICS = (
     "numerics/__init__.py",
+    "numerics/elementwise.py",
     "numerics/exact.py",
     "numerics/grid.py",
-    "numerics/layers.py",
+    "numerics/loss.py",
     "numerics/native.py",
+    "numerics/pooling.py",
     "numerics/reductions.py",
+    "numerics/registry.py",
+    "numerics/self_test.py",
+    "numerics/tape.py",
+    "numerics/tiles.py",
     "numerics/transcendental.py",
+    "numerics/update.py",
+    "numerics/weighted.py",
 )
-_MODEL = ("data/dataset.py", "device.py", "draws.py", "model.py", *_NUMERICS, "runs/outputs.py", "runs/provenance.py", "workers.py")
+_MODEL = (
+    "data/dataset.py",
+    "device.py",
+    "draws.py",
+    "model.py",
+    *_NUMERICS,
+    "runs/outputs.py",
+    "runs/provenance.py",
+    "workers/__init__.py",
+)
 
 STAGES: dict[str, tuple[str, ...]] = {
     "download": (
@@ -46,6 +63,11 @@ STAGES: dict[str, tuple[str, ...]] = {
         "training/signals.py",
         "training/stage.py",
         "training/trainer.py",
+        "workers/board.py",
+        "workers/launch.py",
+        "workers/meeting.py",
+        "workers/place.py",
+        "workers/processes.py",
     ),
     "evaluate": (*_EVERY_STAGE, *_MODEL, "evaluation.py"),
 }

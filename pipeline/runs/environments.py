@@ -25,7 +25,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     device: str | None = None
     """As params.yaml names it."""
     hardware: str | None = None
-    """The device's own name."""
+    """The device's own name; of workers on unlike devices all names."""
     threads: int | None = None
     workers: int | None = None
     """Processes that trained together."""
