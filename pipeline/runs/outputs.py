@@ -8,7 +8,6 @@ import io
 import itertools
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -39,8 +38,7 @@ class Step(NamedTuple):
     loss: float
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(msgspec.Struct, frozen=True, gc=False):
     """A row of the predictions: class names, and the softmax probability of the predicted class."""
 
     index: int
@@ -137,7 +135,7 @@ def write_evaluation(folder: Path, metrics: Metrics, predictions: Iterable[Predi
     """Write an evaluation's outputs; `confidence` must be a float32's value."""
     files.write_json(folder / METRICS, msgspec.to_builtins(metrics))
     rows = ((p.index, p.actual, p.predicted, np.float32(p.confidence)) for p in predictions)
-    files.write_bytes(folder / PREDICTIONS, _csv(Prediction.__slots__, rows))
+    files.write_bytes(folder / PREDICTIONS, _csv(Prediction.__struct_fields__, rows))
 
 
 def read_metrics(folder: Path) -> Metrics:
@@ -152,7 +150,7 @@ def read_metrics(folder: Path) -> Metrics:
 
 def read_predictions(folder: Path) -> list[Prediction]:
     """Read the predictions. Raises UserError when they are missing, empty, damaged or not finite."""
-    predictions = _read_csv(folder / PREDICTIONS, Prediction.__slots__, lambda a, b, c, d: Prediction(int(a), b, c, _float32(d)))
+    predictions = _read_csv(folder / PREDICTIONS, Prediction.__struct_fields__, lambda a, b, c, d: Prediction(int(a), b, c, _float32(d)))
     if any(p.index != i for i, p in enumerate(predictions)):
         raise UserError(f"{folder / PREDICTIONS}: damaged: the column 'index' must count from 0; run `dvc repro` again")
     return predictions
