@@ -27,8 +27,8 @@ OMP_THREADS = r"\s*\+?0*[1-9]\d*\s*(,\s*\+?0*[1-9]\d*\s*)*"
 """What OMP_NUM_THREADS may be: a number, or one for each level of nested regions. Of any other value OpenMP says that it is invalid."""
 
 
-def select(name: str) -> torch.device:
-    """The device called `name` in params.yaml, checked to be there.
+def select(name: str, worker: int = 0, workers: int = 1) -> torch.device:
+    """The device called `name` in params.yaml, checked to be there; of several workers on this machine each has a GPU of its own.
 
     Raises:
         UserError: it is not; says what is missing and what to do. There is no fallback.
@@ -36,8 +36,14 @@ def select(name: str) -> torch.device:
     if not re.fullmatch(DEVICE, name):
         raise UserError(f"device {shown(name)}: not a device; allowed: cpu | cuda | cuda:N | mps")
     device = torch.device(name)
+    if workers > 1 and (device.index is not None or device.type == "mps"):
+        raise UserError(f"device '{name}' is one device, and {workers} workers need one each; set device: cpu or cuda, or workers: 1")
     if device.type == "cuda":
         _check_cuda(device)
+        if workers > 1:
+            if (count := torch.cuda.device_count()) < workers:
+                raise UserError(f"{workers} workers on device 'cuda' need a GPU each, and this machine shows {count}; set workers: {count}")
+            return torch.device(name, worker)
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"device '{name}': this machine or this PyTorch has no MPS; set device: cpu in params.yaml")
     return device
@@ -157,8 +163,10 @@ def set_from_outside() -> list[str]:
     return [f"{name}={os.environ[name]}" for name in MAY_LOWER_PRECISION if os.environ.get(name)]
 
 
-def prepare(device: torch.device) -> None:
+def prepare(device: torch.device, workers: int = 1) -> None:
     """Make PyTorch on `device` behave as the pipeline states: all arithmetic in the precision of its type, threads as the CPU limit.
+
+    `workers` processes of this machine share its CPUs.
 
     TF32, bfloat16 in float32's place, reduced-precision reductions and flushing of subnormals are switched off, also where they
     were switched on before. cuDNN does not search for algorithms.
@@ -180,8 +188,9 @@ def prepare(device: torch.device) -> None:
     torch.backends.cuda.matmul.allow_fp16_accumulation = False
     torch.backends.cudnn.benchmark = False
     torch.set_flush_denormal(False)
-    if not re.fullmatch(OMP_THREADS, os.environ.get("OMP_NUM_THREADS", "")):
-        torch.set_num_threads(min(torch.get_num_threads(), cpu_limit()))
+    by_torchrun = workers > 1 and "TORCHELASTIC_RUN_ID" in os.environ  # it sets 1 where nothing is set
+    if by_torchrun or not re.fullmatch(OMP_THREADS, os.environ.get("OMP_NUM_THREADS", "")):
+        torch.set_num_threads(max(1, cpu_limit() // workers) if workers > 1 else min(torch.get_num_threads(), cpu_limit()))
     _keep_freed_memory()
 
 
@@ -222,6 +231,11 @@ def is_cpu(tensor: torch.Tensor) -> bool:
 def has_float64(device: torch.device) -> bool:
     """Whether a device computes in float64, which exact numerics need."""
     return device.type != "mps"
+
+
+def collectives(device: torch.device) -> dict[str, Any]:
+    """How torch.distributed connects workers on such devices: arguments of `init_process_group`."""
+    return {"backend": "nccl", "device_id": device} if device.type == "cuda" else {"backend": "gloo"}
 
 
 def describe(device: torch.device) -> dict[str, Any]:

@@ -184,10 +184,11 @@ def _differences(run: Run, ours: dict[str, Any]) -> Iterable[str]:
 def _answer(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Verdict, str]:
     """Compute again, in `work`; the verdict, and the reason for it."""
     run, data, device, chosen = plan.run, plan.data, plan.device, plan.numerics
-    described = msgspec.structs.replace(run.identity.provenance, train=plan.train, code=sources.digest("train"), workers=None)
-    unfinished = work / CACHE / f"epochs-{plan.train.epochs}"
+    alone = 1 if chosen.version == "native" else None
+    described = msgspec.structs.replace(run.identity.provenance, train=plan.train, code=sources.digest("train"), workers=alone)
+    unfinished = stage.checkpoint_of(described, device, work / CACHE / f"epochs-{plan.train.epochs}")
     try:
-        _, training, state = stage.fit(described, data, device, chosen, unfinished, checkpoint_seconds)
+        _, training = stage.fit(described, data, device, chosen, unfinished, checkpoint_seconds)
     except Diverged as reason:
         where, _, _ = str(reason).partition(";")  # what follows is a remedy for whoever chose the settings
         return "different", f"{where}; {run.folder} claims that it went on"
@@ -196,13 +197,16 @@ def _answer(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Verdict
             evaluated = evaluation.evaluate(training.weights, data, device, chosen, plan.evaluate)
         outputs.write_training(work / outputs.OUTPUTS, training.weights, training.history, described)
         outputs.write_evaluation(work / outputs.OUTPUTS, evaluated.metrics, evaluated.predictions)
-        trained_in, evaluated_in = stage.environment(training, device), evaluation.environment(evaluated, device, plan.evaluate)
+        trained_in, evaluated_in = (
+            stage.environment(training, device, str(device)),
+            evaluation.environment(evaluated, device, plan.evaluate),
+        )
         again = kept.load(kept.keep(work / outputs.OUTPUTS, work / kept.RUNS, evaluated_in, trained_in))
         _say(f"computed again: fingerprint {again.identity.fingerprint}, accuracy {again.metrics.accuracy:.2%}, kept as {again.folder}")
         answer = _native(plan, again) if chosen.version == "native" else _exact(run, again)
     else:
         answer = _beginning(plan, training.history)
-    state.remove()
+    unfinished.remove()
     return answer
 
 

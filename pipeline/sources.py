@@ -35,7 +35,16 @@ _NUMERICS = tuple(
         "weighted",
     )
 )
-_MODEL = ("data/dataset.py", "device.py", "draws.py", "model.py", *_NUMERICS, "runs/outputs.py", "runs/provenance.py", "workers.py")
+_MODEL = (
+    "data/dataset.py",
+    "device.py",
+    "draws.py",
+    "model.py",
+    *_NUMERICS,
+    "runs/outputs.py",
+    "runs/provenance.py",
+    "workers/__init__.py",
+)
 
 STAGES: dict[str, tuple[str, ...]] = {
     "download": (
@@ -57,6 +66,11 @@ STAGES: dict[str, tuple[str, ...]] = {
         "training/signals.py",
         "training/stage.py",
         "training/trainer.py",
+        "workers/board.py",
+        "workers/launch.py",
+        "workers/meeting.py",
+        "workers/place.py",
+        "workers/processes.py",
     ),
     "evaluate": (*_EVERY_STAGE, *_MODEL, "evaluation.py"),
 }
