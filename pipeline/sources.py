@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 
 PACKAGE = Path(__file__).parent
 
-_EVERY_STAGE = ("files.py", "inputs.py", "params.py", "schema.py", "sources.py", "tensors.py")
+_EVERY_STAGE = ("files.py", "inputs.py", "params.py", "paths.py", "schema.py", "sources.py", "tensors.py")
 _NUMERICS = tuple(
     f"numerics/{name}.py"
     for name in (
@@ -40,6 +40,7 @@ _MODEL = (
     "device.py",
     "draws.py",
     "model.py",
+    "precision.py",
     *_NUMERICS,
     "runs/outputs.py",
     "runs/provenance.py",
