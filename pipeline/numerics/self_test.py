@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline import precision
 from pipeline.errors import UserError
 from pipeline.numerics import grid, transcendental
 from pipeline.numerics.reductions import BYTE_TERMS, TERMS, Convolution, ConvolutionByRows, Matmul
