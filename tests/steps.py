@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 def ints(label: str, bits: int, *shape: int) -> torch.Tensor:
     """Drawn integers of `bits` bits and a sign, the extremes among them, as float64."""
     count = math.prod(shape)
-    drawn = integers(label, 2 ** (bits + 2), count) % (2 ** (bits + 1) + 1) - 2**bits
+    drawn = random_integers(label, 2 ** (bits + 2), count) % (2 ** (bits + 1) + 1) - 2**bits
     drawn[:2] = (2**bits, -(2**bits))[: len(drawn)]
     return torch.from_numpy(drawn.astype(np.float64)).view(shape)
 
