@@ -215,3 +215,53 @@ def doctor(
         for found in findings:
             print(f"{'ok' if found.ok else '!!'}  {found.about:<12} {found.text}")
     raise typer.Exit(0 if usable else 1)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="The folder of a run; its model is all that is needed.", metavar="RUN")],
+    images: Annotated[list[str], typer.Argument(help="Image files; folders of them; - for standard input.", metavar="IMAGE...")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV, with the names' own bytes.")] = False,
+    device: Annotated[str, typer.Option(help="Compute here, as in params.yaml; on the CPU by default.")] = "",
+) -> None:
+    """Say what images show; exit code 0: all were answered, 1: some were, 2: none, or bad input."""
+    if json and csv:
+        raise UserError("--json and --csv together: choose one")
+    from pipeline import device as devices
+    from pipeline import predict
+
+    write = predict.write_json if json else predict.write_csv if csv else predict.write_table
+    answered, refused = predict.predict(run, images, device or devices.CPU, write)
+    if refused:
+        raise typer.Exit(1 if answered else 2)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder of a run; its model is all that is needed.", metavar="RUN")],
+    to: Annotated[Path, typer.Option(help="The file to write: FILE.onnx, or FILE.html, a page that classifies.", metavar="FILE")],
+) -> None:
+    """Write a run's network as one file that needs no PyTorch."""
+    from pipeline.export import export
+
+    for line in export(run, to):
+        print(line)
+
+
+@app.command()
+def reproduce(
+    run: Annotated[Path, typer.Argument(help="The folder of a kept run.", metavar="RUN")],
+    device: Annotated[str, typer.Option(help="Where to compute, as in params.yaml; the CPU by default.")] = "",
+    epochs: Annotated[Optional[int], typer.Option(help="Check only the logged losses of the first so many epochs.")] = None,
+    data: Annotated[
+        Optional[Path], typer.Option(help="The run's data set; by default the one in data/, or made here.", metavar="FILE")
+    ] = None,
+    checkpoint_seconds: Annotated[float, typer.Option(help="Save the unfinished training every so many seconds.", min=0)] = 15,
+) -> None:
+    """Train and evaluate a kept run again and compare; exit code 0: identical or equivalent, 1: different, 2: bad input."""
+    from pipeline import device as devices
+    from pipeline import reproduce
+
+    if not reproduce.reproduce(run, device or devices.CPU, epochs, data, checkpoint_seconds):
+        raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Any number of workers, the same bits: in threads of one process; real processes are in test_workers_processes.py."""
+"""Any number of workers, the same bits: what a group must do, in threads of one process; test_workers_processes.py has real ones."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ run, from medians. Images are random bytes of full size: what is in them does no
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -53,11 +54,12 @@ def bench(device: torch.device, quick: bool = False) -> str:
     from tools import measurements
 
     devices.prepare(device)
-    tables = (
+    tables = [
         measurements.in_turns(device, 3 if quick else ROUNDS, 2 if quick else TEST_ROUNDS),
         measurements.alone(device, SIZES[:2] if quick else SIZES),
-        measurements.start_ups(),
-    )
+    ]
+    if importlib.util.find_spec("dvc"):
+        tables.append(measurements.start_ups())
     return "\n\n".join(tables) + "\n"
 
 

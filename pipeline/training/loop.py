@@ -19,6 +19,10 @@ from pipeline.training.checkpoint import Checkpoint, State
 from pipeline.training.trainer import LoggedStep, Trainer
 
 
+class Diverged(UserError):
+    """A training came to a number that is not finite."""
+
+
 @dataclass(frozen=True)
 class Training:
     """What a finished training gives."""
@@ -37,7 +41,7 @@ def train(trainer: Trainer, checkpoint: Checkpoint | None = None, checkpoint_sec
     Of several workers the first has the checkpoint, and the others its state; a signal to any of them ends all after the same step.
 
     Raises:
-        UserError: a loss or gradient is not finite; names the step.
+        Diverged: a loss or gradient is not finite; names the step.
         Interrupted: a signal came; the state is saved first.
     """
     total, log_every, group = trainer.total_steps, trainer.settings.log_every, trainer.group
@@ -77,6 +81,6 @@ def _note(steps: list[LoggedStep], first: int, trainer: Trainer, history: list[S
     for step, (loss, magnitude) in enumerate(steps, first + 1):
         if not (math.isfinite(loss) and math.isfinite(magnitude)):
             what = f"the loss is {loss}" if not math.isfinite(loss) else "a gradient is not finite"
-            raise UserError(f"training stopped at step {step}: {what}; set a smaller lr than {trainer.settings.lr} in params.yaml")
+            raise Diverged(f"training stopped at step {step}: {what}; set a smaller lr than {trainer.settings.lr} in params.yaml")
         if step % trainer.settings.log_every == 0 or step == trainer.total_steps:
             history.append(Step(step, (step - 1) // trainer.steps_per_epoch + 1, loss))
