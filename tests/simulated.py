@@ -102,16 +102,17 @@ def together(exchange: Exchange, work: Callable[[Group], Result]) -> list[Result
 class Workers(goldens.Pipeline):
     """The pipeline's numerics, trained by several workers, for the goldens."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, steps: int) -> None:
+        """For a golden of so many steps."""
         super().__init__()
-        self.exchange = exchange
+        self.exchange, self.count = exchange, steps
 
-    def take_steps(self, images: int, batch_size: int, steps: int) -> list[list[tuple[float, Weights]]]:
+    def take_steps(self, images: int, batch_size: int) -> list[list[tuple[float, Weights]]]:
         """Loss and weights after each step, by worker."""
 
         def train(group: Group) -> list[tuple[float, Weights]]:
             given, taken = trainer(data=drawn_set(images), batch_size=batch_size, lr=goldens.LR, group=group), []
-            for _ in range(steps):
+            for _ in range(self.count):
                 given.step()
                 (logged,) = given.read_step_log()
                 taken.append((logged.loss, given.named_weights()))
@@ -120,7 +121,7 @@ class Workers(goldens.Pipeline):
         return together(self.exchange, train)
 
     def steps(self, images: int, batch_size: int) -> Iterator[tuple[float, Weights]]:
-        of_workers = self.take_steps(images, batch_size, 12)
+        of_workers = self.take_steps(images, batch_size)
         for of_step in zip(*of_workers, strict=True):
             assert len({(loss, goldens.reference.fingerprint(weights)) for loss, weights in of_step}) == 1, "the workers differ"
             yield of_step[0]
