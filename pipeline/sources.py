@@ -15,16 +15,36 @@ from pipeline.errors import UserError
 PACKAGE = Path(__file__).parent
 
 _EVERY_STAGE = ("files.py", "inputs.py", "params.py", "schema.py", "sources.py", "tensors.py")
-_NUMERICS = (
-    "numerics/__init__.py",
-    "numerics/exact.py",
-    "numerics/grid.py",
-    "numerics/layers.py",
-    "numerics/native.py",
-    "numerics/reductions.py",
-    "numerics/transcendental.py",
+_NUMERICS = tuple(
+    f"numerics/{name}.py"
+    for name in (
+        "__init__",
+        "elementwise",
+        "exact",
+        "grid",
+        "loss",
+        "native",
+        "pooling",
+        "reductions",
+        "registry",
+        "self_test",
+        "tape",
+        "tiles",
+        "transcendental",
+        "update",
+        "weighted",
+    )
 )
-_MODEL = ("data/dataset.py", "device.py", "draws.py", "model.py", *_NUMERICS, "runs/outputs.py", "runs/provenance.py", "workers.py")
+_MODEL = (
+    "data/dataset.py",
+    "device.py",
+    "draws.py",
+    "model.py",
+    *_NUMERICS,
+    "runs/outputs.py",
+    "runs/provenance.py",
+    "workers/__init__.py",
+)
 
 STAGES: dict[str, tuple[str, ...]] = {
     "download": (
@@ -46,6 +66,11 @@ STAGES: dict[str, tuple[str, ...]] = {
         "training/signals.py",
         "training/stage.py",
         "training/trainer.py",
+        "workers/board.py",
+        "workers/launch.py",
+        "workers/meeting.py",
+        "workers/place.py",
+        "workers/processes.py",
     ),
     "evaluate": (*_EVERY_STAGE, *_MODEL, "evaluation.py"),
 }

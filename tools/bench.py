@@ -7,12 +7,13 @@ run, from medians. Images are random bytes of full size: what is in them does no
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import cli, files
+from pipeline import files, libraries
 from pipeline.errors import UserError, printable
 from tools import markers
 from tools.results import README, RESULTS
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--device", help="where to measure, as in params.yaml; the CPU by default")
     parser.add_argument("--quick", action="store_true", help="a few rounds, to see that it works; nothing is written")
     arguments = parser.parse_args()
-    cli.bound_spinning()
+    libraries.settle_variables()
     from pipeline import device as devices
 
     try:
@@ -53,11 +54,12 @@ def bench(device: torch.device, quick: bool = False) -> str:
     from tools import measurements
 
     devices.prepare(device)
-    tables = (
+    tables = [
         measurements.in_turns(device, 3 if quick else ROUNDS, 2 if quick else TEST_ROUNDS),
         measurements.alone(device, SIZES[:2] if quick else SIZES),
-        measurements.start_ups(),
-    )
+    ]
+    if importlib.util.find_spec("dvc"):
+        tables.append(measurements.start_ups())
     return "\n\n".join(tables) + "\n"
 
 

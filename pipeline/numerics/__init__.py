@@ -6,6 +6,7 @@ import torch
 
 from pipeline import device
 from pipeline.errors import UserError
+from pipeline.numerics import self_test
 from pipeline.numerics.exact import VERSION, Exact
 from pipeline.numerics.native import Native
 
@@ -13,10 +14,12 @@ Numerics = Exact | Native
 
 
 def select(name: str, on: torch.device) -> Numerics:
-    """The numerics called `name` in params.yaml (`exact-1` counts as exact where that is this version), for a device.
+    """The numerics called `name` in params.yaml (`exact-2` counts as exact where that is this version), for a device.
+
+    For exact ones the device's kernels are proved first, which takes milliseconds.
 
     Raises:
-        UserError: the device has no float64, which exact numerics need, or the version is another.
+        UserError: the device has no float64, or less precision than exact numerics need, or the version is another.
     """
     if name == "native":
         return Native()
@@ -24,4 +27,5 @@ def select(name: str, on: torch.device) -> Numerics:
         raise UserError(f"numerics '{name}': this version of the pipeline has {VERSION} and native; use the version that made the run")
     if not device.has_float64(on):
         raise UserError(f"numerics 'exact' needs float64, which device '{on}' has not; set numerics: native, or device: cpu")
+    self_test.check(on)
     return Exact()

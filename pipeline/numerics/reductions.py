@@ -1,8 +1,7 @@
-"""Exact sums of products: integers in, integers out, all in float64 unless a bound shows that float32 holds them.
+"""Exact sums of products: integers in, integers out, in float64 unless a bound shows that float32 holds them or that int64 must.
 
 Since no partial sum rounds, every way of computing them gives the same bits. So convolution has two: a plain one for any
-stride, padding and dilation, which the tests take as the reference, and a faster one for where it applies. The size of
-the sums is the caller's business (`grid.operand_bits`).
+stride, padding, dilation and size, which the tests take as the reference, and a faster one for where it applies (`convolution`).
 
 Every operation takes its input in two steps: `operand` arranges it once, and the products of both directions use that.
 """
@@ -17,13 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline import device
-from pipeline.numerics.grid import BYTE_BITS, OPERAND_BITS, ceil_log2
+from pipeline.numerics.grid import BYTE_BITS, FLOAT64_BITS, OPERAND_BITS
 
 FLOAT32_BITS = 24
 """Integers up to 2^24 are float32s."""
 SLICE_BITS = 9
 """Bits of each of two slices of a weight: hi * 2^10 + lo, |hi| and |lo| at most 2^9."""
 assert OPERAND_BITS == 2 * SLICE_BITS + 1
+TERMS: int = 2 ** (FLOAT64_BITS - 2 * OPERAND_BITS)
+"""Products of two operands that a float64 holds the sum of, in any order."""
+BYTE_TERMS: int = 2 ** (FLOAT64_BITS - OPERAND_BITS - BYTE_BITS)
+"""The same where one operand is a byte."""
 
 Pair = tuple[int, int]
 ROWS_OF_A_PRODUCT = 12
@@ -34,21 +37,23 @@ ROWS_OF_A_PRODUCT = 12
 class Matmul:
     """y[n, o] = sum_i x[n, i] w[o, i], as torch.nn.functional.linear; results have the batch innermost in memory."""
 
+    terms: int = TERMS
+    """Products of an input and another operand that are added in float64; more are added in parts, those in int64."""
     name = "linear"
     images_at_once = 1024
     """Of a larger batch so many at a time, which stay in the caches."""
 
-    def terms(self, x: torch.Size, w: torch.Size) -> int:
-        """Products a sum of `forward`, from the operands' shapes."""
+    def output_terms(self, w: torch.Size) -> int:
+        """Products a sum of `forward`, from the weight's shape."""
         return w[1]
 
-    def input_terms(self, x: torch.Size, w: torch.Size) -> int:
-        """Products a sum of `input_gradient`."""
+    def input_terms(self, w: torch.Size) -> int:
+        """Products a sum of `input_gradient`, at most."""
         return w[0]
 
-    def weight_terms(self, x: torch.Size, w: torch.Size) -> int:
-        """Products a sum of `weight_gradient`."""
-        return x[0]
+    def image_terms(self, x: torch.Size, w: torch.Size) -> int:
+        """Products of one image in a sum of `weight_gradient`."""
+        return 1
 
     def operand(self, x: Tensor, w: torch.Size) -> Tensor:
         """X [N, I] as float64."""
@@ -56,7 +61,7 @@ class Matmul:
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """X [N, I], w [O, I] -> [N, O]."""
-        return (w @ x.t()).t()
+        return _product(w, x.t(), self.terms).t()
 
     def forward_bytes(self, x: Tensor, w: Tensor) -> Tensor:
         """The same with x from bytes."""
@@ -64,11 +69,11 @@ class Matmul:
 
     def input_gradient(self, g: Tensor, w: Tensor, x_shape: torch.Size) -> Tensor:
         """G [N, O], w [O, I] -> [N, I]."""
-        return (w.t() @ g.t()).t()
+        return _product(w.t(), g.t(), TERMS).t()
 
     def weight_gradient(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
         """G [N, O], x [N, I] -> [O, I]."""
-        return g.t() @ x
+        return _product(g.t(), x, self.terms)
 
     def bias_gradient(self, g: Tensor) -> Tensor:
         """G [N, O] -> [O]."""
@@ -85,22 +90,23 @@ class Convolution:
     stride: Pair = (1, 1)
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
+    terms: int = TERMS
     name = "conv2d"
     images_at_once = 128
 
-    def terms(self, x: torch.Size, w: torch.Size) -> int:
-        """Products a sum of `forward`, from the operands' shapes."""
+    def output_terms(self, w: torch.Size) -> int:
+        """Products a sum of `forward`, from the weight's shape."""
         return w[1:].numel()
 
-    def input_terms(self, x: torch.Size, w: torch.Size) -> int:
+    def input_terms(self, w: torch.Size) -> int:
         """Products a sum of `input_gradient`, at most."""
         return w[0] * w[2:].numel()
 
-    def weight_terms(self, x: torch.Size, w: torch.Size) -> int:
-        """Products a sum of `weight_gradient`."""
+    def image_terms(self, x: torch.Size, w: torch.Size) -> int:
+        """Products of one image in a sum of `weight_gradient`: the places of the output."""
         reach = [self.dilation[i] * (w[2 + i] - 1) + 1 for i in (0, 1)]
         height, width = ((x[2 + i] + 2 * self.padding[i] - reach[i]) // self.stride[i] + 1 for i in (0, 1))
-        return x[0] * height * width
+        return max(height, 0) * max(width, 0)
 
     def operand(self, x: Tensor, w: torch.Size) -> Tensor:
         """X [N, I, H, W] -> its windows, float64 [N, H', W', I h w]."""
@@ -111,7 +117,7 @@ class Convolution:
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """X as `operand` gives it, w [O, I, h, w] -> [N, O, H', W']."""
-        return (x @ w.flatten(1).t()).permute(0, 3, 1, 2)
+        return _product(x, w.flatten(1).t(), self.terms).permute(0, 3, 1, 2)
 
     def forward_bytes(self, x: Tensor, w: Tensor) -> Tensor:
         """`forward` for x from bytes and w of at most OPERAND_BITS bits; may return float32: rounded once already."""
@@ -119,12 +125,17 @@ class Convolution:
 
     def input_gradient(self, g: Tensor, w: Tensor, x_shape: torch.Size) -> Tensor:
         """G [N, O, H', W'], w [O, I, h, w] -> [N, I, H, W]."""
-        columns = g.flatten(2).transpose(1, 2) @ w.flatten(1)  # [N, H' W', I h w]
-        return F.fold(columns.transpose(1, 2), x_shape[2:], w.shape[2:], self.dilation, self.padding, self.stride)
+
+        def of_channels(g: Tensor, w: Tensor) -> Tensor:
+            columns = g.flatten(2).transpose(1, 2) @ w.flatten(1)  # [N, H' W', I h w]
+            return F.fold(columns.transpose(1, 2), x_shape[2:], w.shape[2:], self.dilation, self.padding, self.stride)
+
+        channels = max(1, TERMS // w[0, 0].numel())
+        return _added([of_channels(*part) for part in zip(torch.split(g, channels, 1), torch.split(w, channels), strict=True)])
 
     def weight_gradient(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
         """G [N, O, H', W'], x as `operand` gives it -> [O, I, h, w]."""
-        return (g.transpose(0, 1).flatten(1) @ x.flatten(0, 2)).view(w_shape)
+        return _product(g.transpose(0, 1).flatten(1), x.flatten(0, 2), self.terms).view(w_shape)
 
     def bias_gradient(self, g: Tensor) -> Tensor:
         """G [N, O, H', W'] -> [O]."""
@@ -155,13 +166,14 @@ class ConvolutionByRows(Convolution):
         weights = w.new_zeros(width, at_once, channels, height + at_once - 1, w.shape[1])
         for row in range(at_once):
             weights[:, row, :, row : row + height] = w.permute(3, 0, 2, 1)
-        length = (x.shape[2] - width + 1) * n
+        columns = x.shape[2] - width + 1
+        length = columns * n
         bands = _bands(x, height + at_once - 1, at_once)  # [H' / at_once, ..., W N]
         products = weights.view(width, 1, at_once * channels, -1).expand(-1, len(bands), -1, -1)
         y = products[0].bmm(bands[:, :, :length])  # [H' / at_once, at_once O, W' N]
         for column in range(1, width):
             y.baddbmm_(products[column], bands[:, :, column * n : column * n + length])
-        return y.view(rows, channels, -1, n).permute(3, 1, 0, 2)
+        return y.view(rows, channels, columns, n).permute(3, 1, 0, 2)
 
     def forward_bytes(self, x: Tensor, w: Tensor) -> Tensor:
         """`forward` for bytes and w of at most OPERAND_BITS bits; may return float32: rounded once already.
@@ -170,7 +182,7 @@ class ConvolutionByRows(Convolution):
         channels. The sums of both stay within 2^24; the last addition rounds once (the product with 2^10 is exact, so
         whether it is fused does not matter).
         """
-        if not device.is_cpu(x) or BYTE_BITS + SLICE_BITS + ceil_log2(w[0].numel()) > FLOAT32_BITS:
+        if not device.is_cpu(x) or w[0].numel() << (BYTE_BITS + SLICE_BITS) > 1 << FLOAT32_BITS:
             return self.forward(x.double(), w)
         hi = (w * 2.0 ** -(SLICE_BITS + 1)).round_()
         both = self.forward(x.float(), torch.cat((hi, w - hi * 2.0 ** (SLICE_BITS + 1))).float())
@@ -184,25 +196,38 @@ class ConvolutionByRows(Convolution):
         rows[margin:height] = g.permute(2, 1, 3, 0)
         weights = w.flip(2).permute(1, 3, 2, 0).reshape(1, channels * w.shape[3], -1)  # [1, I w, h O]
         sums = weights.expand(height, -1, -1).bmm(_bands(rows, w.shape[2], 1)).view(height, channels, w.shape[3], g.shape[3], n)
-        made = g.new_zeros(height, channels, width, n)
+        d_x = g.new_zeros(height, channels, width, n)
         for column in range(w.shape[3]):
-            made[:, :, column : column + g.shape[3]] += sums[:, :, column]
-        return made.permute(3, 1, 0, 2)
+            d_x[:, :, column : column + g.shape[3]] += sums[:, :, column]
+        return d_x.permute(3, 1, 0, 2)
 
     def weight_gradient(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
         """G [N, O, H', W'], x as `operand` gives it -> [O, I, h, w]."""
         channels, _, height, width = w_shape
         at_once = _rows_at_once(g.shape[2], channels)
         bands = _bands(_windows(x, width), height + at_once - 1, at_once)
-        rows = g.permute(2, 1, 3, 0).reshape(len(bands), at_once * channels, -1)  # [H' / at_once, at_once O, W' N]
+        rows = g.permute(2, 1, 3, 0).reshape(len(bands), at_once * channels, g.shape[3] * len(g))  # [H' / at_once, at_once O, W' N]
         sums = rows.bmm(bands.transpose(1, 2)).sum(0).view(at_once, channels, height + at_once - 1, -1, width)
         return sum((sums[row, :, row : row + height] for row in range(1, at_once)), sums[0, :, :height]).transpose(1, 2)
 
 
-def convolution(stride: Pair, padding: Pair, dilation: Pair) -> Convolution:
-    """The fastest form there is."""
-    plain = (stride, padding, dilation) == ((1, 1), (0, 0), (1, 1))
-    return ConvolutionByRows() if plain else Convolution(stride, padding, dilation)
+def convolution(stride: Pair, padding: Pair, dilation: Pair, x: torch.Size, w: torch.Size, terms: int) -> Convolution:
+    """The fastest form for inputs [N, I, H, W] and weights [O, I, h, w] of these shapes."""
+    plain = Convolution(stride, padding, dilation, terms)
+    short = plain.output_terms(w) <= terms and plain.input_terms(w) <= TERMS and plain.image_terms(x, w) <= terms
+    return ConvolutionByRows(terms=terms) if short and (stride, padding, dilation) == ((1, 1), (0, 0), (1, 1)) else plain
+
+
+def _product(a: Tensor, b: Tensor, terms: int) -> Tensor:
+    """A [..., M, K] @ b [K, P] in float64; where K is more than `terms`, parts of so many are added in int64."""
+    if a.shape[-1] <= terms:
+        return a @ b
+    return _added([x @ y for x, y in zip(torch.split(a, terms, -1), torch.split(b, terms), strict=True)])
+
+
+def _added(parts: list[Tensor]) -> Tensor:
+    """The sum of float64 integers that each are exact: one as it is, several in int64."""
+    return parts[0] if len(parts) == 1 else torch.stack([part.long() for part in parts]).sum(0)
 
 
 def _windows(x: Tensor, width: int) -> Tensor:
@@ -216,9 +241,8 @@ def _bands(rows: Tensor, height: int, step: int) -> Tensor:
 
     A view [(H - height) / step + 1, height * ..., W' N]: the matrices overlap in memory.
     """
-    length = rows.shape[-2] * rows.shape[-1]
-    row = rows[0].numel()
-    return rows.as_strided(((len(rows) - height) // step + 1, height * row // length, length), (step * row, length, 1))
+    length, lengths = rows.shape[-2] * rows.shape[-1], rows.shape[1:-2].numel()
+    return rows.as_strided(((len(rows) - height) // step + 1, height * lengths, length), (step * lengths * length, length, 1))
 
 
 def _rows_at_once(rows: int, channels: int) -> int:

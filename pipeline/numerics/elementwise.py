@@ -1,0 +1,69 @@
+"""Exact forms of ReLU, addition and changes of shape: comparisons, one rounding, and none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from pipeline.numerics.tape import Tape, refusal
+
+
+def relu(tape: Tape, x: Tensor, inplace: bool = False) -> Tensor:
+    """The exact form of torch.relu; never in place, because what goes back may need x. Raises UserError for bytes."""
+    tape.input(x, "relu")
+    if x.dtype != torch.float32:
+        raise refusal(f"relu of {x.dtype}", "float32")
+    y = torch.relu(x)
+    # the gradient where the output is positive, else 0
+    return tape.record(y, (x,), lambda g: (torch.ops.aten.threshold_backward(g, y, 0),))
+
+
+def add(tape: Tape, x: Tensor, other: Tensor, *, alpha: float = 1) -> Tensor:
+    """The exact form of x + other: one float32 rounding. Raises UserError for unlike shapes, other types and a factor."""
+    if not isinstance(other, Tensor) or not isinstance(x, Tensor) or x.shape != other.shape or alpha != 1:
+        raise refusal("addition of unlike shapes, of numbers or with a factor", "that of two tensors of one shape")
+    for each in (x, other):
+        tape.input(each, "addition")
+        if each.dtype != torch.float32:
+            raise refusal(f"addition of {each.dtype}", "float32")
+    return tape.record(x + other, (x, other), lambda g: (g, g))
+
+
+def reshape(tape: Tape, x: Tensor, *shape: int | Iterable[int] | torch.dtype) -> Tensor:
+    """The exact form of Tensor.reshape and Tensor.view. Raises UserError for a view as another type."""
+    tape.input(x, "a change of shape")
+    sizes: list[int] = []
+    for part in shape:
+        if isinstance(part, torch.dtype):
+            raise refusal("a view as another type", "changes of shape")
+        sizes += [part] if isinstance(part, int) else part
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = x.numel() // -math.prod(sizes) if x.numel() else 0
+    return _reshaped(tape, x, sizes)
+
+
+def flatten(tape: Tape, x: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+    """The exact form of torch.flatten."""
+    tape.input(x, "flatten")
+    first, last = start_dim % x.dim(), end_dim % x.dim()
+    return _reshaped(tape, x, [*x.shape[:first], math.prod(x.shape[first : last + 1]), *x.shape[last + 1 :]])
+
+
+def contiguous(tape: Tape, x: Tensor) -> Tensor:
+    """The exact form of Tensor.contiguous: x itself, since exact forms lay tensors out in memory as they like."""
+    return x
+
+
+def _reshaped(tape: Tape, x: Tensor, sizes: list[int]) -> Tensor:
+    if sizes == list(x.shape):
+        return x
+    return tape.record(_in_shape(x, sizes), (x,), lambda g: (_in_shape(g, list(x.shape)),))
+
+
+def _in_shape(x: Tensor, sizes: list[int]) -> Tensor:
+    if x.stride(0) == 1 and sizes[:1] == [len(x)]:  # the batch is innermost in memory, and stays there
+        return x.movedim(0, -1).reshape(*sizes[1:], len(x)).movedim(-1, 0)
+    return x.reshape(sizes)

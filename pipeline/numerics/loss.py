@@ -1,0 +1,89 @@
+"""Softmax, cross-entropy and the mean loss: float64, with exact sums over the classes and over the batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import UserError
+from pipeline.numerics import grid, transcendental
+from pipeline.numerics.tape import Tape
+
+PROBABILITY_BITS = 40
+"""Exponentials are integers of this many bits in the sum over classes."""
+MOST_CLASSES = 2 ** (grid.FLOAT64_BITS - PROBABILITY_BITS)
+"""So many of them float64 adds exactly."""
+LOSS_BITS = 36
+"""Bits of a loss in the sum over the batch."""
+_FINER = 2.0 ** (LOSS_BITS - grid.OPERAND_BITS)
+
+
+class Softmax:
+    """Softmax and its logarithm: the loss and predictions share it."""
+
+    def __init__(self, logits: Tensor) -> None:
+        """Logits float32 [N, C]. Raises UserError for more classes than MOST_CLASSES."""
+        if logits.shape[1] > MOST_CLASSES:
+            raise UserError(
+                f"numerics 'exact' adds the probabilities of at most {MOST_CLASSES} classes, and the model has {logits.shape[1]}; "
+                "set numerics: native"
+            )
+        z = logits.double()
+        self.shifted = z - z.amax(1, keepdim=True)  # [N, C], largest 0
+        e = (transcendental.exp(self.shifted) * 2.0**PROBABILITY_BITS).round_()
+        self.total = e.sum(1, keepdim=True)  # exact
+        self.probabilities = e / self.total  # [N, C]
+
+    def losses(self, labels: Tensor) -> Tensor:
+        """Cross-entropy of each row, float64 [N], for labels int64 [N]."""
+        log_total = transcendental.log(self.total * 2.0**-PROBABILITY_BITS)
+        return (log_total - self.shifted.gather(1, labels.unsqueeze(1))).squeeze(1)
+
+
+class MeanLoss:
+    """The mean of a batch's losses, a sum over the batch that waits (a BatchSums)."""
+
+    def __init__(self, losses: Tensor, batch_images: int) -> None:
+        """Losses float64 [N], of this worker's share of `batch_images`."""
+        self.losses, self.batch_images = losses, batch_images
+        self.magnitudes = [grid.largest(losses.float().clamp_min_(grid.FLOOR))]
+        self.fit_float64 = batch_images << LOSS_BITS <= 1 << grid.FLOAT64_BITS
+
+    def integers(self, scales: list[Tensor]) -> list[Tensor]:
+        """The sum of the losses on their grid."""
+        integers = (self.losses * (scales[0] * _FINER)).round_()
+        return [integers.sum() if self.fit_float64 else integers.long().sum()]
+
+    def round(self, sums: list[Tensor], units: list[Tensor]) -> None:
+        """Set `value`, the mean in float64, 0-dim: divided once."""
+        total = sums[0].double().squeeze() * (units[0] * (1 / _FINER))
+        self.value = total / torch.full_like(total, self.batch_images)
+
+
+def cross_entropy(tape: Tape, logits: Tensor, labels: Tensor) -> tuple[MeanLoss, Tensor]:
+    """The batch's mean cross-entropy, which waits, and the gradient of the logits.
+
+    Logits float32 [N, C], labels int64 [N]; the gradient is float32 [N, C].
+    """
+    tape.input(logits, "the loss")
+    softmax = Softmax(logits)
+    hot = labels.unsqueeze(1) == torch.arange(logits.shape[1], device=labels.device)
+    difference = softmax.probabilities - hot.double()
+    mean = MeanLoss(softmax.losses(labels), tape.batch_images)
+    tape.wait(mean)
+    return mean, (difference / torch.full((), tape.batch_images, dtype=torch.float64, device=labels.device)).float()
+
+
+def mean(losses: Tensor) -> Tensor:
+    """The mean of float64 losses [N], float64 0-dim."""
+    waiting = MeanLoss(losses, len(losses))
+    on = grid.choose(waiting.magnitudes[0])
+    waiting.round(waiting.integers([on.scale]), [on.unit])
+    return waiting.value
+
+
+def first_maximum(logits: Tensor) -> Tensor:
+    """Argmax over dim 1 with a stated rule for ties, which torch.argmax has not: the lowest index."""
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    is_maximum = logits == logits.amax(1, keepdim=True)
+    return torch.where(is_maximum, classes, logits.shape[1]).amin(1)

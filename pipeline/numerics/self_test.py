@@ -1,0 +1,97 @@
+"""Known sums at the bound, computed on a device before anything counts on it: what a kernel loses, it loses here, in milliseconds.
+
+What lowers precision and is known is switched off or refused by `device.prepare`; this finds the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import device
+from pipeline.errors import UserError
+from pipeline.numerics import grid, transcendental
+from pipeline.numerics.reductions import BYTE_TERMS, TERMS, Convolution, ConvolutionByRows, Matmul
+from pipeline.numerics.update import SGD
+
+_ODD = 2**grid.OPERAND_BITS - 1
+"""An operand whose every bit counts: rounded to fewer bits, it is another number."""
+_SLICES = 511 * 2**10 + 511
+"""An operand with both slices as large as they may be and not a power of two (reductions.SLICE_BITS)."""
+_BYTE = 255
+
+
+def check(on: torch.device) -> None:
+    """Prove on a device what exact numerics need of its kernels.
+
+    Raises:
+        UserError: an operation gives other results than exact arithmetic; names it, the device and what is set that may do this.
+    """
+    with torch.no_grad():
+        for operation, results, known in _proofs(on):
+            if results.tolist() != known:
+                causes = device.set_from_outside()
+                raise UserError(
+                    f"numerics 'exact': on device '{on}' {operation} gives other results than exact arithmetic does "
+                    f"({'set here: ' + ', '.join(causes) if causes else 'no setting known to do this is set'}); "
+                    f"{'unset that' if causes else 'use another device'}, or set numerics: native"
+                )
+
+
+def _proofs(on: torch.device) -> Iterator[tuple[str, Tensor, list[float]]]:
+    """For each kind of kernel: its name, what it gives on the device, and the same from Python's integers or IEEE 754 by hand."""
+
+    def float64(*shape: int, value: int = _ODD) -> Tensor:
+        return torch.full(shape, float(value), dtype=torch.float64, device=on)
+
+    for images, outputs, terms in ((1, 2, TERMS), (64, 120, 400)):  # the longest sum that float64 holds, and a usual shape
+        x, w = float64(images, terms), float64(outputs, terms)
+        x[0, 0] -= 1  # so not all products are alike
+        known = terms * _ODD * _ODD
+        g = float64(images, outputs)
+        yield "linear in float64", Matmul().forward(x, w)[:1, -1], [known - _ODD]
+        yield "linear's input gradient", Matmul().input_gradient(g, w, x.shape)[0, -1:], [outputs * _ODD * _ODD]
+        yield "linear's weight gradient", Matmul().weight_gradient(g, x, w.shape)[-1, :2], [images * _ODD**2 - _ODD, images * _ODD**2]
+    for form, convolution in (("conv2d over windows", Convolution), ("conv2d over rows", ConvolutionByRows)):
+        plain, of_bytes = convolution(terms=TERMS), convolution(terms=BYTE_TERMS)
+        x, w = float64(2, 6, 14, 14), float64(16, 6, 5, 5)
+        operand, g = plain.operand(x, w.shape), float64(2, 16, 10, 10)
+        yield form, plain.forward(operand, w)[1, -1, -1, -1:], [6 * 25 * _ODD * _ODD]
+        yield f"the input gradient of {form}", plain.input_gradient(g, w, x.shape)[1, -1, 7, 6:8], [16 * 25 * _ODD * _ODD] * 2
+        yield f"the weight gradient of {form}", plain.weight_gradient(g, operand, w.shape)[-1, -1, -1, -1:], [2 * 100 * _ODD * _ODD]
+        pixels = torch.full((2, 3, 32, 32), _BYTE, dtype=torch.uint8, device=on)
+        operand, w = of_bytes.operand(pixels, torch.Size((6, 3, 5, 5))), float64(6, 3, 5, 5, value=_SLICES)
+        known_float32 = float(np.float32(3 * 25 * _BYTE * _SLICES))
+        yield f"{form} of bytes", of_bytes.forward_bytes(operand, w)[1, -1, -1, -1:].float(), [known_float32]
+        d_w = of_bytes.weight_gradient(float64(2, 6, 28, 28), operand, w.shape)
+        yield f"the weight gradient of {form} of bytes", d_w[-1, -1, -1, -1:], [2 * 784 * _BYTE * _ODD]
+    large = 2**40 - 1
+    yield "a sum over the batch", Convolution().bias_gradient(float64(8, 2, 32, 32, value=large)), [8 * 1024 * large] * 2
+    yield "a sum over classes", float64(3, 1000, value=large).sum(1), [1000 * large] * 3
+
+    halves = torch.tensor([0.5, 1.5, -0.5, -1.5, 2.5], device=on)
+    yield "rounding to integers", halves.round_(), [0, 2, 0, -2, 2]
+    ties = torch.tensor([2**24 + 1, 2**24 + 3, -(2**53) + 1], dtype=torch.float64, device=on)
+    yield "rounding float64 to float32", ties.float(), [2**24, 2**24 + 4, -(2**53)]
+    sticky = torch.tensor([(2**24 + 1) * 2**30, (2**24 + 1) * 2**30 + 1], dtype=torch.int64, device=on)
+    yield "rounding int64 to float32", sticky.float(), [2**54, (2**24 + 2) * 2**30]
+    small = torch.tensor([2.0**-100], device=on)
+    yield "a product that is subnormal", small.mul(2.0**-40).mul_(2.0**100), [2.0**-40]
+
+    # a contraction to one rounding, or a quotient by a reciprocal, gives another last bit in each of these
+    for dtype, epsilon in ((torch.float32, 2.0**-20), (torch.float64, 2.0**-40)):
+        a = torch.tensor([1 + epsilon], dtype=dtype, device=on)
+        yield f"a product and a sum in {dtype}", (a * a).add_(torch.full_like(a, -1)), [2 * epsilon]
+    by_255 = torch.tensor([7.0, 29.0, 61.0], device=on).div_(torch.full((), 255.0, device=on))
+    yield "a quotient in float32", by_255, [float(np.float32(n) / np.float32(255)) for n in (7, 29, 61)]
+    z = torch.tensor([-0.15625, -0.96875], dtype=torch.float64, device=on)
+    yield "exp", transcendental.exp(z), [float.fromhex("0x1.b5efd29f24c26p-1"), float.fromhex("0x1.84aaa3b8d51e8p-2")]
+    yield "log", transcendental.log(10 / (1 - z)), [float.fromhex("0x1.1425c8c3355c3p+1"), float.fromhex("0x1.a00c3514fda94p+0")]
+    weights = torch.zeros(1, device=on)
+    sgd = SGD(weights, 0.5, 0.9)
+    for gradient in (0.046875, float.fromhex("-0x1.5f15f2p-5")):
+        sgd.step(torch.full_like(weights, gradient))
+    yield "the update", torch.cat((sgd.state["velocity"], weights)), [float.fromhex("-0x1.5f168p-11"), float.fromhex("-0x1.7a83a6p-6")]

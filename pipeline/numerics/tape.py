@@ -1,0 +1,130 @@
+"""A record of one pass through a model: what was computed, in order, so that gradients can be walked back.
+
+Sums over the batch (weight and bias gradients, the mean loss) wait until the walk is through. Then a step needs two exchanges
+between workers and no more: the largest magnitudes of all sums, and the integer sums themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import UserError
+from pipeline.numerics import grid
+from pipeline.workers import Group
+
+Backward = Callable[[Tensor], tuple[Tensor | None, ...]]
+
+
+class BatchSums(Protocol):
+    """Sums over the batch that wait, each on a grid of its own."""
+
+    magnitudes: list[Tensor]
+    """The largest magnitude on each grid among this worker's images, float32, 0-dim."""
+    fit_float64: bool
+    """Whether float64 holds the sums over the whole batch; else they are int64."""
+
+    def integers(self, scales: list[Tensor]) -> list[Tensor]:
+        """Compute this worker's sums, one a grid, of any shape."""
+
+    def round(self, sums: list[Tensor], units: list[Tensor]) -> None:
+        """Take all workers' sums, flat, and note what is made of them."""
+
+
+class Tape:
+    """What a pass records. Without weights it is one for inference, which records nothing."""
+
+    def __init__(self, images: Tensor, weights: Mapping[str, Tensor] | None = None, batch_images: int = 0) -> None:
+        self.learns, self.batch_images = weights is not None, batch_images
+        self.gradients: dict[str, Tensor] = {}
+        """Of the weights, by name, as `add_up` gives them."""
+        self._images = images
+        self._names = {id(weight): name for name, weight in (weights or {}).items()}
+        self._used: set[str] = set()
+        self._steps: list[tuple[Tensor, tuple[Tensor, ...], Backward]] = []
+        self._values = {id(images): images}  # and all that was made of them; held, so that no id is given twice
+        self._waiting: list[BatchSums] = []
+
+    def input(self, x: Tensor, what: str) -> None:
+        """Check that `x` was made from the images, so that its gradient has a way back.
+
+        Raises:
+            UserError: it was not; names the operation `what`.
+        """
+        if self.learns and id(x) not in self._values:
+            name = self._names.get(id(x))
+            raise refusal(f"{what} of " + (f"the weight '{name}'" if name else "a tensor that was not made from the images"))
+
+    def weight(self, weight: Tensor, what: str) -> str:
+        """The name of a weight that the operation `what` uses, which it may be once.
+
+        Raises:
+            UserError: it is not a parameter of the model, or was used before.
+        """
+        if not self.learns:
+            return ""
+        name = self._names.get(id(weight))
+        if name is None:
+            raise refusal(f"{what} with a weight that is not a parameter of the model")
+        if name in self._used:
+            raise refusal(f"a weight that is used twice, as '{name}' is")
+        self._used.add(name)
+        return name
+
+    def needs_gradient(self, x: Tensor) -> bool:
+        """Whether the gradient of `x` is wanted: that of the images is not."""
+        return x is not self._images
+
+    def record(self, y: Tensor, inputs: tuple[Tensor, ...], backward: Backward) -> Tensor:
+        """Note that `y` was made from `inputs`, and how its gradient gives theirs (None where it is not wanted). Gives y."""
+        if self.learns:
+            self._steps.append((y, inputs, backward))
+            self._values[id(y)] = y
+        return y
+
+    def wait(self, sums: BatchSums) -> None:
+        """Leave sums over the batch for `add_up`."""
+        self._waiting.append(sums)
+
+    def walk_back(self, y: Tensor, gradient: Tensor) -> None:
+        """From y's gradient to those before it, in the reverse of the order recorded; the gradients of one tensor are added."""
+        gradients = {id(y): gradient}
+        while self._steps:
+            output, inputs, backward = self._steps.pop()
+            if (g := gradients.pop(id(output), None)) is None:
+                continue  # it took no part in y
+            for x, d_x in zip(inputs, backward(g), strict=True):
+                if d_x is not None:
+                    gradients[id(x)] = gradients[id(x)] + d_x if id(x) in gradients else d_x
+
+    def add_up(self, group: Group) -> None:
+        """Compute the sums that wait, over all workers of the group: one maximum, one sum.
+
+        Raises:
+            UserError: a weight takes no part in the loss, so it has no gradient.
+        """
+        magnitudes = group.maximum(torch.stack([m for sums in self._waiting for m in sums.magnitudes]))
+        chosen = grid.choose(magnitudes)
+        scales, units = list(chosen.scale.unbind()), list(chosen.unit.unbind())
+        dtype = torch.float64 if all(sums.fit_float64 for sums in self._waiting) else torch.int64
+        mine = [part for sums in self._waiting for part in sums.integers(_take(scales, len(sums.magnitudes)))]
+        total = group.total(torch.cat([part.flatten().to(dtype) for part in mine]))
+        totals = list(torch.split(total, [part.numel() for part in mine]))
+        for sums in self._waiting:
+            sums.round(_take(totals, len(sums.magnitudes)), _take(units, len(sums.magnitudes)))
+        if missing := [name for name in self._names.values() if name not in self.gradients]:
+            raise refusal(f"a weight that takes no part in the loss, as '{missing[0]}' does not")
+
+
+def refusal(what: str, instead: str = "") -> UserError:
+    """The error that says what has no exact form, and what to use."""
+    return UserError(f"numerics 'exact' has no form of {what}{f' (it has: {instead})' if instead else ''}; "
+                     "change the model or set numerics: native")  # fmt: skip
+
+
+def _take(items: list[Tensor], count: int) -> list[Tensor]:
+    taken, items[:count] = items[:count], []
+    return taken
