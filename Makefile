@@ -65,7 +65,7 @@ torture: $(READY) ## kill dvc repro 50 times at random moments; each time the ne
 	$(BIN)/python -m tests.torture
 
 lock: $(READY) ## lock the requirements again
-	cd requirements && for set in run dev; do \
+	cd requirements && for set in run dev export; do \
 	  ../$(BIN)/python -m uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-header $$set.in -o $$set.txt; done
 
 # PIPELINE_DOCKER_BUILD_ARGS and PIPELINE_DOCKER_RUN_ARGS in the environment add options, such as --build-arg TORCH_INDEX_URL=

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import io
-import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, NoReturn, Optional
 
 import typer
 
+from pipeline import streams
 from pipeline.errors import STOP_SIGNALS, Interrupted, UserError, printable
+from pipeline.libraries import failed_import, settle_variables
+
+OUR_MISTAKE = 70
+"""The exit code of an error that we did not expect (EX_SOFTWARE of sysexits.h): Python's own, 1, would be a verdict of `compare`."""
 
 app = typer.Typer(
     add_completion=False,
@@ -23,34 +27,55 @@ app = typer.Typer(
 
 
 def main() -> NoReturn:
-    """Run the command line; a mistake of the user's is one line and exit code 2, a signal 128 + its number."""
+    """Run the command line and end with its exit code (docs/faults.md lists them)."""
+    streams.prepare()
+    settle_variables()
+    code = answer(sys.argv[1:])
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    sys.exit(streams.exit_code(code))
+
+
+def answer(words: list[str]) -> int:
+    """Run the command that `words` are and return the exit code; print one line for what the user can fix."""
     for number in STOP_SIGNALS:
         signal.signal(number, _stop)
-    bound_spinning()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that knows only ASCII gets "?" instead of a traceback
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
+        _refuse_empty(words)
+        code = app(words or ["--help"], standalone_mode=False) or 0
+        sys.stdout.flush()
+        return int(code)
     except typer.TyperException as error:  # the command line itself is wrong
-        print(f"error: {' '.join(error.format_message().split())} (see python -m pipeline --help)", file=sys.stderr)
-        sys.exit(2)
+        return _fail(f"{' '.join(error.format_message().split())} (see python -m pipeline --help)")
     except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        sys.exit(2)
+        return _fail(str(error), *getattr(error, "remedies", ()))
     except Interrupted as interruption:
         _ignore_signals()
         print(f"stopped: {interruption}", file=sys.stderr)
-        sys.exit(128 + interruption.signal_number)
+        return 128 + interruption.signal_number
+    except Exception as error:
+        if line := failed_import(error):
+            return _fail(line)
+        if isinstance(error, OSError):  # a refusal of the operating system that no module explains
+            return _fail(str(error))
+        traceback.print_exc()
+        print("error: this is a mistake of the pipeline's: please report it with the lines above", file=sys.stderr)
+        return OUR_MISTAKE
 
 
-def bound_spinning() -> None:
-    """Let PyTorch's threads spin for microseconds while they wait for each other, not for milliseconds; before PyTorch is imported.
+def _fail(message: str, *remedies: str) -> int:
+    print(f"error: {printable(message)}", *(f"  {printable(remedy)}" for remedy in remedies), sep="\n", file=sys.stderr)
+    return 2
 
-    On a machine that has other work, or fewer CPUs than threads, the default made training ten times slower (docs/performance.md).
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+
+def _refuse_empty(words: list[str]) -> None:
+    """Refuse an empty word, as an unset variable of a script gives it: as a path it would be taken for the current folder."""
+    for before, word in zip(["", *words], words, strict=False):
+        name, equals, value = word.partition("=")
+        if not word or (name.startswith("--") and equals and not value):
+            option = name or before
+            what = f"{option} has an empty value" if option.startswith("--") else "an argument is empty"
+            raise UserError(f"{what}: give it a value or leave it out (see python -m pipeline --help)")
 
 
 def _stop(number: int, _frame: object) -> NoReturn:
@@ -190,3 +215,35 @@ def doctor(
         for found in findings:
             print(f"{'ok' if found.ok else '!!'}  {found.about:<12} {found.text}")
     raise typer.Exit(0 if usable else 1)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="The folder of a run; its model is all that is needed.", metavar="RUN")],
+    images: Annotated[list[str], typer.Argument(help="Image files; folders of them; - for standard input.", metavar="IMAGE...")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV, with the names' own bytes.")] = False,
+    device: Annotated[str, typer.Option(help="Compute here, as in params.yaml; on the CPU by default.")] = "",
+) -> None:
+    """Say what images show; exit code 0: all were answered, 1: some were, 2: none, or bad input."""
+    if json and csv:
+        raise UserError("--json and --csv together: choose one")
+    from pipeline import device as devices
+    from pipeline import predict
+
+    write = predict.write_json if json else predict.write_csv if csv else predict.write_table
+    answered, refused = predict.predict(run, images, device or devices.CPU, write)
+    if refused:
+        raise typer.Exit(1 if answered else 2)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder of a run; its model is all that is needed.", metavar="RUN")],
+    to: Annotated[Path, typer.Option(help="The file to write: FILE.onnx, or FILE.html, a page that classifies.", metavar="FILE")],
+) -> None:
+    """Write a run's network as one file that needs no PyTorch."""
+    from pipeline.export import export
+
+    for line in export(run, to):
+        print(line)

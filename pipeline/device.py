@@ -23,6 +23,9 @@ CPU = "cpu"
 MINIMUM_DRIVER = {"13": "580", "12": "525"}
 """CUDA's major version -> the oldest Linux driver that runs it (NVIDIA's CUDA compatibility guide, minor version compatibility)."""
 
+OMP_THREADS = r"\s*\+?0*[1-9]\d*\s*(,\s*\+?0*[1-9]\d*\s*)*"
+"""What OMP_NUM_THREADS may be: a number, or one for each level of nested regions. Of any other value OpenMP says that it is invalid."""
+
 
 def select(name: str) -> torch.device:
     """The device called `name` in params.yaml, checked to be there.
@@ -43,23 +46,49 @@ def select(name: str) -> torch.device:
 def _check_cuda(device: torch.device) -> None:
     if torch.version.cuda is None:
         raise UserError(
-            f"device '{device}': this PyTorch is a CPU-only build ({torch.__version__}); "
+            f"device '{device}': this PyTorch is {build()} ({torch.__version__}); "
             "use the CUDA image or a CUDA build, or set device: cpu in params.yaml"
         )
+    hidden = _hidden_by()
     if not torch.cuda.is_available():
         driver, needed = driver_version(), needed_driver()
         if driver is None:
             raise UserError(
                 f"device '{device}': no NVIDIA GPU is visible; in a container add --gpus all, on a host install "
-                f"the driver (at least {needed}), or set device: cpu in params.yaml"
+                f"the driver (at least {needed}), or set device: cpu in params.yaml" + (f"; {hidden}" if hidden else "")
             )
+        if hidden and not driver_too_old():
+            raise UserError(f"device '{device}': no GPU is left, for {hidden}; unset it, or set device: cpu in params.yaml")
         raise UserError(
             f"device '{device}': no usable GPU; the NVIDIA driver is {driver}, CUDA {torch.version.cuda} needs at "
             f"least {needed}; update it, in a container add --gpus all, or set device: cpu in params.yaml"
         )
     count = torch.cuda.device_count()
     if device.index is not None and device.index >= count:
-        raise UserError(f"device '{device}': this machine shows {count} GPU(s), cuda:0 to cuda:{count - 1}; set device in params.yaml")
+        raise UserError(
+            f"device '{device}': this machine shows {count} GPU(s), cuda:0 to cuda:{count - 1}; set device in params.yaml"
+            + (f"; {hidden}" if hidden else "")
+        )
+
+
+def _hidden_by() -> str | None:
+    """The environment variable that chooses which GPUs of this machine PyTorch sees, as a clause; None where none is set."""
+    # NVIDIA_VISIBLE_DEVICES is the NVIDIA Container Toolkit's: `all` hides none, and an index or a UUID may hide some
+    for name, hides_none in (("CUDA_VISIBLE_DEVICES", ()), ("NVIDIA_VISIBLE_DEVICES", ("", "all"))):
+        if (value := os.environ.get(name)) is not None and value not in hides_none:
+            return f"PyTorch sees only the GPUs that {name} names, which is {shown(value)}"
+    return None
+
+
+def build() -> str:
+    """What this PyTorch was built for, as a noun."""
+    if torch.version.cuda is not None:
+        return f"a build for CUDA {torch.version.cuda}"
+    if torch.version.hip is not None:
+        return f"a build for ROCm {torch.version.hip}, on which this pipeline was never tried"
+    if getattr(torch.version, "xpu", None) is not None:
+        return "a build for Intel GPUs, on which this pipeline was never tried"
+    return "a CPU-only build"
 
 
 def needed_driver() -> str | None:
@@ -71,7 +100,7 @@ def needed_driver() -> str | None:
 
 def accelerators() -> dict[str, str]:
     """The CUDA devices of this machine: name for params.yaml -> what it is."""
-    if not torch.cuda.is_available():
+    if torch.version.cuda is None or not torch.cuda.is_available():
         return {}
     return {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
 
@@ -97,6 +126,12 @@ def driver_version() -> str | None:
     except OSError:
         return None
     return next((word for word in words if word[:1].isdigit() and "." in word), "unknown")
+
+
+def driver_too_old() -> bool:
+    """Whether there is an NVIDIA driver, of a known version, that this PyTorch's CUDA does not run on."""
+    major, needed = (driver_version() or "").partition(".")[0], needed_driver()
+    return bool(needed) and major.isdigit() and int(major) < int(needed or 0)
 
 
 LOWER_PRECISION: dict[str, dict[str, set[str]]] = {
@@ -145,7 +180,7 @@ def prepare(device: torch.device) -> None:
     torch.backends.cuda.matmul.allow_fp16_accumulation = False
     torch.backends.cudnn.benchmark = False
     torch.set_flush_denormal(False)
-    if "OMP_NUM_THREADS" not in os.environ:
+    if not re.fullmatch(OMP_THREADS, os.environ.get("OMP_NUM_THREADS", "")):
         torch.set_num_threads(min(torch.get_num_threads(), cpu_limit()))
     _keep_freed_memory()
 
@@ -167,11 +202,11 @@ def _keep_freed_memory() -> None:
 def cpu_limit() -> int:
     """How many CPUs this process may use: the affinity mask and the container's quota (cgroup v2, then v1), at least 1."""
     limit = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         if quota != "max":
             return max(1, min(limit, -(-int(quota) // int(period))))
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
         quota_us = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text())
         period_us = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text())
         if quota_us > 0:

@@ -5,8 +5,12 @@ import reprlib
 import signal
 from typing import Any
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""The signals that ask a command to end."""
+STOP_SIGNALS = tuple(
+    number
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+)
+"""The signals that end the work in good order. SIGHUP (a closed terminal) is not one where it is ignored from the start, as nohup does."""
 
 
 class UserError(Exception):
@@ -22,7 +26,7 @@ class UserError(Exception):
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM arrived; `signal_number` gives the exit code, 128 + number.
+    """One of STOP_SIGNALS arrived; `signal_number` gives the exit code, 128 + number.
 
     Like KeyboardInterrupt it is no Exception, so that no `except Exception` on its way takes it for a failure.
     """

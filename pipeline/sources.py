@@ -15,22 +15,25 @@ from pipeline.errors import UserError
 PACKAGE = Path(__file__).parent
 
 _EVERY_STAGE = ("files.py", "inputs.py", "params.py", "schema.py", "sources.py", "tensors.py")
-_NUMERICS = (
-    "numerics/__init__.py",
-    "numerics/exact.py",
-    "numerics/grid.py",
-    "numerics/elementwise.py",
-    "numerics/loss.py",
-    "numerics/pooling.py",
-    "numerics/registry.py",
-    "numerics/self_test.py",
-    "numerics/tape.py",
-    "numerics/tiles.py",
-    "numerics/update.py",
-    "numerics/weighted.py",
-    "numerics/native.py",
-    "numerics/reductions.py",
-    "numerics/transcendental.py",
+_NUMERICS = tuple(
+    f"numerics/{name}.py"
+    for name in (
+        "__init__",
+        "elementwise",
+        "exact",
+        "grid",
+        "loss",
+        "native",
+        "pooling",
+        "reductions",
+        "registry",
+        "self_test",
+        "tape",
+        "tiles",
+        "transcendental",
+        "update",
+        "weighted",
+    )
 )
 _MODEL = ("data/dataset.py", "device.py", "draws.py", "model.py", *_NUMERICS, "runs/outputs.py", "runs/provenance.py", "workers.py")
 

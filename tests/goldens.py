@@ -14,7 +14,7 @@ import torch
 
 from pipeline import device as devices
 from pipeline import numerics
-from pipeline.draws import integers
+from pipeline.draws import random_integers
 from pipeline.evaluation import evaluate
 from pipeline.model import SimpleCNN
 from pipeline.numerics import loss, transcendental
@@ -32,7 +32,7 @@ class Implementation(Protocol):
     """What both can be asked."""
 
     def function(self, name: str, x: np.ndarray) -> np.ndarray:
-        """exp, log, softmax (of float32 rows), mean (of float64 losses)."""
+        """exp, log, softmax (of float32 rows), mean (of float64 losses), update (of float32 weight, velocity and gradient; w and v)."""
 
     def steps(self, images: int, batch_size: int) -> Iterator[tuple[float, Weights]]:
         """Loss and weights after each step on the drawn set."""
@@ -51,8 +51,11 @@ class Reference:
     """tests/reference.py."""
 
     def function(self, name: str, x: np.ndarray) -> np.ndarray:
-        given = {"exp": reference.exp, "log": reference.log, "mean": reference.mean, "softmax": lambda x: reference.softmax(x)[2]}[name](x)
-        return np.atleast_1d(given)
+        functions: dict[str, Any] = {
+            "exp": reference.exp, "log": reference.log, "mean": reference.mean, "softmax": lambda x: reference.softmax(x)[2],
+            "update": lambda x: np.stack(reference.update(*x, LR, 1.0)),
+        }  # fmt: skip
+        return np.atleast_1d(functions[name](x))
 
     def steps(self, images: int, batch_size: int) -> Iterator[tuple[float, Weights]]:
         data = drawn_set(images)
@@ -85,8 +88,16 @@ class Pipeline:
     def function(self, name: str, x: np.ndarray) -> np.ndarray:
         functions: dict[str, Any] = {
             "exp": transcendental.exp, "log": transcendental.log, "mean": loss.mean, "softmax": lambda x: loss.Softmax(x).probabilities,
+            "update": self._update,
         }  # fmt: skip
         return np.atleast_1d(functions[name](torch.from_numpy(x).to(self.device)).cpu().numpy())
+
+    def _update(self, x: torch.Tensor) -> torch.Tensor:
+        weights, velocity, gradient = x
+        optimizer = self.exact.optimizer(weights, LR, 1.0)
+        optimizer.state["velocity"].copy_(velocity)
+        optimizer.step(gradient)
+        return torch.stack((weights, optimizer.state["velocity"]))
 
     def steps(self, images: int, batch_size: int) -> Iterator[tuple[float, Weights]]:
         given = trainer(device=self.device, data=drawn_set(images), batch_size=batch_size, lr=LR)
@@ -138,16 +149,16 @@ def _hash(array: np.ndarray) -> str:
 def training(of: Implementation, images: int, batch_size: int, steps: int) -> list[str]:
     """Of each step the loss in hex, and of each tensor the first 16 digits of its fingerprint under the name ""."""
     lines = []
-    for step, (loss, weights) in zip(range(1, steps + 1), of.steps(images, batch_size), strict=False):
+    for step, (of_step, weights) in zip(range(1, steps + 1), of.steps(images, batch_size), strict=False):
         if not lines:
             lines.append(",".join(("step", "loss", *weights)))
-        lines.append(",".join((str(step), loss.hex(), *(_hash(weights[name]) for name in lines[0].split(",")[2:]))))
+        lines.append(",".join((str(step), of_step.hex(), *(_hash(weights[name]) for name in lines[0].split(",")[2:]))))
     return lines
 
 
 def functions(of: Implementation) -> list[str]:
     """Values of exp, log, softmax and the mean, at drawn points and at the edges of their rules."""
-    drawn = integers("golden/points", 2**40, 60).astype(np.float64) / 2**40  # in [0, 1)
+    drawn = random_integers("golden/points", 2**40, 60).astype(np.float64) / 2**40  # in [0, 1)
     points = {
         "exp": np.concatenate((-drawn[:20] * 30, [0.0, -59.5, -60.0, -61.0, -1000.0, -0.5 / reference.LOG2E, -1e-300])),
         "log": np.concatenate((1 + drawn[20:40] * 20, [1.0, reference.SQRT2, np.nextafter(reference.SQRT2, 2), 2.0, 8192.0])),
@@ -156,8 +167,12 @@ def functions(of: Implementation) -> list[str]:
     lines = ["function,at,value"]
     for name in ("exp", "log"):
         lines += [f"{name},{float(x).hex()},{y}" for x, y in zip(points[name], _hex(of.function(name, points[name])), strict=True)]
-    for count in (8, 7, 3, 1):
+    for count in range(8, 0, -1):
         lines.append(f"mean,the last {count},{_hex(of.function('mean', points['mean'][-count:]))[0]}")
+    tiny = 2.0**-64 * np.array([0, 1, -1, 1 + 2.0**-23, 4, 1 / 1024], np.float32)
+    for i, name in enumerate(("weight", "velocity", "gradient")):
+        after = of.function("update", np.eye(3, dtype=np.float32)[i].reshape(3, 1) * tiny)
+        lines += [f"update,{name} {float(x).hex()},{' '.join(_hex(y))}" for x, y in zip(tiny, after.T, strict=True)]
     rows = np.stack([(drawn[i : i + 10] * 40 - 20).astype(np.float32) for i in range(0, 50, 10)])
     lines += [f"softmax,row {i},{' '.join(_hex(row))}" for i, row in enumerate(of.function("softmax", rows))]
     return lines
@@ -178,21 +193,25 @@ def evaluation(of: Implementation) -> list[str]:
 
 
 def edges(of: Implementation) -> list[str]:
-    """One step on images of one colour (ties in every tile, zeros before ReLU), with weights and a velocity next to nothing."""
+    """One step with ties in the tiles and zeros before ReLU, and one with weights next to nothing."""
     data = drawn_set(7, "golden/edges")
     images = data.train_images.copy()
-    images[:3] = np.array([0, 255, 3], np.uint8).reshape(3, 1, 1, 1)
-    weights, velocity = reference.initial_weights(1), {}
-    for name, array in weights.items():
-        if name.endswith("bias") and not name.startswith("fc3"):
-            array[:] = 0
-        array.flat[:3] = np.array([2.0**-64, -(2.0**-63), 2.0**-66], np.float32)
-        velocity[name] = (array * np.float32(2.0**-3)).astype(np.float32)
-        velocity[name].flat[1] = 2.0**-64
-    weights["fc2.weight"] *= np.float32(2.0**-40)  # below the least magnitude of a grid
-    loss, results = of.one_step(weights, velocity, images, data.train_labels)
-    lines = ["tensor,value", f"loss,{loss.hex()}"]
-    return [*lines, *(f"{name},{_hash(results[name])}" for name in sorted(results))]
+    images[0] = 0
+    images[1:3, 0] = 100
+    lines = ["tensor,value"]
+    for kind in ("ties", "tiny"):
+        weights = reference.initial_weights(1)
+        if kind == "ties":
+            weights["conv1.weight"][1] = 0
+            weights["conv1.weight"][1, 0, 2, 2] = 0.5  # so of the images of one red, all its outputs are equal
+            for name in ("conv1", "conv2", "fc1", "fc2"):
+                weights[f"{name}.bias"][:] = 0
+        else:
+            weights["fc2.weight"] *= np.float32(2.0**-40)  # below the least magnitude of a grid
+        velocity = {name: (array * np.float32(2.0**-5)).astype(np.float32) for name, array in weights.items()}
+        loss, results = of.one_step(weights, velocity, images, data.train_labels)
+        lines += [f"{kind}: loss,{loss.hex()}", *(f"{kind}: {name},{_hash(results[name])}" for name in sorted(results))]
+    return lines
 
 
 CASES: dict[str, Any] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,14 @@ from pipeline.tensors import fingerprint
 from pipeline.training.trainer import Trainer
 
 CPU = torch.device("cpu")
+
+
+def ints(label: str, bits: int, *shape: int) -> torch.Tensor:
+    """Drawn integers of `bits` bits and a sign, the extremes among them, as float64."""
+    count = math.prod(shape)
+    drawn = random_integers(label, 2 ** (bits + 2), count) % (2 ** (bits + 1) + 1) - 2**bits
+    drawn[:2] = (2**bits, -(2**bits))[: len(drawn)]
+    return torch.from_numpy(drawn.astype(np.float64)).view(shape)
 
 
 def drawn_set(images: int = 256, label: str = "tests") -> Dataset:

@@ -10,7 +10,7 @@ import pytest
 from pipeline import device, doctor, params
 
 ROOT = Path(__file__).parent.parent
-ABOUT = ["device", "PyTorch", "torchvision", "devices", "driver", "threads", "workspace", "cache", "disk"]
+ABOUT = ["device", "python", "packages", "PyTorch", "torchvision", "devices", "driver", "threads", "workspace", "cache", "disk"]
 
 
 @pytest.fixture

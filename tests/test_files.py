@@ -151,7 +151,8 @@ def test_whichever_call_fails_a_file_is_absent_old_or_complete_and_the_error_is_
             reason = failure_of(lambda folder=folder: WRITES[what](folder, 2))
             hits.append(faults.disarm())
             if reason is None:
-                assert not hits[-1], "success is reported if and only if nothing failed"
+                unreadable = (hits[-1], error) == ("os.open", errno.EACCES)  # a folder that may be written and not read: no fsync of it
+                assert not hits[-1] or unreadable, "success is reported if and only if nothing failed"
                 assert contents(folder) == wanted[2]
             else:
                 assert reason.startswith(said)
@@ -186,7 +187,7 @@ def test_whichever_call_fails_while_a_state_is_saved_one_whole_state_can_be_load
             faults.arm(call, error)
             reason = failure_of(lambda checkpoint=checkpoint: checkpoint.save(a_state(3)))
             hit = faults.disarm()
-            assert bool(reason) == bool(hit)
+            assert bool(reason) == bool(hit) or (hit, error) == ("os.open", errno.EACCES)
             found = Checkpoint(checkpoint.folder, {"seed": 0}).load()
             assert found.step in ((2, 3) if hit else (3,))
             assert (found.tensors["weights"] == found.step).all()

@@ -41,7 +41,7 @@ def changed(**keys):
     return json.dumps(content, ensure_ascii=False)
 
 
-def test_the_projects_own_file_is_the_guides_training_on_the_official_archive():
+def test_the_projects_own_file_is_the_tutorials_training_on_the_official_archive():
     found = params.load(FILE)
     assert (found.device, found.seed, found.numerics, found.data.source) == ("cpu", 0, "exact", "cifar10")
     assert (found.train.epochs, found.train.batch_size, found.train.lr, found.train.momentum) == (2, 64, 0.001, 0.9)
@@ -258,6 +258,13 @@ def test_a_document_that_is_accepted_means_to_dvc_the_same(text, tmp_path):
 @pytest.mark.fault(35)
 def test_yaml_1_1_means_other_numbers_where_the_document_asks_for_it():
     assert params.parse("%YAML 1.1\n---\n" + TEXT.replace("epochs: 2", "epochs: 010")).train.epochs == 8
+
+
+@pytest.mark.fault(35)
+@pytest.mark.parametrize("name", ["on", "y", "0o10", "1_0", "5", "1e5", "null", "true", "2001-01-01", "0x1"])
+def test_what_is_written_dvc_reads_the_same(name, tmp_path):
+    given = params.parse(changed(data__archive__name=name, train__lr=1e-05))
+    assert by_dvc(tmp_path, params.dump(given)) == plain(given)
 
 
 @pytest.mark.fault(36)

@@ -1,45 +1,104 @@
-"""Which commit sources are of."""
+"""The revision of the sources decorates a run: whatever Git answers, or does not, nothing fails."""
 
 from __future__ import annotations
 
+import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from pipeline import revision
 
+pytestmark = pytest.mark.fault(53)
+
 
 @pytest.fixture
-def package(tmp_path, monkeypatch):
-    """A folder of sources in no repository."""
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    folder = tmp_path / "copy" / "pipeline"
-    folder.mkdir(parents=True)
-    (folder / "sources.py").touch()
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository of one commit, with Git's settings its own."""
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    (folder / "source.py").write_text("pass\n")
+    for words in (["init", "--quiet"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "one"]):
+        subprocess.run(["git", *words], cwd=folder, check=True)
     return folder
 
 
-def git(folder, *arguments):
-    who = ["-c", "user.name=tests", "-c", "user.email=tests@localhost", "-c", "commit.gpgsign=false"]
-    return subprocess.run(["git", "-C", folder, *who, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+def test_a_commit_without_a_tag_is_its_hash_and_changes_make_it_dirty(repository):
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=repository, capture_output=True, text=True, check=True).stdout
+    assert revision.describe(repository) == head[:12]
+    (repository / "source.py").write_text("changed\n")
+    assert revision.describe(repository) == f"{head[:12]}-dirty"
 
 
-def test_a_commit_is_named_by_its_hash_whatever_tags_there_are_and_dirty_where_it_was_changed(package):
-    git(package.parent, "init", "--quiet")
-    git(package.parent, "add", ".")
-    git(package.parent, "commit", "--quiet", "--message", "first")
-    git(package.parent, "tag", "--annotate", "v1", "--message", "v1")
-    commit = git(package.parent, "rev-parse", "--short=12", "HEAD")
-    assert revision.describe(package) == commit
-    (package / "sources.py").write_text("changed")
-    (package.parent / revision.CARRIED).write_text("0123456789ab\n")
-    assert revision.describe(package) == f"{commit}-dirty"
+@pytest.mark.parametrize(
+    ("tag", "said"), [(b"v1-\xe9t\xe9", "v1-\ufffdt\ufffd"), ("v1-\u202e".encode(), "v1-\ufffd"), ("v1-é".encode(), "v1-é")]
+)
+def test_a_tag_is_bytes_and_becomes_printable_text(repository, tag, said):
+    (repository / ".git" / "packed-refs").write_bytes(
+        subprocess.run(["git", "rev-parse", "HEAD"], cwd=repository, capture_output=True, check=True).stdout.strip()
+        + b" refs/tags/"
+        + tag
+        + b"\n"
+    )
+    subprocess.run(["git", "config", "core.quotePath", "false"], cwd=repository, check=True)
+    annotated = subprocess.run(
+        [b"git", b"-c", b"user.name=a", b"-c", b"user.email=a@b", b"tag", b"--force", b"--annotate", b"-m", b"x", tag], cwd=repository
+    )
+    assert annotated.returncode == 0
+    assert revision.describe(repository) == said
+
+
+def test_variables_of_a_hook_that_name_another_repository_do_not_count(repository, tmp_path, monkeypatch):
+    expected = revision.describe(repository)
+    for name in revision.OF_A_REPOSITORY:
+        monkeypatch.setenv(name, str(tmp_path / "elsewhere"))
+    assert revision.describe(repository) == expected is not None
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PATH": "/nowhere"},
+        {"GIT_CONFIG_COUNT": "nonsense"},
+        {"GIT_CONFIG_PARAMETERS": "nonsense"},
+        {"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"},  # as in a container: "dubious ownership"
+    ],
+    ids=lambda variables: next(iter(variables)),
+)
+def test_where_git_refuses_or_is_not_there_there_is_no_revision(repository, variables, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert revision.describe(repository) is None
+
+
+def test_a_folder_without_a_repository_or_none_at_all_has_no_revision(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    (tmp_path / "plain").mkdir()
+    assert [revision.describe(tmp_path / name) for name in ("plain", "missing", "nul\0byte")] == [None] * 3
+
+
+def test_a_git_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch):
+    (tmp_path / "git").write_text("#!/bin/sh\nexec sleep 600\n")
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(revision, "SECONDS", 0.2)
+    assert revision.describe(tmp_path) is None
 
 
 @pytest.mark.parametrize("git_is_there", [True, False])
-def test_a_carried_copy_says_itself_which_commit_it_is_of(package, git_is_there, monkeypatch):
+def test_a_copy_that_was_carried_to_where_no_git_is_says_itself_which_commit_it_is_of(tmp_path, git_is_there, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     if not git_is_there:
         monkeypatch.setenv("PATH", "")
-    assert revision.describe(package) is None
-    (package.parent / revision.CARRIED).write_text("0123456789ab\n")
-    assert revision.describe(package) == "0123456789ab"
+    (tmp_path / "copy" / "pipeline").mkdir(parents=True)
+    assert revision.describe(tmp_path / "copy" / "pipeline") is None
+    (tmp_path / "copy" / revision.CARRIED).write_text("0123456789ab\n")
+    assert revision.describe(tmp_path / "copy" / "pipeline") == "0123456789ab"
+
+
+def test_what_git_says_counts_before_what_a_carried_copy_says(repository):
+    said = revision.describe(repository)
+    (repository.parent / revision.CARRIED).write_text("0123456789ab\n")
+    assert revision.describe(repository) == said != "0123456789ab"

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import cli, files
+from pipeline import files, libraries
 from pipeline.errors import UserError, printable
 from tools import markers
 from tools.results import README, RESULTS
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--device", help="where to measure, as in params.yaml; the CPU by default")
     parser.add_argument("--quick", action="store_true", help="a few rounds, to see that it works; nothing is written")
     arguments = parser.parse_args()
-    cli.bound_spinning()
+    libraries.settle_variables()
     from pipeline import device as devices
 
     try:

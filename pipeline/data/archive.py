@@ -189,9 +189,9 @@ def _batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     return images.reshape(-1, 3, 32, 32), np.array(labels, np.uint8)
 
 
-def _pixels(found: Any) -> np.ndarray:
+def _pixels(recorded: Any) -> np.ndarray:
     """uint8 [n, 3072] from what a pickle says of an array."""
-    match found:
+    match recorded:
         case Recorded(state=(_, tuple() as shape, Recorded(args=(dtype, *_)), in_columns, bytes() as content)):
             pass
         case _:

@@ -43,10 +43,10 @@ class Expected:
     def mismatch(self, path: Path) -> str | None:
         """How the file at `path` differs, or None. Raises UserError when it cannot be read."""
         wanted = {name: value for name in ("bytes", "md5", "sha256") if (value := getattr(self, name)) is not None}
-        found = {name: path.stat().st_size if name == "bytes" else digest(path, name) for name in wanted}
-        if found == wanted:
+        actual = {name: path.stat().st_size if name == "bytes" else digest(path, name) for name in wanted}
+        if actual == wanted:
             return None
-        return "checksum mismatch: expected {}; got {}".format(*(", ".join(f"{k} {v}" for k, v in of.items()) for of in (wanted, found)))
+        return "checksum mismatch: expected {}; got {}".format(*(", ".join(f"{k} {v}" for k, v in of.items()) for of in (wanted, actual)))
 
 
 def digest(path: Path, name: str) -> str:

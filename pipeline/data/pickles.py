@@ -41,13 +41,13 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """A stand-in for what an array or bytes need. Raises Refused for any other name."""
-        found = f"{module}.{name}"
-        if found in ARRAYS:
+        qualified = f"{module}.{name}"
+        if qualified in ARRAYS:
             return Recorded
-        if found == "_codecs.encode":
+        if qualified == "_codecs.encode":
             return self._latin1
         remedy = "; write the batches with pickle protocol 2" if module.startswith("numpy") else ""
-        raise Refused(f"forbidden global {shown(found)}; nothing was executed{remedy}")
+        raise Refused(f"forbidden global {shown(qualified)}; nothing was executed{remedy}")
 
     def _latin1(self, text: str, _encoding: str) -> bytes:
         """How Python 3 writes bytes in protocol 2."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,11 +34,21 @@ QUESTIONS = {Tensor.size, Tensor.dim, Tensor.shape.__get__}  # type: ignore[attr
 _FORM_OF = {operation: form for form, operations in FORMS.values() for operation in operations}
 
 
+def _uncompiled(form: Form) -> Form:
+    """`form`, out of reach of torch.compile, if that was loaded: where a model is compiled, so is all that it calls."""
+    return _disabled(form) if "torch._dynamo" in sys.modules else form
+
+
+@cache
+def _disabled(form: Form) -> Form:
+    disabled: Form = torch.compiler.disable(form)  # type: ignore[no-untyped-call]
+    return disabled
+
+
 class ExactForms(TorchFunctionMode):
     """Around a model: replaces the operations in FORMS, lets QUESTIONS pass, refuses all others by name.
 
-    So a compiled model is refused too, with the first thing its compiler asks for: a compiler may contract what must be
-    rounded step by step.
+    A compiler may contract what must be rounded step by step: so what torch.compile traces ends here, and it is kept from the forms.
     """
 
     def __init__(self, tape: Tape) -> None:
@@ -48,7 +60,7 @@ class ExactForms(TorchFunctionMode):
             raise refusal("a compiled model", "the model as it is")
         form = _FORM_OF.get(func)
         if form is not None:
-            return form(self._tape, *args, **(kwargs or {}))
+            return _uncompiled(form)(self._tape, *args, **(kwargs or {}))
         if func in QUESTIONS:
             return func(*args, **(kwargs or {}))
         raise refusal(f"'{resolve_name(func) or func}'", f"{', '.join(FORMS)}; never under torch.compile")

@@ -1,0 +1,104 @@
+"""One hash over instruction sets, threads, libraries' modes and chaos; native numerics give several."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.numerics.exact import Exact
+from tests.chaos import Chaos
+from tests.conftest import ROOT
+from tests.steps import run_steps, trained_fingerprint, trainer
+
+
+def test_the_weights_do_not_change_when_every_sum_is_permuted_and_split():
+    plain = trained_fingerprint(steps=6)
+    for seed in range(3):
+        with Chaos(seed) as chaos:
+            assert trained_fingerprint(steps=6) == plain
+        assert chaos.shuffled > 150
+
+
+def instruction_sets() -> list[str]:
+    """Those of ATen's kernels that this CPU can run, the oldest first; it would die of the others."""
+    known = ["default", "avx2", "avx512"]
+    best = torch.backends.cpu.get_cpu_capability().lower()
+    return known[: known.index(best) + 1] if best in known else [best]
+
+
+@pytest.fixture(scope="module")
+def matrix() -> dict[tuple[str, str, str], list[str]]:
+    """[exact, native] fingerprints for instruction sets x threads x MKL's reproducible mode, each in a process of its own."""
+
+    def one(setting: tuple[str, str, str]) -> list[str]:
+        capability, threads, cbwr = setting
+        environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_CBWR")}
+        environment |= {"ATEN_CPU_CAPABILITY": capability, "THREADS": threads, **({"MKL_CBWR": cbwr} if cbwr else {})}
+        if capability in (isa := {"default": "SSE41", "avx2": "AVX2"}):
+            environment["ONEDNN_MAX_CPU_ISA"] = isa[capability]
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.steps", "exact", "native"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout.split()
+
+    settings = list(itertools.product(instruction_sets(), ("1", "2", "3"), ("", "COMPATIBLE")))
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(settings, pool.map(one, settings), strict=True))
+
+
+def test_exact_gives_one_fingerprint_over_instruction_sets_threads_and_mkl_modes(matrix):
+    assert {found[0] for found in matrix.values()} == {trained_fingerprint("exact")}
+
+
+def test_native_gives_several_over_the_same_matrix_so_the_matrix_proves_something(matrix):
+    assert len({found[1] for found in matrix.values()}) > 1
+
+
+ALLOWED = set((ROOT / "tests" / "golden" / "aten-operations.txt").read_text().split())
+
+
+def test_training_and_evaluation_call_no_aten_operation_outside_the_list():
+    called = set()
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            called.add(func._schema.name.removeprefix("aten::"))
+            return func(*args, **(kwargs or {}))
+
+    given, exact = trainer(), Exact()
+    with Names():
+        run_steps(given, 2)
+        exact.scores(exact.logits(given.model, given.images[:7]), given.labels[:7])
+        exact.mean(torch.ones(3, dtype=torch.float64))
+    assert called <= ALLOWED
+    assert called >= ALLOWED, "the list names what is not called any more"
+
+
+def test_a_step_and_logits_look_at_no_value():
+    looks = {"_local_scalar_dense", "equal", "nonzero", "item", "is_nonzero", "masked_select", "unique"}
+    called = set()
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            called.add(func._schema.name.removeprefix("aten::"))
+            return func(*args, **(kwargs or {}))
+
+    given = trainer()
+    with Names():
+        given._step(given.offsets)
+        given.numerics.logits(given.model, given.images[:7])
+    assert called & looks == set()
+
+
+def test_the_order_in_which_weights_and_images_come_does_not_depend_on_pytorchs_generators():
+    torch.manual_seed(1)
+    one = trained_fingerprint(steps=2)
+    torch.manual_seed(2)
+    assert trained_fingerprint(steps=2) == one

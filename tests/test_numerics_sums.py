@@ -1,0 +1,149 @@
+"""The sums of exact numerics are exact, however they are computed and however long they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pipeline.draws import random_integers
+from pipeline.numerics import reductions
+from pipeline.numerics.reductions import BYTE_TERMS, TERMS, Convolution, ConvolutionByRows, Matmul, convolution
+from tests.chaos import Chaos
+from tests.steps import ints
+
+
+def test_a_matrix_product_of_operands_at_the_bound_equals_the_sum_in_python_integers():
+    a = torch.tensor([[2.0**24] * 31 + [2.0**24 - 1] * 33], dtype=torch.float64)
+    b = torch.tensor([[2.0**23 - 1] * 32 + [2.0**23] * 32], dtype=torch.float64)  # 24 + 23 + 6 = 53
+    wanted = sum(int(x) * int(y) for x, y in zip(a[0], b[0], strict=True))
+    assert wanted < 2**53
+    assert int(Matmul().forward(a, b)[0, 0]) == wanted
+
+
+def test_one_bit_beyond_the_bound_the_product_is_no_longer_the_sum_in_python_integers():
+    a = torch.tensor([[2.0**25 - 1] * 64], dtype=torch.float64)  # 25 + 23 + 6 = 54
+    b = torch.tensor([[2.0**23 - 1] * 63 + [2.0**23 - 2]], dtype=torch.float64)
+    wanted = sum(int(x) * int(y) for x, y in zip(a[0], b[0], strict=True))
+    assert wanted % 2 == 1
+    assert wanted > 2**53
+    assert int(Matmul().forward(a, b)[0, 0]) != wanted
+
+
+def test_float64_holds_the_sum_of_2_to_the_15_products_of_operands_and_of_2_to_the_26_with_bytes():
+    assert (TERMS, BYTE_TERMS) == (2**15, 2**26)
+    assert TERMS * 2**19 * 2**19 == BYTE_TERMS * 2**19 * 2**8 == 2**53
+
+
+PLAIN, FAST = Convolution(), ConvolutionByRows()
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape"),
+    [
+        ((4, 3, 32, 32), (6, 3, 5, 5)),
+        ((4, 6, 14, 14), (16, 6, 5, 5)),
+        ((3, 2, 9, 8), (5, 2, 2, 3)),
+        ((2, 1, 5, 5), (1, 1, 5, 5)),
+        ((2, 4, 40, 40), (70, 4, 3, 3)),
+        ((0, 6, 14, 14), (16, 6, 5, 5)),
+    ],
+)
+def test_the_fast_convolution_gives_the_sums_of_the_plain_one(x_shape, w_shape):
+    x, w = ints("x", 19, *x_shape), ints("w", 19, *w_shape)
+    y = PLAIN.forward(PLAIN.operand(x, w.shape), w)
+    assert torch.equal(FAST.forward(FAST.operand(x, w.shape), w), y)
+    g = ints("g", 16, *y.shape)
+    assert torch.equal(FAST.input_gradient(g, w, x.shape), PLAIN.input_gradient(g, w, x.shape))
+    d_w = PLAIN.weight_gradient(g, PLAIN.operand(x, w.shape), w.shape)
+    assert torch.equal(FAST.weight_gradient(g, FAST.operand(x, w.shape), w.shape), d_w)
+    assert torch.equal(FAST.bias_gradient(g), PLAIN.bias_gradient(g))
+    pixels = torch.from_numpy(random_integers("bytes", 256, x.numel()).astype(np.uint8)).view(x.shape)
+    plain, fast = PLAIN.operand(pixels, w.shape), FAST.operand(pixels, w.shape)
+    assert torch.equal(FAST.forward_bytes(fast, w).float(), PLAIN.forward_bytes(plain, w).float())
+    assert torch.equal(FAST.weight_gradient(g, fast, w.shape), PLAIN.weight_gradient(g, plain, w.shape))
+
+
+@pytest.mark.parametrize("operation", [PLAIN, Convolution((2, 1), (1, 2), (1, 2)), Convolution((3, 3))])
+def test_the_plain_convolution_gives_the_sums_and_gradients_of_pytorchs_in_float64(operation):
+    x, w = ints("x", 15, 3, 5, 19, 21).requires_grad_(), ints("w", 15, 7, 5, 3, 4).requires_grad_()
+    wanted = F.conv2d(x, w, None, operation.stride, operation.padding, operation.dilation)
+    g = ints("g", 10, *wanted.shape)
+    d_x, d_w = torch.autograd.grad(wanted, (x, w), g)
+    with torch.no_grad():
+        windows = operation.operand(x, w.shape)
+        assert torch.equal(operation.forward(windows, w), wanted)
+        assert torch.equal(operation.input_gradient(g, w, x.shape), d_x)
+        assert torch.equal(operation.weight_gradient(g, windows, w.shape), d_w)
+    assert operation.output_terms(w.shape) == 60
+    assert operation.image_terms(x.shape, w.shape) == wanted.shape[2] * wanted.shape[3]
+
+
+def test_numpy_gives_the_same_sums_as_pytorch():
+    x, w = ints("x", 19, 8, 6, 14, 14), ints("w", 19, 16, 6, 5, 5)
+    windows = np.lib.stride_tricks.sliding_window_view(x.numpy(), (5, 5), (2, 3))  # [N, I, H', W', h, w]
+    y = np.tensordot(windows, w.numpy(), ([1, 4, 5], [1, 2, 3])).transpose(0, 3, 1, 2)
+    assert np.array_equal(FAST.forward(FAST.operand(x, w.shape), w).numpy(), y)
+
+
+def test_bytes_at_their_maximum_against_weights_at_theirs_stay_exact_in_float32_slices():
+    x = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
+    for value in (2.0**19 - 1, 2.0**19, -(2.0**19 - 1), 511 * 2.0**10 + 511):
+        w = torch.full((6, 3, 5, 5), value, dtype=torch.float64)
+        plain = PLAIN.forward(PLAIN.operand(x, w.shape), w)
+        assert torch.equal(FAST.forward_bytes(FAST.operand(x, w.shape), w).float(), plain.float())
+
+
+# --- longer sums -----------------------------------------------------------------------------------------------------
+
+
+def python_sums(a: torch.Tensor, b: torch.Tensor) -> list[list[int]]:
+    """A [M, K] times b [P, K], in NumPy's int64, which holds them."""
+    return (a.numpy().astype(np.int64) @ b.numpy().astype(np.int64).T).tolist()
+
+
+def test_a_linear_layers_sums_longer_than_float64_holds_are_added_in_int64():
+    x, w = ints("x", 19, 2, TERMS + 1000), ints("w", 19, 3, TERMS + 1000)
+    x[0], w[0] = 2.0**19 - 1, 2.0**19 - 1
+    y = Matmul().forward(x, w)
+    assert y.dtype == torch.int64
+    assert y.tolist() == python_sums(x, w)
+    assert max(map(max, y.tolist())) > 2**53
+    g = ints("g", 19, 2, TERMS + 1000)
+    assert Matmul().input_gradient(g, w.t(), x[:, :3].shape).tolist() == python_sums(g, w)
+    assert Matmul().weight_gradient(g.t(), x.t(), torch.Size((2, 2))).tolist() == python_sums(g, x)
+
+
+def test_a_convolutions_sums_longer_than_float64_holds_are_added_in_int64(monkeypatch):
+    x, w = ints("x", 19, 2, 5, 9, 9), ints("w", 19, 7, 5, 3, 3)
+    short = Convolution()
+    y = short.forward(short.operand(x, w.shape), w)
+    g = ints("g", 19, *y.shape)
+    d_x, d_w = short.input_gradient(g, w, x.shape), short.weight_gradient(g, short.operand(x, w.shape), w.shape)
+    monkeypatch.setattr(reductions, "TERMS", 20)  # as if float64 held no longer sums
+    long = Convolution(terms=20)
+    sums = (
+        long.forward(long.operand(x, w.shape), w), long.input_gradient(g, w, x.shape),
+        long.weight_gradient(g, long.operand(x, w.shape), w.shape),
+    )  # fmt: skip
+    for found, wanted in zip(sums, (y, d_x, d_w), strict=True):
+        assert found.dtype == torch.int64
+        assert torch.equal(found, wanted.long())
+
+
+def test_the_fast_convolution_is_chosen_where_it_applies_and_float64_holds_its_sums():
+    x, w = torch.Size((1, 3, 32, 32)), torch.Size((6, 3, 5, 5))
+    once = (1, 1), (0, 0), (1, 1)
+    assert isinstance(convolution(*once, x, w, TERMS), ConvolutionByRows)
+    assert type(convolution((2, 2), (0, 0), (1, 1), x, w, TERMS)) is Convolution
+    assert type(convolution(*once, x, w, 783)) is Convolution  # 784 places
+    assert type(convolution(*once, x, torch.Size((6, 1311, 5, 5)), TERMS)) is Convolution
+    assert type(convolution(*once, x, torch.Size((1311, 3, 5, 5)), TERMS)) is Convolution
+
+
+def test_chaos_changes_float64_sums_that_are_not_on_a_grid():
+    x, w = ints("x", 19, 8, 400) / 3, ints("w", 19, 120, 400) / 7
+    with Chaos(0):
+        other = Matmul().forward(x, w)
+    assert not torch.equal(other, Matmul().forward(x, w))
