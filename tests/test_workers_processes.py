@@ -195,6 +195,7 @@ def test_two_nodes_give_the_weights_of_one_process(folder, fingerprint, monkeypa
     assert_trained(folder, fingerprint)
 
 
+@pytest.mark.fault(45)
 def test_a_node_with_other_parameters_is_refused_in_one_line_that_names_the_worker(folder, tmp_path_factory, monkeypatch):
     other = tmp_path_factory.mktemp("other")
     demo.lay_out(other)
@@ -210,6 +211,7 @@ def test_a_node_with_other_parameters_is_refused_in_one_line_that_names_the_work
     assert not (folder / OUTPUTS).exists()
 
 
+@pytest.mark.fault(43)
 def test_a_node_that_cannot_begin_is_told_by_worker_0_in_one_line(folder, tmp_path_factory, monkeypatch):
     other = tmp_path_factory.mktemp("other")
     demo.lay_out(other)
@@ -248,7 +250,7 @@ def test_native_numerics_record_their_number_of_workers_and_resume_with_no_other
 # --- killed, hung, stopped -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.fault(35)
+@pytest.mark.fault(43)
 def test_a_worker_that_is_killed_ends_the_training_with_one_line_that_names_it_and_another_number_resumes(folder, fingerprint):
     process, others = paused(folder)
     os.kill(others[-1], signal.SIGKILL)
@@ -261,7 +263,7 @@ def test_a_worker_that_is_killed_ends_the_training_with_one_line_that_names_it_a
     resumed(folder, 1, fingerprint)
 
 
-@pytest.mark.fault(35)
+@pytest.mark.fault(43)
 def test_workers_end_when_worker_0_is_killed_and_another_number_resumes(folder, fingerprint):
     process, _ = paused(folder)
     process.kill()
@@ -269,7 +271,7 @@ def test_workers_end_when_worker_0_is_killed_and_another_number_resumes(folder, 
     resumed(folder, 2, fingerprint)
 
 
-@pytest.mark.fault(36)
+@pytest.mark.fault(44)
 def test_a_worker_that_hangs_ends_the_training_after_the_time_out(folder, fingerprint, monkeypatch):
     monkeypatch.setenv("PIPELINE_WORKERS_TIMEOUT", "3")
     process, others = paused(folder)
@@ -304,7 +306,7 @@ def test_a_signal_to_any_worker_ends_all_after_the_same_step_with_a_state(number
     resumed(folder, 1, fingerprint)
 
 
-@pytest.mark.fault(35)
+@pytest.mark.fault(43)
 def test_torchrun_starts_killed_workers_again_and_they_resume(folder, fingerprint):
     (folder / PAUSE).touch()
     pausing = ("-m", "tests.pausing", "train", "--checkpoint-seconds", "0")
