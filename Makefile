@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo repro test test-cuda check format compare results bench torture lock image-cpu image-cuda run-cpu run-cuda
+.PHONY: help setup demo repro test test-cuda test-arm64 check format compare results claims gpu-kit bench seeds torture lock image-cpu image-cuda run-cpu run-cuda
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -33,11 +33,14 @@ test: $(READY) ## run all the tests that this machine can run
 test-cuda: $(READY) ## run the tests that need a GPU
 	$(BIN)/python -m pytest -m cuda
 
+test-arm64: $(READY) ## run the goldens on an ARM64 that QEMU plays (Debian on x86-64; half a GB from its archive and the index)
+	$(BIN)/python -m tools.arm64
+
 check: $(READY) ## lint, formatting, types, known vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python tools/audit.py
+	$(BIN)/python -m tools.audit
 
 format: $(READY) ## format the sources
 	$(BIN)/ruff check --fix-only --quiet .
@@ -47,16 +50,25 @@ compare: $(READY) ## compare the kept runs
 	$(BIN)/python -m pipeline compare
 
 results: $(READY) ## make the README's table from the kept runs in results/
-	$(BIN)/python -m pipeline results
+	$(BIN)/python -m tools.results
+
+claims: $(READY) ## make the README's table of machines from the records in results/machines/
+	$(BIN)/python -m tools.claims
+
+gpu-kit: $(READY) ## put all that a machine with a GPU and no network needs into .cache/gpu-kit
+	$(BIN)/python -m tools.gpu_kit
 
 bench: $(READY) ## measure the tutorial's script, native and exact side by side
-	$(BIN)/python -m pipeline bench
+	$(BIN)/python -m tools.bench
+
+seeds: $(READY) ## train ten seeds with exact and native numerics on the set in data/, and write docs/quality.md
+	$(BIN)/python -m tools.seeds
 
 torture: $(READY) ## kill dvc repro 50 times at random moments; each time the next must end in the right bits
 	$(BIN)/python -m tests.torture
 
 lock: $(READY) ## lock the requirements again
-	cd requirements && for set in run dev; do \
+	cd requirements && for set in run dev export; do \
 	  ../$(BIN)/python -m uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-header $$set.in -o $$set.txt; done
 
 # PIPELINE_DOCKER_BUILD_ARGS and PIPELINE_DOCKER_RUN_ARGS in the environment add options, such as --build-arg TORCH_INDEX_URL=

@@ -30,9 +30,14 @@ DVC_WRITES = (".", ".dvc", ".dvc/tmp", ".dvc/cache", ".cache", "data", "outputs"
 MARK = "container "
 """How the name of a holder in DVC's rwlock begins when DVC was started here."""
 
+DEFAULTS = {"HOME": "/tmp", "USER": "pipeline", "LOGNAME": "pipeline", "DVC_SITE_CACHE_DIR": "/tmp/dvc"}  # noqa: S108 - the image's own
+"""Variables that DVC needs, as the images set them."""
+
 
 def main(command: list[str]) -> NoReturn:
     """Become `command`; a mistake of the user's is one line and exit code 2."""
+    for name, value in DEFAULTS.items():
+        os.environ[name] = os.environ.get(name) or value  # `docker run --env HOME=` sets it to nothing
     here = Path.cwd()
     if not is_checkout(here):
         if not os.path.ismount(here) and not any(here.iterdir()):
@@ -113,23 +118,28 @@ def unwritable(folder: Path) -> str | None:
 
 def git_works(folder: Path) -> bool:
     """Whether Git finds its repository: not without .git, and not in a worktree whose repository is not mounted."""
-    return subprocess.run(["git", "-C", str(folder), "rev-parse", "--git-dir"], capture_output=True).returncode == 0
+    with contextlib.suppress(OSError):  # an image without Git
+        return subprocess.run(["git", "-C", str(folder), "rev-parse", "--git-dir"], capture_output=True).returncode == 0
+    return False
 
 
 def device_is_cpu(folder: Path) -> bool:
     """Whether params.yaml needs no look at the devices before anything is downloaded."""
-    return re.search(r"(?m)^device:\s*['\"]?cpu\b", (folder / "params.yaml").read_text(errors="replace")) is not None
+    with contextlib.suppress(OSError):
+        return re.search(r"(?m)^device:\s*['\"]?cpu\b", (folder / "params.yaml").read_text(errors="replace")) is not None
+    return True  # the stages say what is wrong with it
 
 
 def run_dvc(folder: Path, arguments: list[str]) -> NoReturn:
     """Run DVC in this process, with what DVC leaves out for a container: SIGTERM, and PIDs that come again.
 
-    SIGTERM counts as Ctrl-C. While a stage runs DVC ignores that: the stage got the same signal (tini -g), saves its
+    SIGTERM and SIGHUP count as Ctrl-C. While a stage runs DVC ignores that: the stage got the same signal (tini -g), saves its
     state and fails, and DVC ends in good order. Else DVC is interrupted and lets go of its locks. bash becomes the
     stage's command where sh would wait for it, die of the signal first, and make DVC believe that the stage has ended.
     """
     os.environ["SHELL"] = "/bin/bash"
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         alive = forget_dead_containers(folder / ".dvc" / "tmp") if (folder / ".dvc").is_dir() else None
         sys.argv = [f"{MARK}{socket.gethostname()} {secrets.token_hex(4)}: dvc", *arguments]  # what DVC's rwlock tells of us

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import io
-import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, NoReturn, Optional
 
 import typer
 
+from pipeline import streams
 from pipeline.errors import STOP_SIGNALS, Interrupted, UserError, printable
+from pipeline.libraries import failed_import, settle_variables
+
+OUR_MISTAKE = 70
+"""The exit code of an error that we did not expect (EX_SOFTWARE of sysexits.h): Python's own, 1, would be a verdict of `compare`."""
 
 app = typer.Typer(
     add_completion=False,
@@ -23,28 +27,55 @@ app = typer.Typer(
 
 
 def main() -> NoReturn:
-    """Run the command line; a mistake of the user's is one line and exit code 2, a signal 128 + its number."""
+    """Run the command line and end with its exit code (docs/faults.md lists them)."""
+    streams.prepare()
+    settle_variables()
+    code = answer(sys.argv[1:])
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    sys.exit(streams.exit_code(code))
+
+
+def answer(words: list[str]) -> int:
+    """Run the command that `words` are and return the exit code; print one line for what the user can fix."""
     for number in STOP_SIGNALS:
         signal.signal(number, _stop)
-    # Before PyTorch is imported. Its threads wait for each other by spinning, by default for milliseconds; on a machine that has
-    # other work, or fewer CPUs than threads, that made training ten times slower. A few microseconds do (docs/performance.md).
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that knows only ASCII gets "?" instead of a traceback
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
+        _refuse_empty(words)
+        code = app(words or ["--help"], standalone_mode=False) or 0
+        sys.stdout.flush()
+        return int(code)
     except typer.TyperException as error:  # the command line itself is wrong
-        print(f"error: {' '.join(error.format_message().split())} (see python -m pipeline --help)", file=sys.stderr)
-        sys.exit(2)
+        return _fail(f"{' '.join(error.format_message().split())} (see python -m pipeline --help)")
     except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        sys.exit(2)
+        return _fail(str(error), *getattr(error, "remedies", ()))
     except Interrupted as interruption:
         _ignore_signals()
         print(f"stopped: {interruption}", file=sys.stderr)
-        sys.exit(128 + interruption.signal_number)
+        return 128 + interruption.signal_number
+    except Exception as error:
+        if line := failed_import(error):
+            return _fail(line)
+        if isinstance(error, OSError):  # a refusal of the operating system that no module explains
+            return _fail(str(error))
+        traceback.print_exc()
+        print("error: this is a mistake of the pipeline's: please report it with the lines above", file=sys.stderr)
+        return OUR_MISTAKE
+
+
+def _fail(message: str, *remedies: str) -> int:
+    print(f"error: {printable(message)}", *(f"  {printable(remedy)}" for remedy in remedies), sep="\n", file=sys.stderr)
+    return 2
+
+
+def _refuse_empty(words: list[str]) -> None:
+    """Refuse an empty word, as an unset variable of a script gives it: as a path it would be taken for the current folder."""
+    for before, word in zip(["", *words], words, strict=False):
+        name, equals, value = word.partition("=")
+        if not word or (name.startswith("--") and equals and not value):
+            option = name or before
+            what = f"{option} has an empty value" if option.startswith("--") else "an argument is empty"
+            raise UserError(f"{what}: give it a value or leave it out (see python -m pipeline --help)")
 
 
 def _stop(number: int, _frame: object) -> NoReturn:
@@ -115,49 +146,45 @@ def fingerprint(
 
 @app.command()
 def compare(
-    runs: Annotated[Optional[list[Path]], typer.Argument(help="Kept runs; all of runs/ by default.", metavar="[RUN]...")] = None,
+    folders: Annotated[Optional[list[Path]], typer.Argument(help="Kept runs; all of runs/ by default.", metavar="[RUN]...")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print markdown, for a pull request.")] = False,
     html: Annotated[Optional[Path], typer.Option(help="Write a page with plots that opens offline.", metavar="FILE")] = None,
 ) -> None:
     """Compare kept runs with the first one; exit code 0: identical or equivalent, 1: different, 2: bad input."""
+    import atexit
+    import gc
+
     from pipeline import params
-    from pipeline.comparison import terminal, verdict
+    from pipeline.comparison import verdict
     from pipeline.runs import kept
 
+    atexit.register(gc.freeze)  # nothing is left to be found; the search at the end took a tenth of this command's CPU time
     if json and markdown:
         raise UserError("--json and --markdown together: choose one")
     settings = params.load().compare
-    if not runs and (folder := kept.keep_unkept()):
+    if not folders and (folder := kept.keep_unkept()):
         print(f"kept as {folder}", file=sys.stderr)
-    made = verdict.load(runs or kept.listed())
-    report = verdict.report(made, settings)
+    runs = verdict.load(folders or kept.listed())
+    report = verdict.report(runs, settings)
     if html is not None:
         from pipeline.comparison import page
 
-        page.write(html, report, made)
+        page.write(html, report, runs)
         print(f"wrote {html}", file=sys.stderr)
     if json:
-        from json import dumps
+        from pipeline.comparison import as_json
 
-        print(dumps(report.as_json(), indent=2, allow_nan=False))
+        print(as_json.render(report))
     elif markdown:
-        print(terminal.markdown(report), end="")
+        from pipeline.comparison import markdown as as_markdown
+
+        print(as_markdown.render(report), end="")
     else:
-        from rich.console import Console
+        from pipeline.comparison import terminal
 
-        terminal.show(report, Console(highlight=False))
+        terminal.show(report)
     raise typer.Exit(1 if report.verdict == "different" else 0)
-
-
-@app.command()
-def results() -> None:
-    """Make the README's table from the kept runs in results/."""
-    from pipeline import params
-    from pipeline.comparison import results
-
-    results.rewrite(params.load().compare)
-    print(f"{results.README}: the table is that of {results.RESULTS}/")
 
 
 @app.command()
@@ -195,16 +222,50 @@ def doctor(
 
 
 @app.command()
-def bench(
-    device: Annotated[str, typer.Option(help="Where to measure, as in params.yaml; the CPU by default.")] = "",
-    quick: Annotated[bool, typer.Option("--quick", help="A few rounds, to see that it works.")] = False,
+def predict(
+    run: Annotated[Path, typer.Argument(help="The folder of a run; its model is all that is needed.", metavar="RUN")],
+    images: Annotated[list[str], typer.Argument(help="Image files; folders of them; - for standard input.", metavar="IMAGE...")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV, with the names' own bytes.")] = False,
+    device: Annotated[str, typer.Option(help="Compute here, as in params.yaml; on the CPU by default.")] = "",
 ) -> None:
-    """Measure the tutorial's script, native and exact side by side; write the table to results/ and the README."""
-    from pipeline import bench
+    """Say what images show; exit code 0: all were answered, 1: some were, 2: none, or bad input."""
+    if json and csv:
+        raise UserError("--json and --csv together: choose one")
     from pipeline import device as devices
+    from pipeline import predict
 
-    device = device or devices.CPU
-    table = bench.bench(device, quick)
-    print(table)
-    if not quick:
-        print(f"wrote {bench.write(table, devices.select(device))}")
+    write = predict.write_json if json else predict.write_csv if csv else predict.write_table
+    answered, refused = predict.predict(run, images, device or devices.CPU, write)
+    if refused:
+        raise typer.Exit(1 if answered else 2)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder of a run; its model is all that is needed.", metavar="RUN")],
+    to: Annotated[Path, typer.Option(help="The file to write: FILE.onnx, or FILE.html, a page that classifies.", metavar="FILE")],
+) -> None:
+    """Write a run's network as one file that needs no PyTorch."""
+    from pipeline.export import export
+
+    for line in export(run, to):
+        print(line)
+
+
+@app.command()
+def reproduce(
+    run: Annotated[Path, typer.Argument(help="The folder of a kept run.", metavar="RUN")],
+    device: Annotated[str, typer.Option(help="Where to compute, as in params.yaml; the CPU by default.")] = "",
+    epochs: Annotated[Optional[int], typer.Option(help="Check only the logged losses of the first so many epochs.")] = None,
+    data: Annotated[
+        Optional[Path], typer.Option(help="The run's data set; by default the one in data/, or made here.", metavar="FILE")
+    ] = None,
+    checkpoint_seconds: Annotated[float, typer.Option(help="Save the unfinished training every so many seconds.", min=0)] = 15,
+) -> None:
+    """Train and evaluate a kept run again and compare; exit code 0: identical or equivalent, 1: different, 2: bad input."""
+    from pipeline import device as devices
+    from pipeline import reproduce
+
+    if not reproduce.reproduce(run, device or devices.CPU, epochs, data, checkpoint_seconds):
+        raise typer.Exit(1)

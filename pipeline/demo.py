@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
-import yaml
+import msgspec
 
-from pipeline import files, params, tensors
-from pipeline.device import CPU, accelerators, cpu_limit
+from pipeline import files, machine, params, sources, tensors
+from pipeline.device import CPU, accelerators, cpu_limit, threads
 from pipeline.errors import UserError
+from pipeline.inputs import CACHE
+from pipeline.machine import Outcome, Variant
 from pipeline.runs import outputs
+from pipeline.training.checkpoint import UNFINISHED
 
 FINGERPRINT = "c864fa2fba91feed915c7384872c957c22a8dad1081e8b8686fea4f858fc83b5"
 """What the demo's weights must be, on every machine, with this version of the numerics."""
 FOLDER = Path("demo")
 PROJECT = Path(__file__).resolve().parent.parent
+PIPELINE = [sys.executable, "-m", "pipeline"]
 SETTINGS: dict[str, Any] = {
     "device": CPU,
+    "workers": 1,
     "seed": 0,
     "numerics": "exact",
     "train": {"epochs": 3, "batch_size": 64, "lr": 0.01, "momentum": 0.9, "log_every": 10},
@@ -28,25 +38,51 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def demo(folder: Path = FOLDER) -> bool:
-    """Run the stages with DVC in `folder`, train again in other ways, print a line each; whether all fingerprints were right.
+def demo(folder: Path = FOLDER, others: list[Variant] | None = None) -> bool:
+    """Run the stages in `folder`, train and evaluate again in other ways, print a line each, and leave the machine's record.
+
+    The other ways to train are all `variants()` of this machine, or `others`. Returns whether all fingerprints were right, and
+    all evaluations the same.
 
     Raises:
         UserError: a stage failed.
     """
     repro(folder)
     print("\nThe same training in other ways; each must give the same weights, bit for bit:\n", flush=True)
-    right = _said("dvc repro", _fingerprint(folder))
-    for way, changed, device in variants():
-        right &= _said(way, train_again(folder, way, changed, device))
+    first = Outcome(
+        name="the stages", device=CPU, threads=threads(), fingerprint=_fingerprint(folder),
+        evaluation=machine.evaluation_digest(folder / outputs.OUTPUTS), evaluation_batch=SETTINGS["evaluate"]["batch_size"],
+    )  # fmt: skip
+    outcomes = [_said(first), *(_said(train_again(folder, variant)) for variant in (variants() if others is None else others))]
+    print("\nThe same evaluation in other batches; its metrics and predictions must be the same bytes:\n", flush=True)
+    other = evaluate_again(folder, first)
+    outcomes.append(other)
+    for each in (first, other):
+        print(f"  {each.evaluation}  in batches of {each.evaluation_batch}{'' if each.evaluation == first.evaluation else '  <- differs'}")
+    right = all(each.fingerprint == FINGERPRINT for each in outcomes) and other.evaluation == first.evaluation
     verdict = "every fingerprint is the one in the README" if right else "a fingerprint is NOT the one in the README: please report it"
     print(f"\n{verdict}: {FINGERPRINT}")
+    leave_record(folder / machine.RECORD, outcomes)
     return right
 
 
+def leave_record(path: Path, outcomes: list[Outcome], emulator: str | None = None) -> None:
+    """Write the machine's record, and say where it can be sent. Raises UserError."""
+    record = machine.describe(FINGERPRINT, outcomes, emulator)
+    machine.write(path, record)
+    print(
+        f"{path} says what was computed and on what processor, system and PyTorch (no name of the machine or of its user);\n"
+        f"to add it to the README's table, send it in a pull request as {machine.RECORDS}/{record.slug()}.json"
+    )
+
+
 def repro(folder: Path) -> None:
-    """Run the stages with DVC in `folder`, laid out first. Raises UserError as `demo` does."""
+    """Run the stages in `folder`, laid out first: with DVC, or one after another where it is not installed. Raises as `demo` does."""
     lay_out(folder)
+    if importlib.util.find_spec("dvc") is None:
+        for stage in sources.STAGES:
+            _run([*PIPELINE, stage], folder, {"PYTHONPATH": _importable(folder)})
+        return
     if not (folder / ".dvc").exists():
         _run(["dvc", "init", "--quiet", "--no-scm"], folder)
     _run(["dvc", "repro"], folder)
@@ -54,42 +90,94 @@ def repro(folder: Path) -> None:
 
 def lay_out(folder: Path) -> None:
     """Put the stages, their code and the demo's settings into `folder`."""
-    settings = yaml.safe_load((PROJECT / params.PARAMS).read_text()) | SETTINGS
+    settings = msgspec.to_builtins(params.load(PROJECT / params.PARAMS)) | SETTINGS
     settings["data"]["source"] = "synthetic"
     for source in [PROJECT / "dvc.yaml", *(PROJECT / "pipeline").rglob("*.*")]:
         if source.parent.name != "__pycache__":
             files.write_bytes(folder / source.relative_to(PROJECT), source.read_bytes())
-    files.write_text(folder / params.PARAMS, yaml.safe_dump(settings, sort_keys=False))
+    files.write_text(folder / params.PARAMS, params.dump(settings))
 
 
-def variants() -> list[tuple[str, dict[str, str], str]]:
-    """Other ways to train on this machine: what each is called, the environment variables that make it, the device."""
-    found = [(f"all {cpu_limit()} threads", {"OMP_NUM_THREADS": str(cpu_limit())}, CPU), ("one thread", {"OMP_NUM_THREADS": "1"}, CPU)]
-    plain = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"}
-    found.append(("the oldest CPU instructions", plain, CPU))
-    return found + [(f"CUDA ({described})", {}, name) for name, described in accelerators().items()]
+def variants() -> list[Variant]:
+    """Other ways to train on this machine."""
+    limit = cpu_limit()
+    given = [
+        Variant(name=f"all {limit} threads", device=CPU, threads=limit),
+        Variant(name="one thread", device=CPU, threads=1),
+        Variant(name="set to the oldest instructions", device=CPU, threads=limit, settings=machine.OLDEST_INSTRUCTIONS),
+        Variant(name="two workers", device=CPU, threads=1, workers=2),
+    ]
+    gpus = accelerators()
+    for name, described in gpus.items():
+        given.append(Variant(name=f"CUDA ({described})", device=name))
+        given.append(Variant(name=f"begun on the CPU, ended on {name}", device=name, resumed_from=CPU))
+    if len(gpus) > 1:
+        given.append(Variant(name=f"{len(gpus)} workers, a GPU each", device=min(gpus).partition(":")[0], workers=len(gpus)))
+    return given
 
 
-def train_again(folder: Path, way: str, changed: dict[str, str], device: str) -> str:
-    """Train as in `folder` with the environment `changed` and on `device`; the fingerprint."""
-    own = folder / "ways" / "".join(c if c.isalnum() else "-" for c in way)
+def train_again(folder: Path, variant: Variant) -> Outcome:
+    """Train as in `folder`, but in another way; what it gave. Raises UserError."""
+    own = folder / "variants" / re.sub("[^A-Za-z0-9]", "-", variant.name)
     with files.explained(own):
+        shutil.rmtree(own / CACHE, ignore_errors=True)
         own.mkdir(parents=True, exist_ok=True)
         (own / "data").unlink(missing_ok=True)
         (own / "data").symlink_to((folder / "data").resolve())
-    settings = yaml.safe_load((folder / params.PARAMS).read_text()) | {"device": device}
-    files.write_text(own / params.PARAMS, yaml.safe_dump(settings, sort_keys=False))
-    _run([sys.executable, "-m", "pipeline", "train"], own, {"PYTHONPATH": str(folder.resolve()), **changed}, quiet=True)
-    return _fingerprint(own)
+    environment = {"PYTHONPATH": _importable(folder), **variant.settings}
+    if variant.threads:
+        environment["OMP_NUM_THREADS"] = str(variant.threads)
+    if variant.resumed_from:
+        _set(folder, own, {"device": variant.resumed_from})
+        _begin(own, environment)
+    _set(folder, own, {"device": variant.device, "workers": variant.workers})
+    _run([*PIPELINE, "train"], own, environment, quiet=True)
+    return Outcome(**msgspec.structs.asdict(variant), fingerprint=_fingerprint(own))
+
+
+def evaluate_again(folder: Path, first: Outcome, batch: int = 7) -> Outcome:
+    """Evaluate what was trained in `folder`, in batches of another size; what it gave. Raises UserError."""
+    own = folder / "variants" / "other-batches"
+    shutil.rmtree(own, ignore_errors=True)
+    for name in ("data", str(outputs.OUTPUTS)):
+        with files.explained(own):
+            shutil.copytree(folder / name, own / name)
+    _set(folder, own, {"evaluate": {"batch_size": batch}})
+    _run([*PIPELINE, "evaluate"], own, {"PYTHONPATH": _importable(folder)}, quiet=True)
+    digest = machine.evaluation_digest(own / outputs.OUTPUTS)
+    return msgspec.structs.replace(first, name=f"evaluated in batches of {batch}", evaluation=digest, evaluation_batch=batch)
+
+
+def _importable(folder: Path) -> str:
+    """PYTHONPATH with which the code in `folder` is imported, and all that this process can import."""
+    return os.pathsep.join(filter(None, (str(folder.resolve()), os.environ.get("PYTHONPATH"))))
+
+
+def _set(folder: Path, own: Path, settings: dict[str, Any]) -> None:
+    everything = msgspec.to_builtins(params.load(folder / params.PARAMS)) | settings
+    files.write_text(own / params.PARAMS, params.dump(everything))
+
+
+def _begin(own: Path, environment: dict[str, str]) -> None:
+    """Start a training, and stop it as soon as a state of it is saved. Raises UserError."""
+    command = [*PIPELINE, "train", "--checkpoint-seconds", "0"]
+    with subprocess.Popen(
+        command, cwd=own, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as begun:
+        while begun.poll() is None and not any((own / UNFINISHED).glob("*.safetensors")):
+            time.sleep(0.02)
+        begun.terminate()
+    if begun.returncode != 128 + signal.SIGTERM:
+        raise UserError(f"the training in {own} was not stopped on its way: it ended with {begun.returncode}")
 
 
 def _fingerprint(folder: Path) -> str:
     return tensors.fingerprint(outputs.read_weights(folder / outputs.OUTPUTS))
 
 
-def _said(way: str, found: str) -> bool:
-    print(f"  {found}  {way}" + ("" if found == FINGERPRINT else "  <- differs"), flush=True)
-    return found == FINGERPRINT
+def _said(outcome: Outcome) -> Outcome:
+    print(f"  {outcome.fingerprint}  {outcome.name}" + ("" if outcome.fingerprint == FINGERPRINT else "  <- differs"), flush=True)
+    return outcome
 
 
 def _run(command: list[str], folder: Path, changed: dict[str, str] | None = None, quiet: bool = False) -> None:

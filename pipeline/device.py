@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from pipeline import precision
 from pipeline.errors import UserError, shown
 from pipeline.params import DEVICE
 
@@ -23,9 +24,12 @@ CPU = "cpu"
 MINIMUM_DRIVER = {"13": "580", "12": "525"}
 """CUDA's major version -> the oldest Linux driver that runs it (NVIDIA's CUDA compatibility guide, minor version compatibility)."""
 
+OMP_THREADS = r"\s*\+?0*[1-9]\d*\s*(,\s*\+?0*[1-9]\d*\s*)*"
+"""What OMP_NUM_THREADS may be: a number, or one for each level of nested regions. Of any other value OpenMP says that it is invalid."""
 
-def select(name: str) -> torch.device:
-    """The device called `name` in params.yaml, checked to be there.
+
+def select(name: str, worker: int = 0, workers: int = 1) -> torch.device:
+    """The device called `name` in params.yaml, checked to be there; of several workers on this machine each has a GPU of its own.
 
     Raises:
         UserError: it is not; says what is missing and what to do. There is no fallback.
@@ -33,8 +37,14 @@ def select(name: str) -> torch.device:
     if not re.fullmatch(DEVICE, name):
         raise UserError(f"device {shown(name)}: not a device; allowed: cpu | cuda | cuda:N | mps")
     device = torch.device(name)
+    if workers > 1 and (device.index is not None or device.type == "mps"):
+        raise UserError(f"device '{name}' is one device, and {workers} workers need one each; set device: cpu or cuda, or workers: 1")
     if device.type == "cuda":
         _check_cuda(device)
+        if workers > 1:
+            if (count := torch.cuda.device_count()) < workers:
+                raise UserError(f"{workers} workers on device 'cuda' need a GPU each, and this machine shows {count}; set workers: {count}")
+            return torch.device(name, worker)
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"device '{name}': this machine or this PyTorch has no MPS; set device: cpu in params.yaml")
     return device
@@ -43,23 +53,49 @@ def select(name: str) -> torch.device:
 def _check_cuda(device: torch.device) -> None:
     if torch.version.cuda is None:
         raise UserError(
-            f"device '{device}': this PyTorch is a CPU-only build ({torch.__version__}); "
+            f"device '{device}': this PyTorch is {build()} ({torch.__version__}); "
             "use the CUDA image or a CUDA build, or set device: cpu in params.yaml"
         )
+    hidden = _hidden_by()
     if not torch.cuda.is_available():
         driver, needed = driver_version(), needed_driver()
         if driver is None:
             raise UserError(
                 f"device '{device}': no NVIDIA GPU is visible; in a container add --gpus all, on a host install "
-                f"the driver (at least {needed}), or set device: cpu in params.yaml"
+                f"the driver (at least {needed}), or set device: cpu in params.yaml" + (f"; {hidden}" if hidden else "")
             )
+        if hidden and not driver_too_old():
+            raise UserError(f"device '{device}': no GPU is left, for {hidden}; unset it, or set device: cpu in params.yaml")
         raise UserError(
             f"device '{device}': no usable GPU; the NVIDIA driver is {driver}, CUDA {torch.version.cuda} needs at "
             f"least {needed}; update it, in a container add --gpus all, or set device: cpu in params.yaml"
         )
     count = torch.cuda.device_count()
     if device.index is not None and device.index >= count:
-        raise UserError(f"device '{device}': this machine shows {count} GPU(s), cuda:0 to cuda:{count - 1}; set device in params.yaml")
+        raise UserError(
+            f"device '{device}': this machine shows {count} GPU(s), cuda:0 to cuda:{count - 1}; set device in params.yaml"
+            + (f"; {hidden}" if hidden else "")
+        )
+
+
+def _hidden_by() -> str | None:
+    """The environment variable that chooses which GPUs of this machine PyTorch sees, as a clause; None where none is set."""
+    # NVIDIA_VISIBLE_DEVICES is the NVIDIA Container Toolkit's: `all` hides none, and an index or a UUID may hide some
+    for name, hides_none in (("CUDA_VISIBLE_DEVICES", ()), ("NVIDIA_VISIBLE_DEVICES", ("", "all"))):
+        if (value := os.environ.get(name)) is not None and value not in hides_none:
+            return f"PyTorch sees only the GPUs that {name} names, which is {shown(value)}"
+    return None
+
+
+def build() -> str:
+    """What this PyTorch was built for, as a noun."""
+    if torch.version.cuda is not None:
+        return f"a build for CUDA {torch.version.cuda}"
+    if torch.version.hip is not None:
+        return f"a build for ROCm {torch.version.hip}, on which this pipeline was never tried"
+    if getattr(torch.version, "xpu", None) is not None:
+        return "a build for Intel GPUs, on which this pipeline was never tried"
+    return "a CPU-only build"
 
 
 def needed_driver() -> str | None:
@@ -71,7 +107,7 @@ def needed_driver() -> str | None:
 
 def accelerators() -> dict[str, str]:
     """The CUDA devices of this machine: name for params.yaml -> what it is."""
-    if not torch.cuda.is_available():
+    if torch.version.cuda is None or not torch.cuda.is_available():
         return {}
     return {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
 
@@ -99,54 +135,24 @@ def driver_version() -> str | None:
     return next((word for word in words if word[:1].isdigit() and "." in word), "unknown")
 
 
-LOWER_PRECISION: dict[str, dict[str, set[str]]] = {
-    "cpu": {name: {"strict"} for name in ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")},
-    "cuda": {name: {"0"} for name in ("NVIDIA_TF32_OVERRIDE", "CUBLAS_EMULATE_DOUBLE_PRECISION", "CUBLAS_EMULATE_SINGLE_PRECISION")},
-}
-"""The environment variables by which a device's libraries compute in less precision than asked, and their harmless values.
-
-The libraries read them themselves, before or without PyTorch (oneDNN's developer guide, floating-point math mode; cuBLAS's
-documentation, floating-point emulation).
-"""
+def driver_too_old() -> bool:
+    """Whether there is an NVIDIA driver, of a known version, that this PyTorch's CUDA does not run on."""
+    major, needed = (driver_version() or "").partition(".")[0], needed_driver()
+    return bool(needed) and major.isdigit() and int(major) < int(needed or 0)
 
 
-MAY_LOWER_PRECISION = (
-    *(name for names in LOWER_PRECISION.values() for name in names), "CUBLAS_EMULATION_STRATEGY",
-    "CUBLAS_FIXEDPOINT_EMULATION_MANTISSA_BIT_COUNT", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "LD_PRELOAD",
-)  # fmt: skip
-"""Environment variables to look at where a computation is less precise than it should be."""
-
-
-def set_from_outside() -> list[str]:
-    """Those of MAY_LOWER_PRECISION that are set, each as NAME=value."""
-    return [f"{name}={os.environ[name]}" for name in MAY_LOWER_PRECISION if os.environ.get(name)]
-
-
-def prepare(device: torch.device) -> None:
+def prepare(device: torch.device, workers: int = 1) -> None:
     """Make PyTorch on `device` behave as the pipeline states: all arithmetic in the precision of its type, threads as the CPU limit.
 
-    TF32, bfloat16 in float32's place, reduced-precision reductions and flushing of subnormals are switched off, also where they
-    were switched on before. cuDNN does not search for algorithms.
+    `workers` processes of this machine share its CPUs.
 
     Raises:
         UserError: an environment variable lowers the precision, which PyTorch cannot undo; names it.
     """
-    for name, harmless in LOWER_PRECISION.get(device.type, {}).items():
-        value = os.environ.get(name, "")
-        if value and value.lower() not in harmless:
-            raise UserError(f"{name}={shown(value)} makes device '{device}' compute in less precision, which PyTorch cannot undo; unset it")
-    torch.set_float32_matmul_precision("highest")  # for CUDA's and oneDNN's products
-    torch.backends.cudnn.allow_tf32 = False
-    backends = torch.backends
-    for setting in (backends, backends.cudnn, backends.mkldnn, *(b for of in (backends.cudnn, backends.mkldnn) for b in (of.conv, of.rnn))):
-        setting.fp32_precision = "ieee"
-    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    torch.backends.cuda.matmul.allow_fp16_accumulation = False
-    torch.backends.cudnn.benchmark = False
-    torch.set_flush_denormal(False)
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(torch.get_num_threads(), cpu_limit()))
+    precision.restore(device)
+    by_torchrun = workers > 1 and "TORCHELASTIC_RUN_ID" in os.environ  # it sets 1 where nothing is set
+    if by_torchrun or not re.fullmatch(OMP_THREADS, os.environ.get("OMP_NUM_THREADS", "")):
+        torch.set_num_threads(max(1, cpu_limit() // workers) if workers > 1 else min(torch.get_num_threads(), cpu_limit()))
     _keep_freed_memory()
 
 
@@ -167,11 +173,11 @@ def _keep_freed_memory() -> None:
 def cpu_limit() -> int:
     """How many CPUs this process may use: the affinity mask and the container's quota (cgroup v2, then v1), at least 1."""
     limit = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         if quota != "max":
             return max(1, min(limit, -(-int(quota) // int(period))))
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
         quota_us = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text())
         period_us = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text())
         if quota_us > 0:
@@ -187,6 +193,11 @@ def is_cpu(tensor: torch.Tensor) -> bool:
 def has_float64(device: torch.device) -> bool:
     """Whether a device computes in float64, which exact numerics need."""
     return device.type != "mps"
+
+
+def collectives(device: torch.device) -> dict[str, Any]:
+    """How torch.distributed connects workers on such devices: arguments of `init_process_group`."""
+    return {"backend": "nccl", "device_id": device} if device.type == "cuda" else {"backend": "gloo"}
 
 
 def describe(device: torch.device) -> dict[str, Any]:

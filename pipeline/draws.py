@@ -11,7 +11,7 @@ import hashlib
 import numpy as np
 
 
-def integers(label: str, below: int, count: int) -> np.ndarray:
+def random_integers(label: str, below: int, count: int) -> np.ndarray:
     """`count` integers from 0 to `below` - 1, a power of two up to 2^63, as int64 [count]."""
     assert below in (2**bits for bits in range(64))
     words = np.frombuffer(hashlib.shake_256(label.encode()).digest(8 * count), "<u8")
@@ -20,4 +20,4 @@ def integers(label: str, below: int, count: int) -> np.ndarray:
 
 def permutation(label: str, count: int) -> np.ndarray:
     """The numbers 0 to `count` - 1 in a drawn order, as int64 [count]: a stable sort of drawn 63-bit keys."""
-    return np.argsort(integers(label, 2**63, count), kind="stable")
+    return np.argsort(random_integers(label, 2**63, count), kind="stable")

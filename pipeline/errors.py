@@ -1,22 +1,32 @@
-"""What a user can fix."""
+"""What a user can fix, and how a message shows what came from outside."""
 
+import re
 import reprlib
 import signal
 from typing import Any
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""The signals that ask a command to end."""
+STOP_SIGNALS = tuple(
+    number
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+)
+"""The signals that end the work in good order. SIGHUP (a closed terminal) is not one where it is ignored from the start, as nohup does."""
 
 
 class UserError(Exception):
     """A mistake of the user's, or a machine that lacks something: one line with the value found and the remedy.
 
-    The command line prints it and exits with 2 (`cli.main`).
+    Where there are several remedies, `remedies` holds them, each a line of its own. The command line prints it all and exits
+    with 2 (`cli.main`).
     """
+
+    def __init__(self, message: str, *remedies: str) -> None:
+        super().__init__(message)
+        self.remedies = remedies
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM arrived; `signal_number` gives the exit code, 128 + number.
+    """One of STOP_SIGNALS arrived; `signal_number` gives the exit code, 128 + number.
 
     Like KeyboardInterrupt it is no Exception, so that no `except Exception` on its way takes it for a failure.
     """
@@ -26,12 +36,34 @@ class Interrupted(BaseException):
         self.signal_number = signal_number
 
 
+def without_secrets(text: str) -> str:
+    """`text` whose URLs lack what may be secret: user name, password and query.
+
+    A password that is written badly may hold what ends it, so what is hidden goes up to the last @.
+    """
+    text = re.sub(r"(?<=://)\S*@", "***@", text)
+    return re.sub(r"(://[^\s?#]*[?#])\S*?(?=[\])}:;,.'\"]*(?:\s|$))", r"\1***", text)
+
+
 def printable(text: str) -> str:
-    """`text` on one line, without what would steer a terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    """`text` on one line, without what would steer a terminal, and without secrets in URLs."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in without_secrets(text))
 
 
-_SHORT = reprlib.Repr()
+class _Short(reprlib.Repr):
+    """Short forms of values; text that looks like an address, well-formed or not, without its secrets."""
+
+    def repr_str(self, x: str, level: int) -> str:
+        before, at, after = x.rpartition("@")
+        if at and ":" in before:
+            scheme = re.match(r"\s*[\w+.-]*://", before)
+            x = f"{scheme[0] if scheme else ''}***@{after}"
+        if "://" in x and (query := re.search("[?#]", x[x.index("://") :])):
+            x = x[: x.index("://") + query.end()] + "***"
+        return super().repr_str(x, level)
+
+
+_SHORT = _Short()
 _SHORT.maxstring = _SHORT.maxother = 80
 
 

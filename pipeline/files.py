@@ -13,12 +13,16 @@ import fcntl
 import json
 import os
 import shutil
-import stat
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline import paths
 from pipeline.errors import UserError
+
+NOT_OFFERED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOLCK}
+"""How file systems (CIFS, VirtualBox's, FUSE, Lustre) say that they have no fsync of a folder, or no locks: done without."""
 
 
 @contextlib.contextmanager
@@ -48,33 +52,64 @@ def _owner(path: Path) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Fsync a folder, so that the names in it survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    """Fsync a folder, so that the names in it survive a power cut, where the file system can and the folder may be read."""
     try:
-        os.fsync(handle)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:
+        return
+    try:
+        _sync(handle)
     finally:
         os.close(handle)
+
+
+def _sync(handle: int) -> None:
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NOT_OFFERED:
+            raise
+
+
+def _lock(file: IO[bytes], operation: int) -> bool:
+    """Lock an open file; False where the file system has no locks."""
+    try:
+        fcntl.flock(file, operation)
+    except OSError as error:
+        if error.errno not in NOT_OFFERED:
+            raise
+        return False
+    return True
 
 
 def make_folder(folder: Path) -> None:
     """Make `folder` and those above it, durably; one that is there stays."""
     if not folder.is_dir():
         make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
+        try:
+            folder.mkdir(exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
         sync_folder(folder.parent)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that becomes `path` in one rename when the block ends, and vanishes if the block raises."""
+    """A binary file that becomes `path` in one rename when the block ends, and vanishes if the block raises.
+
+    Where `path` is a link to a file, the link is replaced: DVC may have put it there, and its target is then an object of DVC's cache.
+
+    Raises:
+        UserError: there is something else than a file, or it cannot be written.
+    """
     with explained(path):
+        paths.only_a_file(path)
         make_folder(path.parent)
-        part = path.with_name(f".{path.name}.part")
-        with _claimed(part) as file:
+        with _claimed(path.with_name(f".{path.name}.part")) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-            os.replace(part, path)
+            _sync(file.fileno())
+            os.replace(file.name, path)
         sync_folder(path.parent)
 
 
@@ -83,11 +118,16 @@ def _claimed(part: Path) -> Iterator[IO[bytes]]:
     """The file `part`, empty and ours alone; gone when the block ends, unless it was renamed.
 
     One name for all writers of a file, so that what a killed one left does not pile up; the kernel's lock tells it from
-    what another process is writing now, and that one is waited for.
+    what another process is writing now, and that one is waited for. Where the file system has no locks, the name has this
+    process's number in it, and what a killed process left stays.
     """
     while True:
+        paths.only_a_file(part)
         with open(part, "ab") as file:  # empties nothing before it is ours
-            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _lock(file, fcntl.LOCK_EX) and not part.name.endswith(own := f".{os.getpid()}.part"):
+                part.unlink(missing_ok=True)
+                part = part.with_name(part.name.removesuffix(".part") + own)
+                continue
             if not _is(part, file):
                 continue  # it was renamed while we waited
             try:
@@ -124,6 +164,38 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
+def write_output(path: Path, content: bytes) -> None:
+    """Write `content` to what the user named: a file, through links and whole or not at all; or a pipe or device, such as /dev/stdout.
+
+    Raises:
+        UserError: it is a folder, a socket or a block device, or cannot be written.
+    """
+    with explained(path):
+        kind = paths.kind(path)
+        if (number := _standard_stream(path)) is not None:
+            (sys.stdout, sys.stderr)[number - 1].flush()
+            with open(number, "wb", closefd=False) as file:  # the same open file, so that what is printed follows it
+                file.write(content)
+        elif kind in ("a pipe", "a character device"):
+            with open(path, "wb") as file:
+                file.write(content)
+        elif kind:
+            raise UserError(f"{path}: is {kind}, where a file is to be written; name a file")
+        else:
+            write_bytes(Path(os.path.realpath(path)), content)
+
+
+def _standard_stream(path: Path) -> int | None:
+    """1 or 2 where `path` names what standard output or standard error goes to, whatever that is."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        at = path.stat()
+        for number in (1, 2):
+            with contextlib.suppress(OSError):
+                if os.path.samestat(at, os.fstat(number)):
+                    return number
+    return None
+
+
 @contextlib.contextmanager
 def publishing(folder: Path) -> Iterator[Path]:
     """A new folder, hidden beside `folder`, that becomes `folder` in one rename when the block ends.
@@ -146,13 +218,18 @@ def publishing(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def only_one(lock: Path, what: str) -> Iterator[None]:
-    """Hold `lock` for the block; a second process is refused. The kernel frees it however the holder dies."""
+    """Hold `lock` for the block; a second process is refused. The kernel frees it however the holder dies.
+
+    On a file system that has no locks nobody is refused, and it says so.
+    """
     with contextlib.ExitStack() as held:
         with explained(lock):
+            paths.only_a_file(lock)
             make_folder(lock.parent)
             handle = held.enter_context(open(lock, "ab"))
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not _lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    print(f"{lock}: this file system has no locks; see to it that {what} runs once only here", file=sys.stderr, flush=True)
             except BlockingIOError as error:
                 raise UserError(f"{what} is already running in this folder (lock {lock}): wait for it or stop it") from error
         yield
@@ -160,11 +237,12 @@ def only_one(lock: Path, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def in_turn(lock: Path) -> Iterator[None]:
-    """Hold `lock` for the block; a second process waits. The kernel frees it however the holder dies."""
+    """Hold `lock` for the block; a second process waits, where the file system has locks. The kernel frees it however the holder dies."""
     with contextlib.ExitStack() as held:
         with explained(lock):
+            paths.only_a_file(lock)
             make_folder(lock.parent)
-            fcntl.flock(held.enter_context(open(lock, "ab")), fcntl.LOCK_EX)
+            _lock(held.enter_context(open(lock, "ab")), fcntl.LOCK_EX)
         yield
 
 
@@ -175,6 +253,7 @@ def growing(path: Path, keep: int) -> Iterator[Callable[[bytes], None]]:
     The block calls the yielded function with bytes. Each call reaches the operating system at once.
     """
     with explained(path):
+        paths.only_a_file(path)
         make_folder(path.parent)
         file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed below; only the writing is explained
 
@@ -192,26 +271,8 @@ def growing(path: Path, keep: int) -> Iterator[Callable[[bytes], None]]:
 def finish(part: Path, path: Path) -> None:
     """Give the finished file `part` the name `path` beside it, durably."""
     with explained(path):
+        paths.only_a_file(path)
         with open(part, "rb") as file:
-            os.fsync(file.fileno())
+            _sync(file.fileno())
         os.replace(part, path)
         sync_folder(path.parent)
-
-
-LARGEST_BYTES = 2**30
-"""What is read of a file at once: a run's files are a thousandth of it."""
-
-
-def plain(path: Path) -> Path:
-    """`path`, once it is known to be a file that can be read whole: no pipe, no device, not endless.
-
-    Raises:
-        UserError: it is not.
-        OSError: it is not there, or may not be looked at.
-    """
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise UserError(f"{path}: not a plain file")
-    if found.st_size > LARGEST_BYTES:
-        raise UserError(f"{path}: {found.st_size} bytes; at most {LARGEST_BYTES} are read")
-    return path

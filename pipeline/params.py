@@ -2,120 +2,118 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import re
-import typing
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from msgspec import Meta, Struct, structs, to_builtins
+
+from pipeline import schema
 from pipeline.errors import UserError, shown
-
-Section = typing.TypeVar("Section")
 
 PARAMS = Path("params.yaml")
 LARGEST = 100_000
 """Characters in a params file."""
+LARGEST_MAPPING = 1000
+"""Keys in a mapping, those that merge keys bring counted each time."""
 
 
-def _allowed(text: str, check: Callable[[Any], bool]) -> Any:
-    """A field whose value must pass `check`; `text` says in an error what is allowed."""
-    return field(metadata={"allowed": text, "check": check})
+def _whole(low: int, high: int) -> Meta:
+    return Meta(ge=low, le=high, description=f"a whole number from {low} to {high}")
 
 
-def _one_of(*values: str) -> Any:
-    return _allowed(" | ".join(values), lambda value: value in values)
+def _text(description: str, pattern: str) -> Meta:
+    return Meta(pattern=rf"\A(?:{pattern})\Z", description=description)
 
 
-def _whole(low: int, high: int) -> Any:
-    return _allowed(f"a whole number from {low} to {high}", lambda value: low <= value <= high)
-
-
-def _pattern(text: str, pattern: str) -> Any:
-    return _allowed(text, lambda value: re.fullmatch(pattern, value) is not None and value.isprintable())
-
-
-URL = r"https?://[^\s/]\S*"
+URL = r"(?i:https?)://[^\s/\x00-\x1f\x7f-\x9f\ud800-\udfff][^\s\x00-\x1f\x7f-\x9f\ud800-\udfff]*"
 DEVICE = r"cpu|mps|cuda(?::(?:0|[1-9][0-9]?))?"
 """What `device` may be. PyTorch takes more, and other devices for some of it: it makes cuda:256 cuda:0."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Archive:
+class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A mapping of params.yaml."""
+
+
+class Checksummed(Section, frozen=True, kw_only=True):
+    """A section with checksums in hexadecimal, which some programs print in upper case."""
+
+    def __post_init__(self) -> None:
+        for name in {"md5", "sha256"} & set(self.__struct_fields__):
+            structs.force_setattr(self, name, getattr(self, name).lower())
+
+
+class Archive(Checksummed, frozen=True, kw_only=True):
     """A user's own data set, in the layout of CIFAR-10's official archive."""
 
-    name: str = _pattern(
-        "letters, digits, '.', '_' and '-', but not cifar10 or synthetic",
-        r"(?!(?i:cifar[._-]?10|synthetic)$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
-    )
+    name: Annotated[
+        str,
+        _text(
+            "letters, digits, '.', '_' and '-', but not cifar10 or synthetic",
+            r"(?!(?i:cifar[._-]?10|synthetic)\Z)[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
+        ),
+    ]
     """What metrics and kept runs call it."""
-    url: str = _pattern("an http(s) URL or a path", r".+")
+    url: Annotated[str, _text("an http(s) URL or a path", r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")]
     """Where it is: an http(s) URL, or a path relative to the folder of params.yaml."""
-    sha256: str = _pattern("64 hexadecimal digits (or empty while source is another)", r"(?:[0-9a-f]{64})?")
+    sha256: Annotated[str, _text("64 hexadecimal digits (or empty while source is another)", r"(?:[0-9a-fA-F]{64})?")]
     """Its SHA-256; nothing is unpacked before it matches."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cifar10:
+class Cifar10(Checksummed, frozen=True, kw_only=True):
     """The official archive's mirrors and checksums."""
 
-    mirrors: tuple[str, ...] = _allowed(
-        "a list of http(s) URLs", lambda urls: bool(urls) and all(re.fullmatch(URL, u) and u.isprintable() for u in urls)
-    )
-    bytes: int = _whole(1, 10**12)
-    md5: str = _pattern("32 hexadecimal digits", r"[0-9a-f]{32}")
-    sha256: str = _pattern("64 hexadecimal digits", r"[0-9a-f]{64}")
+    mirrors: Annotated[tuple[Annotated[str, _text("an http(s) URL", URL)], ...], Meta(min_length=1, description="a list of http(s) URLs")]
+    bytes: Annotated[int, _whole(1, 10**12)]
+    md5: Annotated[str, _text("32 hexadecimal digits", r"[0-9a-fA-F]{32}")]
+    sha256: Annotated[str, _text("64 hexadecimal digits", r"[0-9a-fA-F]{64}")]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Data:
+class Data(Section, frozen=True, kw_only=True):
     """The `download` stage."""
 
-    source: str = _one_of("cifar10", "synthetic", "archive")
+    source: Literal["cifar10", "synthetic", "archive"]
     archive: Archive
     cifar10: Cifar10
 
 
-@dataclass(frozen=True, kw_only=True)
-class Train:
-    """The `train` stage; the defaults are the guide's."""
+class Train(Section, frozen=True, kw_only=True):
+    """The `train` stage; the defaults are the tutorial's. `lr` and `momentum` are float32 there, and checked as such."""
 
-    epochs: int = _whole(1, 100_000)
-    batch_size: int = _whole(1, 1_000_000)
-    lr: float = _allowed("a number above 0, at most 1000", lambda value: 0 < value <= 1000)
-    momentum: float = _allowed("a number from 0 to below 1", lambda value: 0 <= value < 1)
-    log_every: int = _whole(1, 1_000_000)
+    epochs: Annotated[int, _whole(1, 100_000)]
+    batch_size: Annotated[int, _whole(1, 1_000_000)]
+    lr: Annotated[float, Meta(ge=2.0**-126, le=1000, description="a number above 0, at most 1000 (in float32, so at least 1.2e-38)")]
+    """From the smallest normal float32 on: some devices take smaller ones for 0."""
+    momentum: Annotated[float, Meta(ge=0, lt=1 - 2.0**-25, description="a number from 0 to below 1 (in float32, so at most 0.99999997)")]
+    """Below the middle between 1 and the largest float32 below it, which would be rounded to 1."""
+    log_every: Annotated[int, _whole(1, 1_000_000)]
     """Steps between two rows of the history."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluate:
+class Evaluate(Section, frozen=True, kw_only=True):
     """The `evaluate` stage."""
 
-    batch_size: int = _whole(1, 1_000_000)
+    batch_size: Annotated[int, _whole(1, 1_000_000)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Compare:
+class Compare(Section, frozen=True, kw_only=True):
     """The `compare` command."""
 
-    margin_points: float = _allowed("a number above 0, at most 100", lambda value: 0 < value <= 100)
+    margin_points: Annotated[float, Meta(gt=0, le=100, description="a number above 0, at most 100")]
     """Percentage points of accuracy within which two models are equivalent."""
-    confidence: float = _allowed("a number above 0, at most 0.999999", lambda value: 0 < value <= 0.999999)
+    confidence: Annotated[float, Meta(gt=0, le=0.999999, description="a number above 0, at most 0.999999")]
     """Of the interval of the difference in accuracy."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Params:
+class Params(Section, frozen=True, kw_only=True):
     """All of params.yaml."""
 
-    device: str = _pattern("cpu | cuda | cuda:N | mps", DEVICE)
+    device: Annotated[str, _text("cpu | cuda | cuda:N | mps", DEVICE)]
     """Where train and evaluate compute."""
-    seed: int = _whole(0, 2**63 - 1)
+    workers: Annotated[int, _whole(1, 1024)]
+    """Number of processes that train together on this machine."""
+    seed: Annotated[int, _whole(0, 2**63 - 1)]
     """Chooses the initial weights and the order of the images."""
-    numerics: str = _one_of("exact", "native")
+    numerics: Literal["exact", "native"]
     data: Data
     train: Train
     evaluate: Evaluate
@@ -140,83 +138,57 @@ def load(path: Path = PARAMS) -> Params:
 
 def parse(text: str, source: str = "params") -> Params:
     """Validate the YAML `text`; `source` names it in errors. Raises UserError as `load` does."""
-    return typing.cast(Params, _build(Params, _yaml(text, source), source, ""))
+    return schema.decode(Params, _yaml(text, source), source)
 
 
-def section(cls: type[Section], values: Any, source: str) -> Section:
+def section(cls: type[schema.Document], values: Any, source: str) -> schema.Document:
     """A section of params as something else than params.yaml records it. Raises UserError as `load` does."""
-    return typing.cast(Section, _build(cls, values, source, cls.__name__.lower()))
+    return schema.decode(cls, values, source, cls.__name__.lower())
+
+
+def dump(settings: Params | dict[str, Any]) -> str:
+    """YAML that `parse`, and DVC, read as `settings`."""
+    import io
+
+    from ruamel.yaml import YAML
+
+    text = io.StringIO()
+    writer = YAML()
+    writer.default_flow_style = False
+    writer.dump(to_builtins(settings), text)
+    return text.getvalue()
 
 
 def _yaml(text: str, source: str) -> Any:
-    import yaml
+    """The values in a YAML document, as DVC reads it: with ruamel.yaml's safe loader, so YAML 1.2 unless the document says otherwise."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.constructor import SafeConstructor
+    from ruamel.yaml.error import MarkedYAMLError
 
-    class Loader(yaml.SafeLoader):
-        """YAML 1.2's core schema, which DVC reads (010 is not 8, yes is not true), where a key given twice is an error."""
+    class Constructor(SafeConstructor):
+        """DVC's, with our line for a key that is given twice, and a bound for merge keys that multiply."""
 
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            seen: set[str] = set()
-            for key, _ in node.value:
-                if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
-                    raise UserError(f"{source}: a key must be plain text, not a list or a mapping (line {key.start_mark.line + 1})")
-                if key.value in seen:
-                    raise UserError(f"{source}: key {shown(key.value)} is given twice (line {key.start_mark.line + 1}); keep one")
-                seen.add(key.value)
-            return typing.cast(dict[Any, Any], super().construct_mapping(node, deep))
+        def check_mapping_key(self, node: Any, key_node: Any, mapping: Any, key: Any, value: Any) -> bool:
+            if key in mapping:
+                raise UserError(f"{source}: key {shown(key)} is given twice (line {key_node.start_mark.line + 1}); keep one")
+            return True
 
-    Loader.yaml_implicit_resolvers = {}
-    for kind, pattern, first in (
-        ("null", r"~|null|", ["", "~", "n"]),
-        ("bool", r"true|false", "tf"),
-        ("int", r"[-+]?(?:0|[1-9]\d*)", "-+0123456789"),
-        ("float", r"[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?|[-+]?\.inf|\.nan", "-+0123456789."),
-    ):
-        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"(?:{pattern})$", re.ASCII), list(first))
+        def flatten_mapping(self, node: Any) -> Any:
+            super().flatten_mapping(node)
+            if len(node.value) > LARGEST_MAPPING:
+                raise UserError(f"{source}: more than {LARGEST_MAPPING} keys in a mapping; this is not a params file")
+
     if len(text) > LARGEST:
         raise UserError(f"{source}: longer than {LARGEST} characters; this is not a params file")
+    reader = YAML(typ="safe")
+    reader.Constructor = Constructor
     try:
-        return yaml.load(text, Loader)  # noqa: S506 - a subclass of SafeLoader
+        return reader.load(text)
     except UserError:
         raise
-    except Exception as error:  # not only YAMLError: PyYAML answers "!!bool maybe" with a KeyError, "[[[[..." with a RecursionError
+    except MarkedYAMLError as error:  # its text quotes the line, which may hold a password
+        mark = error.problem_mark or error.context_mark
+        raise UserError(f"{source}: not valid YAML: {error.problem or error.context} (line {mark.line + 1 if mark else '?'})") from None
+    except Exception as error:  # "!!bool maybe" is a KeyError, "[[[[..." a RecursionError, "!!timestamp" of nonsense a ValueError
         problem = " ".join(str(error).split())[:300]
         raise UserError(f"{source}: not valid YAML: {problem or type(error).__name__}") from None
-
-
-def _build(cls: type, value: Any, source: str, at: str) -> Any:
-    """Make a dataclass of `cls` from a mapping; `at` is the dotted key."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    where = at or "the file"
-    if not isinstance(value, dict):
-        raise UserError(f"{source}: {where} is {shown(value)}; it must be a mapping with the keys {', '.join(fields)}")
-    prefix = f"{at}." if at else ""
-    for key in value:
-        if key not in fields:
-            raise UserError(f"{source}: unknown key {shown(f'{prefix}{key}')}; allowed here: {', '.join(fields)}")
-    types = typing.get_type_hints(cls)
-    made = {}
-    for name, spec in fields.items():
-        if name not in value:
-            raise UserError(f"{source}: key '{prefix}{name}' is missing; it is {_describe(spec, types[name])}")
-        made[name] = _check(types[name], spec, value[name], source, prefix + name)
-    return cls(**made)
-
-
-def _describe(spec: dataclasses.Field[Any], kind: Any) -> str:
-    return str(spec.metadata.get("allowed") or f"a mapping with the keys {', '.join(f.name for f in dataclasses.fields(kind))}")
-
-
-def _check(kind: Any, spec: dataclasses.Field[Any], value: Any, source: str, at: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return _build(typing.cast(type, kind), value, source, at)
-    made = value
-    if kind is float and type(value) is int and abs(value) < 2**53:
-        made = float(value)
-    elif kind == tuple[str, ...] and isinstance(value, list) and all(isinstance(v, str) for v in value):
-        made = tuple(value)
-    right_type = isinstance(made, tuple) if kind == tuple[str, ...] else type(made) is kind
-    finite = not isinstance(made, float) or math.isfinite(made)
-    if not (right_type and finite and spec.metadata["check"](made)):
-        quoted = " (quote what looks like a number)" if kind is str and isinstance(value, int | float) else ""
-        raise UserError(f"{source}: '{at}' is {shown(value)}; allowed: {spec.metadata['allowed']}{quoted}")
-    return made

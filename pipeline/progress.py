@@ -13,7 +13,13 @@ PLAIN_SECONDS = 10.0
 
 @contextlib.contextmanager
 def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int, str], None]]:
-    """Show the progress of `what`; the block calls the yielded function with the number of units done and a remark."""
+    """Show the progress of `what`; the block calls the yielded function with the number of units done and a remark.
+
+    Where standard error is closed nothing is shown, and nothing fails because it cannot be shown.
+    """
+    if sys.stderr is None:
+        yield lambda now, remark: None
+        return
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -36,6 +42,7 @@ def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Callab
         nonlocal last
         if now >= total or time.monotonic() - last >= PLAIN_SECONDS:
             last = time.monotonic()
-            print(f"{what}: {now}/{total} {unit} {remark}".rstrip(), file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                print(f"{what}: {now}/{total} {unit} {remark}".rstrip(), file=sys.stderr, flush=True)
 
     yield plain

@@ -14,17 +14,38 @@ from pipeline.errors import UserError
 
 PACKAGE = Path(__file__).parent
 
-_EVERY_STAGE = ("files.py", "inputs.py", "params.py", "schema.py", "sources.py", "tensors.py")
-_NUMERICS = (
-    "numerics/__init__.py",
-    "numerics/exact.py",
-    "numerics/grid.py",
-    "numerics/layers.py",
-    "numerics/native.py",
-    "numerics/reductions.py",
-    "numerics/transcendental.py",
+_EVERY_STAGE = ("files.py", "inputs.py", "params.py", "paths.py", "schema.py", "sources.py", "tensors.py")
+_NUMERICS = tuple(
+    f"numerics/{name}.py"
+    for name in (
+        "__init__",
+        "elementwise",
+        "exact",
+        "grid",
+        "loss",
+        "native",
+        "pooling",
+        "reductions",
+        "registry",
+        "self_test",
+        "tape",
+        "tiles",
+        "transcendental",
+        "update",
+        "weighted",
+    )
 )
-_MODEL = ("data/dataset.py", "device.py", "draws.py", "model.py", *_NUMERICS, "runs/outputs.py", "runs/provenance.py", "workers.py")
+_MODEL = (
+    "data/dataset.py",
+    "device.py",
+    "draws.py",
+    "model.py",
+    "precision.py",
+    *_NUMERICS,
+    "runs/outputs.py",
+    "runs/provenance.py",
+    "workers/__init__.py",
+)
 
 STAGES: dict[str, tuple[str, ...]] = {
     "download": (
@@ -32,6 +53,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "data/archive.py",
         "data/dataset.py",
         "data/download.py",
+        "data/exchange.py",
         "data/fetch.py",
         "data/pickles.py",
         "data/synthetic.py",
@@ -45,6 +67,11 @@ STAGES: dict[str, tuple[str, ...]] = {
         "training/signals.py",
         "training/stage.py",
         "training/trainer.py",
+        "workers/board.py",
+        "workers/launch.py",
+        "workers/meeting.py",
+        "workers/place.py",
+        "workers/processes.py",
     ),
     "evaluate": (*_EVERY_STAGE, *_MODEL, "evaluation.py"),
 }

@@ -1,6 +1,7 @@
 """Small archives in the layout of CIFAR-10's official one, as Python 2 wrote it or as Python 3 writes it, whole or spoiled."""
 
 import gzip
+import hashlib
 import io
 import pickle
 import struct
@@ -8,6 +9,10 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+from msgspec import to_builtins
+
+from pipeline import params
+from tests.settings import set_params
 
 FOLDER = "cifar-10-batches-py"
 BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
@@ -91,6 +96,22 @@ def pack(path, files, extra=(), form=tarfile.USTAR_FORMAT):
             tar.addfile(info, io.BytesIO(content))
     Path(path).write_bytes(gzip.compress(made.getvalue(), 1, mtime=0))
     return Path(path)
+
+
+def of(path, dataset):
+    """Write an archive of a data set, whose training images are a multiple of five."""
+    images = [*np.split(dataset.train_images.reshape(-1, 3072), 5), dataset.test_images.reshape(-1, 3072)]
+    labels = [*np.split(dataset.train_labels, 5), dataset.test_labels]
+    batches = {name: python2({"data": i, "labels": k.tolist()}) for name, i, k in zip(BATCHES, images, labels, strict=True)}
+    return pack(path, batches | {"batches.meta": python2({"label_names": list(dataset.classes)})})
+
+
+def use(folder, name, dataset):
+    """Have the params.yaml in `folder` name an archive of this data set, which is put there."""
+    path = of(folder / f"{name}.tar.gz", dataset)
+    data = to_builtins(params.load(folder / params.PARAMS).data)
+    archive = {"name": name, "url": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    set_params(folder, data={**data, "source": "archive", "archive": archive})
 
 
 def small(path, per_batch=10, pickled=python2):

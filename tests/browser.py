@@ -26,8 +26,8 @@ ARGUMENTS = (
 
 
 @contextlib.contextmanager
-def chromium() -> Iterator[Any]:
-    """A driver of a fresh browser; the test is skipped where there is no Chromium with its driver."""
+def chromium(*more: str) -> Iterator[Any]:
+    """A driver of a fresh browser, started with `more` arguments; the test is skipped where there is no Chromium with its driver."""
     selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (make setup)")
     binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     driver_binary = shutil.which("chromedriver")
@@ -37,7 +37,7 @@ def chromium() -> Iterator[Any]:
     options.binary_location = binary
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        for argument in (*ARGUMENTS, f"--user-data-dir={profile}"):
+        for argument in (*ARGUMENTS, *more, f"--user-data-dir={profile}"):
             options.add_argument(argument)
         driver = selenium.Chrome(options, selenium.ChromeService(driver_binary))
         try:

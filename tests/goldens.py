@@ -14,7 +14,7 @@ import torch
 
 from pipeline import device as devices
 from pipeline import numerics
-from pipeline.draws import integers
+from pipeline.draws import random_integers
 from pipeline.evaluation import evaluate
 from pipeline.model import SimpleCNN
 from pipeline.numerics import loss, transcendental
@@ -158,7 +158,7 @@ def training(of: Implementation, images: int, batch_size: int, steps: int) -> li
 
 def functions(of: Implementation) -> list[str]:
     """Values of exp, log, softmax and the mean, at drawn points and at the edges of their rules."""
-    drawn = integers("golden/points", 2**40, 60).astype(np.float64) / 2**40  # in [0, 1)
+    drawn = random_integers("golden/points", 2**40, 60).astype(np.float64) / 2**40  # in [0, 1)
     points = {
         "exp": np.concatenate((-drawn[:20] * 30, [0.0, -59.5, -60.0, -61.0, -1000.0, -0.5 / reference.LOG2E, -1e-300])),
         "log": np.concatenate((1 + drawn[20:40] * 20, [1.0, reference.SQRT2, np.nextafter(reference.SQRT2, 2), 2.0, 8192.0])),

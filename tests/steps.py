@@ -13,10 +13,11 @@ import torch
 from pipeline import device as devices
 from pipeline import numerics
 from pipeline.data.dataset import Dataset
-from pipeline.draws import integers
+from pipeline.draws import random_integers
 from pipeline.params import Train
 from pipeline.tensors import fingerprint
 from pipeline.training.trainer import Trainer
+from pipeline.workers import ALONE, Group
 
 CPU = torch.device("cpu")
 
@@ -24,26 +25,27 @@ CPU = torch.device("cpu")
 def ints(label: str, bits: int, *shape: int) -> torch.Tensor:
     """Drawn integers of `bits` bits and a sign, the extremes among them, as float64."""
     count = math.prod(shape)
-    drawn = integers(label, 2 ** (bits + 2), count) % (2 ** (bits + 1) + 1) - 2**bits
+    drawn = random_integers(label, 2 ** (bits + 2), count) % (2 ** (bits + 1) + 1) - 2**bits
     drawn[:2] = (2**bits, -(2**bits))[: len(drawn)]
     return torch.from_numpy(drawn.astype(np.float64)).view(shape)
 
 
 def drawn_set(images: int = 256, label: str = "tests") -> Dataset:
     """Random bytes and labels."""
-    pixels = integers(f"{label}/images", 256, images * 3072).astype(np.uint8).reshape(-1, 3, 32, 32)
-    labels = (integers(f"{label}/labels", 2**32, images) % 10).astype(np.uint8)
+    pixels = random_integers(f"{label}/images", 256, images * 3072).astype(np.uint8).reshape(-1, 3, 32, 32)
+    labels = (random_integers(f"{label}/labels", 2**32, images) % 10).astype(np.uint8)
     names = tuple(f"class{i}" for i in range(10))
     return Dataset("drawn", names, pixels, labels, pixels[:64], labels[:64])
 
 
 def trainer(
-    name: str = "exact", *, device: torch.device = CPU, data: Dataset | None = None, batch_size: int = 64, lr: float = 0.01, seed: int = 0
-) -> Trainer:
+    name: str = "exact", *, device: torch.device = CPU, data: Dataset | None = None, batch_size: int = 64, lr: float = 0.01, seed: int = 0,
+    group: Group = ALONE,
+) -> Trainer:  # fmt: skip
     """A trainer on the drawn set, at the beginning of its first epoch."""
     devices.prepare(device)
     settings = Train(epochs=100, batch_size=batch_size, lr=lr, momentum=0.9, log_every=1)
-    return Trainer(data or drawn_set(), device, seed, numerics.select(name, device), settings)
+    return Trainer(data or drawn_set(), device, seed, numerics.select(name, device), settings, group)
 
 
 def run_steps(given: Trainer, steps: int, after: Callable[[int, float], Any] | None = None) -> None:

@@ -1,4 +1,3 @@
-import dataclasses
 import os
 import re
 import signal
@@ -9,12 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
+from msgspec import structs, to_builtins
 
 from pipeline import params
 from pipeline.data import archive, dataset, fetch, synthetic
 from pipeline.data.download import download
-from pipeline.data.fetch import Patience
+from pipeline.data.exchange import RetryPolicy
 from pipeline.errors import UserError
 from tests import archives
 from tests import misbehaving_server as server
@@ -22,7 +21,7 @@ from tests.conftest import ROOT, command
 from tests.misbehaving_server import Server
 
 NAME = "cifar-10-python.tar.gz"
-PATIENCE = Patience(attempts=2, first_wait_seconds=0.001)
+POLICY = RetryPolicy(attempts=2, first_wait_seconds=0.001)
 
 
 @pytest.fixture(autouse=True)
@@ -46,33 +45,31 @@ def settings(small):
         unused.bind(("127.0.0.1", 0))
         dead = f"http://127.0.0.1:{unused.getsockname()[1]}/dead"
     of_small = {"bytes": small.stat().st_size, "md5": fetch.digest(small, "md5"), "sha256": fetch.digest(small, "sha256")}
-    return dataclasses.replace(data, cifar10=params.Cifar10(mirrors=(dead,), **of_small))
+    return structs.replace(data, cifar10=params.Cifar10(mirrors=(dead,), **of_small))
 
 
 def own(data, **changes):
     """The same with `source: archive`."""
-    return dataclasses.replace(data, source="archive", archive=dataclasses.replace(data.archive, **changes))
+    return structs.replace(data, source="archive", archive=structs.replace(data.archive, **changes))
 
 
 def folder_with(tmp_path, data):
     """A folder with the project's params.yaml but for `data`."""
-    content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    content["data"] = dataclasses.asdict(data) | {"cifar10": dataclasses.asdict(data.cifar10) | {"mirrors": list(data.cifar10.mirrors)}}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / "params.yaml").write_text(params.dump(structs.replace(params.load(ROOT / "params.yaml"), data=data)))
     return tmp_path
 
 
 def test_the_synthetic_set_needs_neither_network_nor_cache(settings, tmp_path):
-    made = download(dataclasses.replace(settings, source="synthetic"), tmp_path / "cache")
+    made = download(structs.replace(settings, source="synthetic"), tmp_path / "cache")
     assert made.digest == synthetic.make().digest
     assert not (tmp_path / "cache").exists()
 
 
 def test_a_mirror_of_the_users_own_comes_first(settings, small, tmp_path, monkeypatch):
     with Server(small.read_bytes()) as mine, Server(small.read_bytes()) as listed:
-        settings = dataclasses.replace(settings, cifar10=dataclasses.replace(settings.cifar10, mirrors=(listed.url,)))
+        settings = structs.replace(settings, cifar10=structs.replace(settings.cifar10, mirrors=(listed.url,)))
         monkeypatch.setenv("PIPELINE_CIFAR10_MIRROR", mine.url)
-        made = download(settings, tmp_path, PATIENCE)
+        made = download(settings, tmp_path, POLICY)
         assert (len(mine.requests), len(listed.requests)) == (1, 0)
     assert (made.name, made.digest) == ("cifar10", archive.read(small, "small").digest)
 
@@ -85,8 +82,8 @@ def test_a_mirror_that_is_no_url_is_refused(settings, tmp_path, monkeypatch):
 
 def test_the_listed_mirrors_are_tried_in_order(settings, small, tmp_path):
     with Server(b"", server.status(404)) as first, Server(small.read_bytes()) as second, Server(small.read_bytes()) as third:
-        cifar10 = dataclasses.replace(settings.cifar10, mirrors=(first.url, second.url, third.url))
-        download(dataclasses.replace(settings, cifar10=cifar10), tmp_path, PATIENCE)
+        cifar10 = structs.replace(settings.cifar10, mirrors=(first.url, second.url, third.url))
+        download(structs.replace(settings, cifar10=cifar10), tmp_path, POLICY)
         assert [len(mirror.requests) for mirror in (first, second, third)] == [1, 1, 0]
 
 
@@ -100,8 +97,8 @@ def test_an_archive_of_ones_own_comes_from_a_path_or_a_url_with_the_same_digest(
     assert not (tmp_path / "cache").exists()
     with Server(small.read_bytes()) as good:
         url = good.url + "?token=1"
-        of_url = download(own(settings, name="mine", url=url, sha256=checksum), tmp_path / "cache", PATIENCE)
-        download(own(settings, name="mine", url=url, sha256=checksum), tmp_path / "cache", PATIENCE)
+        of_url = download(own(settings, name="mine", url=url, sha256=checksum), tmp_path / "cache", POLICY)
+        download(own(settings, name="mine", url=url, sha256=checksum), tmp_path / "cache", POLICY)
         assert len(good.requests) == 1
     assert (tmp_path / "cache" / f"{checksum[:16]}-file.tar.gz").exists()
     assert of_path.name == of_url.name == "mine"
@@ -113,7 +110,14 @@ def test_an_archive_of_ones_own_comes_from_a_path_or_a_url_with_the_same_digest(
     [
         ({"url": "none.tar.gz"}, "data.archive.url is 'none.tar.gz'; there is no such file (paths start at {folder})"),
         ({"url": "x" * 5000}, f"data.archive.url is '{'x' * 37}...{'x' * 38}'; there is no such file (paths start at {{folder}})"),
-        ({"url": "."}, "data.archive.url is '.'; there is no such file (paths start at {folder})"),
+        ({"url": "."}, "data.archive.url is '.', a folder; name a tar archive of it: tar czf images.tar.gz cifar-10-batches-py"),
+        ({"url": "pipe"}, "pipe: cannot be read: not a plain file"),
+        ({"url": "HTTPS://host/a.tar"}, "data.archive.sha256 is empty; put the SHA-256 of HTTPS://host/a.tar there (sha256sum prints it)"),
+        ({"url": "ftp://me:pw@host/a.tar"}, "data.archive.url is 'ftp://***@host/a.tar'; allowed: an http(s) URL or a path"),
+        (
+            {"url": "http://me:pw@h/a?t=1"},
+            "data.archive.sha256 is empty; put the SHA-256 of http://***@h/a?*** there (sha256sum prints it)",
+        ),
         ({"url": "ftp://host/a.tar"}, "data.archive.url is 'ftp://host/a.tar'; allowed: an http(s) URL or a path"),
         ({"url": "file:///a.tar"}, "data.archive.url is 'file:///a.tar'; allowed: an http(s) URL or a path"),
         ({"url": "small.tar.gz"}, "data.archive.sha256 is empty; if small.tar.gz is the file that you mean, set it to {sha256}"),
@@ -129,16 +133,53 @@ def test_an_archive_of_ones_own_comes_from_a_path_or_a_url_with_the_same_digest(
 )
 def test_an_archive_that_is_not_there_or_not_the_one_is_refused(settings, small, changes, message, monkeypatch):
     monkeypatch.chdir(small.parent)
+    if not os.path.exists("pipe"):
+        os.mkfifo("pipe")
     with pytest.raises(UserError) as error:
         download(own(settings, **changes))
     assert str(error.value) == message.format(folder=small.parent, sha256=fetch.digest(small, "sha256"))
 
 
+@pytest.mark.fault(39)
+@pytest.mark.parametrize("checksum", ["", "0" * 64])
+def test_what_is_no_tar_archive_is_named_before_its_checksum_is_advised(settings, checksum, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("images.zip").write_bytes(b"PK\x03\x04" + bytes(600))
+    with pytest.raises(UserError) as error:
+        download(own(settings, url="images.zip", sha256=checksum))
+    assert str(error.value) == (
+        "images.zip: not a whole archive in CIFAR-10's layout: it is a ZIP archive; make one: tar czf images.tar.gz cifar-10-batches-py"
+    )
+
+
+@pytest.mark.fault(37)
+@pytest.mark.parametrize("url", ["http://alice:secret@127.0.0.1:1", "http://alice:secret@127.0.0.1:1/?sig=secret"])
+def test_no_file_is_named_after_a_secret(settings, url, tmp_path, capsys):
+    with pytest.raises(UserError) as error:
+        download(own(settings, url=url, sha256="0" * 64), tmp_path, POLICY)
+    assert str(error.value).startswith(f"cannot get {'0' * 16}-archive: http://***@127.0.0.1:1")
+    assert "secret" not in str(error.value) + str(list(tmp_path.iterdir())) + capsys.readouterr().err
+
+
+@pytest.mark.fault(37)
+@pytest.mark.parametrize(
+    "value", ["ftp://alice:secret@host/x", "alice:secret@host/x", "http:/alice:secret@host", "http://alice:sec ret@host"]
+)
+def test_a_mirror_that_is_no_url_is_refused_without_its_secrets(settings, value, tmp_path, monkeypatch):
+    monkeypatch.setenv("PIPELINE_CIFAR10_MIRROR", value)
+    with pytest.raises(UserError, match=r"^PIPELINE_CIFAR10_MIRROR is '[fthp:/]*\*\*\*@host(/x)?'; allowed: an http\(s\) URL$"):
+        download(settings, tmp_path)
+    mirrors = to_builtins(settings.cifar10) | {"mirrors": [value]}
+    with pytest.raises(UserError) as error:
+        params.section(params.Cifar10, mirrors, "params.yaml")
+    assert "secret" not in str(error.value)
+
+
 def test_an_address_that_is_none_is_refused_with_what_is_wrong_with_it(settings, tmp_path):
     url = "http://[bad/x.tar.gz"
     with pytest.raises(UserError) as error:
-        download(own(settings, url=url, sha256="0" * 64), tmp_path, PATIENCE)
-    assert str(error.value).startswith(f"cannot get {'0' * 16}-x.tar.gz: {url}: ")
+        download(own(settings, url=url, sha256="0" * 64), tmp_path, POLICY)
+    assert str(error.value).startswith(f"cannot get {'0' * 16}-archive: {url}: not an address that can be asked")
 
 
 # --- row 1: SIGKILL in a download --------------------------------------------------------------------------------
@@ -178,18 +219,19 @@ def test_nothing_is_unpacked_before_the_checksum_matches(settings, tmp_path, mon
     with Server(wrong) as bad:
         monkeypatch.setenv("PIPELINE_CIFAR10_MIRROR", bad.url)
         with pytest.raises(UserError, match=f"{re.escape(bad.url)}: checksum mismatch: expected "):
-            download(settings, tmp_path, PATIENCE)
+            download(settings, tmp_path, POLICY)
     assert read == []
 
 
 @pytest.mark.fault(6)
 def test_without_any_mirror_the_user_is_told_where_to_put_the_file_and_how_to_run_offline(settings, tmp_path):
     with pytest.raises(UserError) as error:
-        download(settings, tmp_path, PATIENCE)
-    assert str(error.value) == (
-        f"cannot get {NAME}: {settings.cifar10.mirrors[0]}: [Errno 111] Connection refused (2 attempts); "
-        f"put the file at {tmp_path / NAME} by hand, or name a mirror of your own in PIPELINE_CIFAR10_MIRROR, "
-        "or work offline with `source: synthetic` in params.yaml"
+        download(settings, tmp_path, POLICY)
+    assert str(error.value) == (f"cannot get {NAME}: {settings.cifar10.mirrors[0]}: [Errno 111] Connection refused (2 attempts)")
+    assert error.value.remedies == (
+        f"put the file at {tmp_path / NAME} by hand",
+        "name a mirror of your own in PIPELINE_CIFAR10_MIRROR",
+        "work offline with `source: synthetic` in params.yaml",
     )
 
 
@@ -213,10 +255,10 @@ def test_the_archive_put_there_by_hand_needs_no_network_and_no_writing(settings,
 @pytest.mark.fault(8)
 def test_the_proxy_variables_are_honoured(settings, small, tmp_path, monkeypatch):
     url = "http://mirror.invalid/file.tar.gz"
-    settings = dataclasses.replace(settings, cifar10=dataclasses.replace(settings.cifar10, mirrors=(url,)))
+    settings = structs.replace(settings, cifar10=structs.replace(settings.cifar10, mirrors=(url,)))
     with Server(small.read_bytes()) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/file.tar.gz"))
-        download(settings, tmp_path, PATIENCE)
+        download(settings, tmp_path, POLICY)
         assert [path for path, _ in proxy.requests] == [url]
 
 
@@ -224,7 +266,7 @@ def test_the_proxy_variables_are_honoured(settings, small, tmp_path, monkeypatch
 
 
 def test_the_command_imports_neither_torch_nor_dvc(settings, tmp_path):
-    folder = folder_with(tmp_path, dataclasses.replace(settings, source="synthetic"))
+    folder = folder_with(tmp_path, structs.replace(settings, source="synthetic"))
     code = (
         "import sys; from pipeline import cli; sys.argv = ['pipeline', 'download']\n"
         "try: cli.main()\n"

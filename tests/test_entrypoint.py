@@ -4,6 +4,7 @@ import fcntl
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -175,3 +176,43 @@ def test_git_works_in_a_repository_and_not_in_a_worktree_whose_repository_is_els
 def test_only_a_device_other_than_the_cpu_is_looked_at_before_the_stages(tmp_path, text, is_cpu):
     (tmp_path / "params.yaml").write_text(text)
     assert entrypoint.device_is_cpu(tmp_path) is is_cpu
+
+
+@pytest.mark.fault(56)
+def test_a_variable_that_dvc_needs_and_that_is_set_to_nothing_is_as_in_the_image(tmp_path):
+    image = (SOURCE.parent.parent / "Dockerfile.cuda").read_text()
+    for name, value in entrypoint.DEFAULTS.items():
+        assert f"{name}={value}" in image
+    show = "import os; print([os.environ[name] for name in ('HOME', 'USER', 'LOGNAME', 'DVC_SITE_CACHE_DIR')])"
+    environment = os.environ | {"HOME": "", "USER": "", "LOGNAME": "me", "DVC_SITE_CACHE_DIR": ""}
+    (tmp_path / "file").touch()
+    done = subprocess.run(
+        [sys.executable, SOURCE, sys.executable, "-c", show], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("['/tmp', 'pipeline', 'me', '/tmp/dvc']\n", "")
+
+
+@pytest.mark.fault(53)
+def test_an_image_without_git_works_as_without_a_repository(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert entrypoint.git_works(tmp_path) is False
+
+
+@pytest.mark.fault(61)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_container_whose_terminal_is_closed_ends_as_one_that_is_stopped(number, tmp_path):
+    code = "import os, runpy, sys, types\n"
+    code += f"entry = runpy.run_path({str(SOURCE)!r})\n"
+    code += "wait = lambda _: (print('here', flush=True), __import__('time').sleep(60))\n"
+    code += "sys.modules['dvc'] = types.ModuleType('dvc'); sys.modules['dvc.cli'] = types.SimpleNamespace(main=wait)\n"
+    code += "entry['run_dvc'](__import__('pathlib').Path('.'), ['repro'])"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "here\n"
+    process.send_signal(number)
+    assert process.wait(20) == 128 + signal.SIGTERM
+    process.stdout.close()
+
+
+def test_a_params_yaml_that_cannot_be_read_is_left_to_the_stages(tmp_path):
+    (tmp_path / "params.yaml").mkdir()
+    assert entrypoint.device_is_cpu(tmp_path) is True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import device as devices
-from pipeline import files, numerics, run
+from pipeline import numerics, params, tensors
 from pipeline.errors import UserError
 from pipeline.evaluation import evaluate, evaluate_kept, load_weights
 from pipeline.model import SimpleCNN
 from pipeline.params import Evaluate
+from pipeline.runs import environments, kept, outputs, provenance
+from pipeline.runs.environments import Facts
+from pipeline.runs.kept import RUNS
+from pipeline.runs.outputs import MODEL, OUTPUTS, Step
+from tests import kept_runs
 from tests.conftest import ROOT, command
 from tests.steps import CPU, drawn_set, trainer
 
@@ -46,15 +52,10 @@ def malicious(request, tmp_path, monkeypatch) -> Path:
         torch.save({"conv1.weight": Malicious()}, "weights")
         torch.load("weights", weights_only=False)
     Path("executed").unlink()  # so it works
-    run.OUTPUTS.mkdir()
-    for part in run.PARTS:
-        (run.OUTPUTS / part).write_text("{}")
-    run.write_model(run.OUTPUTS, {})
-    of = run.fingerprint({})
-    identity = run.Identity({"name": "a", "digest": "0"}, 0, "exact-1", {}, "cpu", of, {}, {"digest": "0", "revision": None})
-    run.keep(run.OUTPUTS, run.RUNS, identity, {}).rename(run.RUNS / "theirs")
-    for folder in (run.OUTPUTS, run.RUNS / "theirs"):
-        shutil.copy("weights", folder / run.MODEL)
+    kept_runs.keep().rename(RUNS / "theirs")
+    shutil.copytree(RUNS / "theirs", OUTPUTS)
+    for folder in (OUTPUTS, RUNS / "theirs"):
+        shutil.copy("weights", folder / MODEL)
     return tmp_path
 
 
@@ -80,14 +81,14 @@ def test_damaged_weights_are_read_or_refused_and_never_end_in_a_traceback(tmp_pa
         content[at] = value
     folder = tmp_path_factory.getbasetemp() / "damaged"
     folder.mkdir(exist_ok=True)
-    (folder / run.MODEL).write_bytes(content[: length or None])
+    (folder / MODEL).write_bytes(content[: length or None])
     try:
-        tensors = run.read_model(folder)
+        weights = outputs.read_weights(folder)
     except UserError as reason:
         assert "\n" not in str(reason)  # noqa: PT017 - either is right
         return
     with pytest.raises(UserError, match="the weights are not SimpleCNN's"):
-        load_weights(SimpleCNN(), tensors)
+        load_weights(SimpleCNN(), weights)
 
 
 @pytest.mark.fault(20)
@@ -107,9 +108,9 @@ def test_damaged_weights_are_read_or_refused_and_never_end_in_a_traceback(tmp_pa
 )
 def test_a_header_that_lies_is_refused(header, tmp_path):
     text = json.dumps(header).encode()
-    (tmp_path / run.MODEL).write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    (tmp_path / MODEL).write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
     with pytest.raises(UserError, match=r"damaged, or not a safetensors file|the weights are not"):
-        load_weights(SimpleCNN(), run.read_model(tmp_path))
+        load_weights(SimpleCNN(), outputs.read_weights(tmp_path))
 
 
 @pytest.fixture(scope="module")
@@ -134,17 +135,21 @@ def test_weights_with_wrong_names_shapes_or_types_are_refused_with_every_differe
 @pytest.mark.fault(22)
 def test_the_command_lists_the_differences_and_ends_with_2(weights, tmp_path):
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    drawn_set(64).save(tmp_path / "data" / "dataset.safetensors")
-    run.write_model(tmp_path / run.OUTPUTS, {name: array for name, array in weights.items() if name != "fc2.bias"})
+    data = drawn_set(64)
+    data.save(tmp_path / "data" / "dataset.safetensors")
+    described = provenance.described_by(params.load(tmp_path / "params.yaml"), "exact-1", data.description, "c" * 64)
+    lacking = {name: array for name, array in weights.items() if name != "fc2.bias"}
+    outputs.write_training(tmp_path / OUTPUTS, lacking, [Step(1, 1, 2.25)], described)
     done = command("evaluate", folder=tmp_path)
     assert (done.returncode, done.stderr) == (2, "error: the weights are not SimpleCNN's: fc2.bias is missing, not (84,)\n")
 
 
 @pytest.mark.fault(21)
 def test_a_file_of_weights_says_nothing_of_the_device_that_made_it(weights, tmp_path):
-    run.write_model(tmp_path, weights)
-    content = (tmp_path / run.MODEL).read_bytes()
+    outputs.write_training(tmp_path, weights, [Step(1, 1, 2.25)], kept_runs.provenance())
+    content = (tmp_path / MODEL).read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert not re.search("cpu|cuda|device|AMD|Intel", header.pop("__metadata__")["training"])
     assert set(header) == set(weights)
     assert all(set(entry) == {"dtype", "shape", "data_offsets"} for entry in header.values())
     assert {entry["dtype"] for entry in header.values()} == {"F32"}
@@ -152,55 +157,32 @@ def test_a_file_of_weights_says_nothing_of_the_device_that_made_it(weights, tmp_
 
 @pytest.fixture
 def made_on_cuda(weights, tmp_path, monkeypatch) -> Path:
-    """A kept run that names CUDA as its device, in a workspace with its data set."""
+    """A kept run that was trained on CUDA, in a workspace with its data set."""
     monkeypatch.chdir(tmp_path)
-    data, settings = drawn_set(64), Evaluate(batch_size=20)
+    data = drawn_set(64)
     data.save()
-    found = evaluate(weights, data, CPU, numerics.select("exact", CPU), settings)
-    run.write_model(run.OUTPUTS, weights)
-    run.write_history(run.OUTPUTS, [run.Step(1, 1, 2.25)])
-    files.write_json(run.OUTPUTS / run.METRICS, found.metrics)
-    run.write_predictions(run.OUTPUTS, found.predictions)
-    of = {"name": data.name, "digest": data.digest}
-    code = {"digest": "0", "revision": None}
-    identity = run.Identity(of, 0, "exact-1", {"epochs": 1}, "cuda:0", run.fingerprint(weights), {"batch_size": 20}, code)
-    return run.keep(run.OUTPUTS, run.RUNS, identity, {"device": "NVIDIA"})
+    evaluation = evaluate(weights, data, CPU, numerics.select("exact", CPU), Evaluate(batch_size=20))
+    outputs.write_training(OUTPUTS, weights, [Step(1, 1, 2.25)], kept_runs.provenance(data=data.description))
+    outputs.write_evaluation(OUTPUTS, evaluation.metrics, evaluation.predictions)
+    environments.await_evaluation(outputs.read_model(OUTPUTS), Facts(device="cuda:0", hardware="NVIDIA"))
+    return kept.keep(evaluated_in=Facts(device="cuda:0", hardware="NVIDIA"))
 
 
 @pytest.mark.fault(21)
 def test_a_run_that_was_made_on_cuda_is_evaluated_on_a_cpu(made_on_cuda, capsys):
-    evaluate_kept(made_on_cuda, "cpu")
+    evaluate_kept(made_on_cuda, "cpu", 20)
     assert capsys.readouterr().out.splitlines()[-1] == f"on cpu: identical to what {made_on_cuda} records"
-
-
-@pytest.mark.fault(28)
-@pytest.mark.parametrize(
-    ("changed", "reason"),
-    [
-        ({"batch_size": 20, "more": 1}, "unknown key 'evaluate.more'; allowed here: batch_size"),
-        ({}, "key 'evaluate.batch_size' is missing; it is a whole number from 1 to 1000000"),
-        ({"batch_size": "20"}, "'evaluate.batch_size' is '20'; allowed: a whole number from 1 to 1000000"),
-        ({"batch_size": 0}, "'evaluate.batch_size' is 0; allowed: a whole number from 1 to 1000000"),
-    ],
-)
-def test_a_run_whose_settings_params_would_refuse_is_not_evaluated(made_on_cuda, changed, reason):
-    noted = json.loads((made_on_cuda / run.IDENTITY).read_text())
-    (made_on_cuda / run.IDENTITY).write_text(json.dumps(noted | {"evaluate": changed}))
-    with pytest.raises(UserError) as refusal:
-        evaluate_kept(made_on_cuda, "cpu")
-    assert str(refusal.value) == f"{made_on_cuda / run.IDENTITY}: {reason}"
 
 
 @pytest.mark.fault(29)
 def test_a_run_with_predictions_of_fewer_images_than_the_data_set_has_is_not_evaluated(made_on_cuda):
-    found = run.load(made_on_cuda)
-    all_right = [replace(p, predicted=p.actual) for p in found.predictions[:-1]]
-    run.write_predictions(run.OUTPUTS, all_right)
-    accuracies = {"accuracy": 1.0, "accuracy_per_class": dict.fromkeys(found.metrics["accuracy_per_class"], 1.0)}
-    files.write_json(run.OUTPUTS / run.METRICS, found.metrics | accuracies)
-    kept = run.keep(run.OUTPUTS, run.RUNS, found.identity, {"device": "another"})
+    run = kept.load(made_on_cuda)
+    all_right = [replace(p, predicted=p.actual) for p in run.predictions[:-1]]
+    accuracies = {"accuracy": 1.0, "accuracy_per_class": dict.fromkeys(run.metrics.accuracy_per_class, 1.0)}
+    outputs.write_evaluation(OUTPUTS, kept_runs.replaced(run.metrics, accuracies), all_right)
+    shorter = kept.keep(evaluated_in=Facts(hardware="another"))
     with pytest.raises(UserError, match=r"predictions\.csv: 63 predictions of the 64 test images of 'drawn': damaged"):
-        evaluate_kept(kept, "cpu")
+        evaluate_kept(shorter, "cpu", 20)
 
 
 @pytest.mark.cuda
@@ -208,13 +190,13 @@ def test_a_run_with_predictions_of_fewer_images_than_the_data_set_has_is_not_eva
 @pytest.mark.parametrize("cuda_first", [True, False])
 def test_weights_saved_on_one_device_are_evaluated_on_the_other_with_the_same_metrics(cuda_first, cuda, tmp_path):
     first, second = (cuda, CPU) if cuda_first else (CPU, cuda)
-    made = trainer(device=first)
-    made.step(0)
-    run.write_model(tmp_path, made.named_weights())
+    trained = trainer(device=first)
+    trained.step()
+    tensors.write(tmp_path / MODEL, trained.named_weights())
     data = drawn_set(64)
     found = []
     for device in (first, second):
         devices.prepare(device)
-        found.append(evaluate(run.read_model(tmp_path), data, device, numerics.select("exact", device), Evaluate(batch_size=20)))
+        found.append(evaluate(outputs.read_weights(tmp_path), data, device, numerics.select("exact", device), Evaluate(batch_size=20)))
     assert found[0].metrics == found[1].metrics
     assert found[0].predictions == found[1].predictions

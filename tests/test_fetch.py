@@ -1,6 +1,7 @@
 """Downloads from a server that misbehaves. Rows 1 and 6 to 8 are in test_download.py."""
 
 import hashlib
+import re
 import socket
 import threading
 import time
@@ -11,15 +12,17 @@ from types import SimpleNamespace
 import pytest
 import requests
 
+from pipeline.data import exchange
 from pipeline.data import fetch as fetching
-from pipeline.data.fetch import Expected, Patience
+from pipeline.data.exchange import RetryPolicy
+from pipeline.data.fetch import Expected
 from pipeline.errors import UserError
 from tests import misbehaving_server as server
 from tests.misbehaving_server import Server
 
 CONTENT = hashlib.shake_256(b"a file").digest(300_000)
-PATIENCE = Patience(attempts=3, worthwhile_bytes=50_000, first_wait_seconds=0.001, longest_wait_seconds=0.002)
-HURRY = replace(PATIENCE, window_seconds=0.5, window_bytes=1000)
+POLICY = RetryPolicy(attempts=3, worthwhile_bytes=50_000, first_wait_seconds=0.001, longest_wait_seconds=0.002)
+HURRY = replace(POLICY, window_seconds=0.5, window_bytes=1000)
 """For servers that stall; a busy machine may then take a good one for stalled, so these tests count no requests after that."""
 OFFLINE = "do without"
 
@@ -49,8 +52,8 @@ def part_of(path, content=None):
     return part
 
 
-def fetch(path, *urls, expected=None, patience=PATIENCE):
-    fetching.fetch(urls, path, expected or of(CONTENT), patience, OFFLINE)
+def fetch(path, *urls, expected=None, policy=POLICY):
+    fetching.fetch(urls, path, expected or of(CONTENT), policy, OFFLINE)
 
 
 def fetched(path, *urls, **settings):
@@ -116,7 +119,7 @@ def test_two_downloads_at_once_do_not_write_the_same_part(path):
 @pytest.mark.parametrize("cut", [server.reset_after, server.close_after, server.no_length_after, server.stall_after, server.trickle_after])
 def test_a_connection_that_ends_or_stalls_is_resumed_from_where_it_was(path, cut, capsys):
     with Server(CONTENT, cut(100_000), server.whole) as bad:
-        assert fetched(path, bad.url, patience=HURRY if cut in (server.stall_after, server.trickle_after) else PATIENCE)
+        assert fetched(path, bad.url, policy=HURRY if cut in (server.stall_after, server.trickle_after) else POLICY)
         first, second = bad.ranges[:2]
     assert first is None
     assert 100_000 <= int(second.removeprefix("bytes=").removesuffix("-")) < 101_000
@@ -126,18 +129,18 @@ def test_a_connection_that_ends_or_stalls_is_resumed_from_where_it_was(path, cut
 
 @pytest.mark.fault(2)
 @pytest.mark.parametrize(
-    ("cut", "reason", "patience"),
+    ("cut", "reason", "policy"),
     [
-        (server.reset_after(0), "[Errno 104] Connection reset by peer", PATIENCE),
-        (server.no_length_after(0), f"the connection ended after 0 of {len(CONTENT)} bytes", PATIENCE),
+        (server.reset_after(0), "[Errno 104] Connection reset by peer", POLICY),
+        (server.no_length_after(0), f"the connection ended after 0 of {len(CONTENT)} bytes", POLICY),
         (server.stall_after(0), "stalled: 0 bytes in 0.5 s", HURRY),
         (server.trickle_headers, "stalled: 0 bytes in 0.5 s", HURRY),
     ],
     ids=["reset", "closed", "stalled", "trickling headers"],
 )
-def test_a_mirror_that_brings_nothing_is_given_up_for_the_next_one(path, cut, reason, patience, capsys):
+def test_a_mirror_that_brings_nothing_is_given_up_for_the_next_one(path, cut, reason, policy, capsys):
     with Server(CONTENT, cut) as bad, Server(CONTENT) as good:
-        assert fetched(path, bad.url, good.url, patience=patience)
+        assert fetched(path, bad.url, good.url, policy=policy)
         assert bad.ranges == [None] * 3
     assert f"{bad.url}: {reason} (3 attempts)" in capsys.readouterr().err
 
@@ -185,9 +188,9 @@ def test_waits_double_and_start_again_when_something_came(path, monkeypatch):
     waits = []
     monkeypatch.setattr(fetching, "time", SimpleNamespace(sleep=waits.append, monotonic=time.monotonic, time=time.time))
     failed = server.status(500)
-    patience = Patience(attempts=4, worthwhile_bytes=50_000, first_wait_seconds=1, longest_wait_seconds=3)
+    policy = RetryPolicy(attempts=4, worthwhile_bytes=50_000, first_wait_seconds=1, longest_wait_seconds=3)
     with Server(CONTENT, failed, failed, failed, server.close_after(60_000), failed, failed, server.whole) as bad:
-        assert fetched(path, bad.url, patience=patience)
+        assert fetched(path, bad.url, policy=policy)
     assert waits == [1, 2, 3, 1, 2, 3]
 
 
@@ -264,7 +267,7 @@ def test_the_wait_that_a_server_asks_for_is_kept_within_bounds(path, asked, wait
     waits = []
     monkeypatch.setattr(fetching, "time", SimpleNamespace(sleep=waits.append, monotonic=time.monotonic, time=time.time))
     with Server(CONTENT, server.status(503, Retry_After=asked), server.whole) as busy:
-        fetch(path, busy.url, patience=Patience(first_wait_seconds=1, longest_wait_seconds=10))
+        fetch(path, busy.url, policy=RetryPolicy(first_wait_seconds=1, longest_wait_seconds=10))
     assert waits == [waited]
 
 
@@ -291,7 +294,7 @@ def test_a_wrong_file_is_a_checksum_mismatch_with_url_expected_and_got(path, kno
     with Server(wrong) as bad:
         assert (
             f"{bad.url}: checksum mismatch: expected {size}md5 {wanted.md5}, sha256 {wanted.sha256}; "
-            f"got {size}md5 {found.md5}, sha256 {found.sha256};"
+            f"got {size}md5 {found.md5}, sha256 {found.sha256}"
         ) in refused(path, bad.url, expected=of(CONTENT, size=known))
         assert len(bad.requests) == 1
         assert not part_of(path).exists()
@@ -329,13 +332,120 @@ def test_each_mirror_is_named_with_its_reason_when_none_helps(path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         dead = f"http://127.0.0.1:{unused.getsockname()[1]}/file"
-        with Server(CONTENT, server.status(404)) as bad:
-            message = refused(path, dead, bad.url, "http://[bad/file", "http://nowhere.invalid/file")
-    assert message.startswith(
-        f"cannot get file.tar.gz: {dead}: [Errno 111] Connection refused (3 attempts); {bad.url}: HTTP 404 Not Found; http://[bad/file: "
+        with Server(CONTENT, server.status(404)) as bad, pytest.raises(UserError) as error:
+            fetch(path, dead, bad.url, "http://[bad/file", "http://nowhere.invalid/file")
+    assert str(error.value).startswith(
+        f"cannot get file.tar.gz: {dead}: [Errno 111] Connection refused (3 attempts); {bad.url}: HTTP 404 Not Found; "
+        "http://[bad/file: not an address that can be asked (InvalidURL); http://nowhere.invalid/file: [Errno -"
     )
-    assert "http://nowhere.invalid/file: [Errno -" in message
-    assert message.endswith(f"; put the file at {path} by hand, or do without")
+    assert error.value.remedies == (f"put the file at {path} by hand", "do without")
+
+
+# --- offline -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """The seconds of the waits between attempts, which end at once."""
+    waits = []
+    monkeypatch.setattr(fetching, "time", SimpleNamespace(sleep=waits.append, monotonic=time.monotonic, time=time.time))
+    return waits
+
+
+@pytest.fixture
+def resolve(monkeypatch):
+    """Has the lookup of a name fail with each given error in turn, then answer with the loopback."""
+
+    def failing(*errors):
+        left, asked = list(errors), []
+
+        def lookup(host, port, *arguments, **options):
+            asked.append(host)
+            if left:
+                raise socket.gaierror(left.pop(0), "the name does not resolve")
+            return real("127.0.0.1", port, *arguments, **options)
+
+        monkeypatch.setattr(socket, "getaddrinfo", lookup)
+        return asked
+
+    real = socket.getaddrinfo
+    monkeypatch.setenv("NO_PROXY", "*")
+    return failing
+
+
+@pytest.mark.fault(40)
+@pytest.mark.parametrize("code", [socket.EAI_NONAME, socket.EAI_AGAIN, socket.EAI_NODATA, socket.EAI_FAIL])
+def test_without_a_network_that_is_told_at_once(path, code, waits, resolve):
+    asked = resolve(*[code] * 9)
+    with pytest.raises(UserError) as error:
+        fetch(path, "http://one.example/f", "http://me:secret@two.example:8/f", "http://two.example/g")
+    assert (asked, waits) == (["one.example", "two.example", "two.example"], [])
+    assert str(error.value) == "cannot get file.tar.gz: no network: no name resolves (one.example, two.example)"
+    assert error.value.remedies == (f"put the file at {path} by hand", "do without")
+
+
+@pytest.mark.fault(40)
+def test_a_name_that_does_not_resolve_is_passed_over_for_the_next_mirror(path, waits, resolve):
+    asked = resolve(socket.EAI_NONAME)
+    with Server(CONTENT) as good:
+        assert fetched(path, "http://gone.example/f", f"http://good.example:{good.server_port}/f")
+    assert (asked, waits) == (["gone.example", "good.example"], [])
+
+
+@pytest.mark.fault(40)
+def test_a_name_that_no_longer_resolves_in_the_middle_of_a_download_is_tried_again(path, waits, resolve):
+    def break_down(handler, body):
+        resolve(socket.EAI_AGAIN)
+        handler.wfile.write(body[:60_000])
+
+    resolve()
+    with Server(CONTENT, server.sending(break_down), server.whole) as good:
+        assert fetched(path, f"http://good.example:{good.server_port}/f")
+        assert good.ranges == [None, "bytes=60000-"]
+    assert len(waits) == 2
+
+
+# --- secrets in addresses ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault(37)
+@pytest.mark.parametrize(
+    "answer",
+    [server.status(403), server.status(503), server.close_after(0), server.page, server.redirect("ftp://me:secret@host/x?sig=secret")],
+)
+def test_no_secret_of_an_address_is_ever_shown(path, answer, capsys):
+    with Server(CONTENT, answer) as bad:
+        url = bad.url.replace("http://", "http://alice:secret@") + "?token=secret"
+        message = refused(path, url)
+        assert bad.requests[0][0].endswith("?token=secret")
+    assert f"http://***@127.0.0.1:{bad.server_port}/file.tar.gz?***: " in message
+    printed = capsys.readouterr()
+    assert "secret" not in message + printed.out + printed.err
+    assert "secret" not in str([file.name for file in path.parent.iterdir()])
+
+
+@pytest.mark.fault(37)
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://alice:secret@[bad/x", "http://alice:se/cret@host/x", "http://alice:secret@host:port/x", "http://alice:secret@/x",
+        "http://alice:secret@nowhere.invalid/x?secret", "http://alice:sec#ret@nowhere.invalid/x", "http://secret@nowhere.invalid/",
+    ],
+)  # fmt: skip
+def test_no_secret_of_an_address_that_is_wrong_is_ever_shown(path, url, capsys):
+    shown = refused(path, url, policy=replace(POLICY, attempts=1)) + "".join(capsys.readouterr())
+    assert not re.search("sec|cret|alice", shown)
+
+
+@pytest.mark.fault(37)
+def test_a_redirect_to_an_insecure_address_is_told_without_its_secrets(path, monkeypatch):
+    class Secure(exchange.Session):
+        def __init__(self):
+            super().__init__()
+            self.mount("https://", Canned("http://alice:secret@mirror.example/file?sig=secret"))
+
+    monkeypatch.setattr(exchange, "Session", Secure)
+    assert refused(path, "https://secure.example/file").endswith("redirected from https to http://***@mirror.example/file?***")
 
 
 @pytest.mark.fault(6)
@@ -380,19 +490,19 @@ class Canned(requests.adapters.BaseAdapter):
 @pytest.mark.fault(8)
 @pytest.mark.parametrize("target", ["http://mirror.example/file", "HTTP://secure.example/file", "ftp://secure.example/file"])
 def test_https_never_becomes_http(path, target, monkeypatch):
-    class Secure(fetching.Session):
+    class Secure(exchange.Session):
         def __init__(self):
             super().__init__()
             self.mount("https://", Canned(target))
 
-    monkeypatch.setattr(fetching, "Session", Secure)
+    monkeypatch.setattr(exchange, "Session", Secure)
     assert "https://secure.example/file: redirected from https to " in refused(path, "https://secure.example/file")
 
 
 @pytest.mark.fault(8)
 @pytest.mark.parametrize("target", ["/other", "//mirror.example/file", "https://mirror.example/file"])
 def test_https_may_become_https_elsewhere(target):
-    with fetching.Session() as session:
+    with exchange.Session() as session:
         session.mount("https://", Canned(target))
         with pytest.raises(requests.TooManyRedirects, match="Exceeded 30 redirects"):
             session.get("https://secure.example/file")

@@ -18,10 +18,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import files, run
+from pipeline import files
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
-from pipeline.training import Checkpoint, Progress
+from pipeline.runs import kept, outputs
+from pipeline.runs.environments import Facts
+from pipeline.runs.outputs import MODEL, Step
+from pipeline.training.checkpoint import Checkpoint, State
+from tests import kept_runs
 from tests.conftest import ROOT
 from tests.steps import drawn_set
 
@@ -100,25 +104,21 @@ def contents(folder: Path) -> dict[str, bytes | None]:
     }
 
 
-def a_state(step: int) -> Progress:
-    return Progress(step, [run.Step(step, 1, 0.5)], {"weights": np.full(9, step, np.float32), "velocity": np.zeros(9, np.float32)})
+def a_state(step: int) -> State:
+    return State(step, [Step(step, 1, 0.5)], {"weights": np.full(9, step, np.float32), "velocity": np.zeros(9, np.float32)})
 
 
 def keep_a_run(folder: Path) -> None:
-    outputs = folder / "outputs"
-    weights = {"w": np.zeros(9, np.float32)}
-    run.write_model(outputs, weights)
-    for name in run.PARTS[1:]:
-        files.write_text(outputs / name, name)
-    made = run.fingerprint(weights)
-    identity = run.Identity({"name": "drawn", "digest": "0"}, 0, "exact-1", {}, "cpu", made, {}, {"digest": "0", "revision": None})
-    run.keep(outputs, folder / "runs", identity, {})
+    kept_runs.write_outputs(folder / "outputs", kept_runs.provenance())
+    kept.keep(folder / "outputs", folder / "runs", Facts(threads=1))
 
 
 WRITES: dict[str, Callable[[Path, int], object]] = {
     "a text": lambda folder, n: files.write_text(folder / "new" / "text", f"content {n}"),
     "json": lambda folder, n: files.write_json(folder / "metrics.json", {"accuracy": n}),
-    "weights": lambda folder, n: run.write_model(folder, {"w": np.full(1000, n, np.float32)}),
+    "a training": lambda folder, n: outputs.write_training(
+        folder, {"w": np.full(1000, n, np.float32)}, [Step(1, 1, n)], kept_runs.provenance(seed=n)
+    ),
     "a data set": lambda folder, n: drawn_set(2, f"set {n}").save(folder / "dataset.safetensors"),
     "a finished download": lambda folder, n: finish_a_download(folder, n),
     "a kept run": lambda folder, n: keep_a_run(folder),
@@ -151,7 +151,8 @@ def test_whichever_call_fails_a_file_is_absent_old_or_complete_and_the_error_is_
             reason = failure_of(lambda folder=folder: WRITES[what](folder, 2))
             hits.append(faults.disarm())
             if reason is None:
-                assert not hits[-1], "success is reported if and only if nothing failed"
+                unreadable = (hits[-1], error) == ("os.open", errno.EACCES)  # a folder that may be written and not read: no fsync of it
+                assert not hits[-1] or unreadable, "success is reported if and only if nothing failed"
                 assert contents(folder) == wanted[2]
             else:
                 assert reason.startswith(said)
@@ -186,11 +187,11 @@ def test_whichever_call_fails_while_a_state_is_saved_one_whole_state_can_be_load
             faults.arm(call, error)
             reason = failure_of(lambda checkpoint=checkpoint: checkpoint.save(a_state(3)))
             hit = faults.disarm()
-            assert bool(reason) == bool(hit)
+            assert bool(reason) == bool(hit) or (hit, error) == ("os.open", errno.EACCES)
             found = Checkpoint(checkpoint.folder, {"seed": 0}).load()
             assert found.step in ((2, 3) if hit else (3,))
-            assert (found.state["weights"] == found.step).all()
-            assert found.history == [run.Step(found.step, 1, 0.5)]
+            assert (found.tensors["weights"] == found.step).all()
+            assert found.history == [Step(found.step, 1, 0.5)]
         assert call > 7
 
 
@@ -275,17 +276,17 @@ def test_a_stage_that_cannot_write_its_output_fails_with_one_line_and_leaves_no_
     shutil.copy(ROOT / "params.yaml", tmp_path)
     drawn_set(64).save(tmp_path / "data" / "dataset.safetensors")
     (tmp_path / "outputs").mkdir()
-    (tmp_path / "outputs" / run.MODEL).write_bytes(b"old")
+    (tmp_path / "outputs" / MODEL).write_bytes(b"old")
     done = subprocess.run(
         [sys.executable, "-m", "pipeline", "train"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
-        text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),  # the model has 248,760
+        text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),  # the model has 249,000
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
         "error: no space: outputs/model.safetensors: File too large; free some and run again, nothing was lost"
     )
     assert done.stdout == ""
-    assert {p.name: p.read_bytes() for p in (tmp_path / "outputs").iterdir()} == {run.MODEL: b"old"}
+    assert {p.name: p.read_bytes() for p in (tmp_path / "outputs").iterdir()} == {MODEL: b"old"}
 
 
 @pytest.mark.fault(31)
@@ -301,15 +302,15 @@ def test_a_folder_that_may_not_be_written_is_one_line_with_its_owner_and_ours(fa
 def test_what_is_no_plain_file_or_an_endless_one_is_refused_before_it_is_read(tmp_path):
     (tmp_path / "model.safetensors").symlink_to("/dev/zero")
     with pytest.raises(UserError, match="not a plain file"):
-        run.read_model(tmp_path)
+        outputs.read_model(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     os.mkfifo(tmp_path / "metrics.json")
     with pytest.raises(UserError, match="not a plain file"):
-        run.read_metrics(tmp_path)
+        outputs.read_metrics(tmp_path)
     with open(tmp_path / "model.safetensors", "wb") as file:
         file.truncate(2**40)
     with pytest.raises(UserError, match="1099511627776 bytes; at most 1073741824 are read"):
-        run.read_model(tmp_path)
+        outputs.read_model(tmp_path)
 
 
 def test_a_lock_is_refused_while_another_process_has_it_and_free_when_that_one_is_killed(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -10,63 +9,67 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
-import yaml
 
-from pipeline import run
+from pipeline import sources, tensors
 from pipeline.data import synthetic
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
-from tests import kept_runs
+from pipeline.runs import environments, outputs
+from pipeline.runs import kept as runs
+from pipeline.runs.kept import IDENTITY
+from pipeline.runs.outputs import HISTORY, METRICS, MODEL, OUTPUTS, PARTS, PREDICTIONS
+from tests import archives, kept_runs
 from tests.conftest import ROOT, command
+from tests.settings import set_params
 
 BIN = Path(sys.executable).parent
+SMALL = "synthetic-small"
+TRAIN = {"epochs": 1, "batch_size": 16, "lr": 0.05, "momentum": 0.9, "log_every": 10}
 
 
 def sh(folder: Path, *words: str) -> str:
     """What a command says, run in `folder` with this environment's programs first."""
-    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
-    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+    done = attempt(folder, *words)
     assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
 
 
-def set_params(folder: Path, **changed: object) -> None:
-    path = folder / "params.yaml"
-    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changed}, sort_keys=False))
+def attempt(folder: Path, *words: str, **changed: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in `folder`, with this environment's programs first."""
+    return subprocess.run(words, cwd=folder, env=environment(**changed), capture_output=True, text=True)
+
+
+def environment(**changed: str) -> dict[str, str]:
+    return {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1", **changed}
 
 
 def kept(folder: Path) -> dict[str, str]:
     """Name of each kept run -> the fingerprint that its own weights have; every run must be whole."""
-    runs = [path for path in (folder / "runs").iterdir() if not path.name.startswith(".")]
-    return {path.name: run.fingerprint(run.load(path).weights) for path in runs}
+    return {path.name: tensors.fingerprint(runs.load(path).weights) for path in runs.listed(folder / "runs")}
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout with its own Git and DVC, a small synthetic set, and one finished run, committed."""
+    """A checkout with its own Git and DVC, a small set, and one finished run, committed."""
     folder = tmp_path_factory.mktemp("clone")
     shutil.copytree(ROOT / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, folder)
-    # DVC runs the real stages; only the set is cut, so that a training takes a second
-    code = (folder / "pipeline/data/synthetic.py").read_text()
-    (folder / "pipeline/data/synthetic.py").write_text(code.replace("TRAIN, TEST = 10_000, 2_000", "TRAIN, TEST = 640, 200"))
-    settings = yaml.safe_load((folder / "params.yaml").read_text())
-    settings["data"]["source"] = "synthetic"
-    set_params(folder, data=settings["data"], train={**settings["train"], "epochs": 1, "batch_size": 16, "lr": 0.05})
+    # DVC runs the real stages; the set is small, so that a training takes a second
+    archives.use(folder, SMALL, synthetic.make(640, 200))
+    set_params(folder, train=TRAIN)
     for words in (["git", "init", "-q", "-b", "main"], ["git", "config", "user.email", "tests@example.invalid"],
                   ["git", "config", "user.name", "tests"], ["dvc", "init", "-q"],
                   ["cp", f"{ROOT}/.dvc/config", f"{ROOT}/.dvc/plots.html", ".dvc"], ["dvc", "repro", "-q"],
                   ["git", "add", "-A"], ["git", "commit", "-qm", "a run"]):  # fmt: skip
         sh(folder, *words)
     return folder
-
-
-def test_the_sets_size_is_where_the_fixture_looks_for_it():
-    assert (synthetic.TRAIN, synthetic.TEST) == (10_000, 2_000)
 
 
 def test_a_second_repro_does_nothing(clone):
@@ -77,18 +80,20 @@ def test_a_second_repro_does_nothing(clone):
 
 def test_a_finished_run_is_kept_whole_with_its_identity_and_its_environment(clone):
     (name,) = [name for name in kept(clone) if "seed0" in name and "exact" in name]
-    found = run.load(clone / "runs" / name)
-    assert name.startswith("synthetic-exact-1-cpu-seed0-")
-    assert (found.identity.seed, found.identity.numerics, found.identity.device) == (0, "exact-1", "cpu")
-    assert found.identity.data["name"] == "synthetic"
-    assert found.environment["train"]["seconds_per_epoch"] > 0
-    assert found.environment["train"]["threads"] >= 1
-    assert found.environment["evaluate"]["images_per_second"] > 0
+    run = runs.load(clone / "runs" / name)
+    assert name.startswith(f"{SMALL}-exact-1-cpu-seed0-")
+    assert (run.identity.seed, run.identity.numerics, run.identity.device) == (0, "exact-1", "cpu")
+    assert run.identity.data == replace(synthetic.make(640, 200), name=SMALL).description
+    assert run.identity.code == sources.digest("train")
+    assert run.environment.train.seconds_per_epoch > 0
+    assert run.environment.train.threads >= 1
+    assert run.environment.evaluate.images_per_second > 0
 
 
 def test_dvcs_own_views_show_what_the_docs_say(clone, tmp_path):
     """Line by line, but for numbers, digests, class names and the folder, which are another data set's."""
-    folder = shutil.copytree(clone, tmp_path / "clone", ignore=shutil.ignore_patterns("runs"))  # DVC's run cache too
+    folder = copied(clone, tmp_path)
+    shutil.rmtree(folder / ".dvc/cache/runs")
     blocks = re.findall(r"^    \$ (dvc .*)\n((?:    .*\n|\n(?=    ))+)", (ROOT / "docs/dvc.md").read_text(), re.MULTILINE)
     assert [" ".join(words.split()[1:3]) for words, _ in blocks] == ["exp run", "exp show", "exp diff", "metrics diff", "plots diff"]
     for words, documented in blocks:
@@ -102,6 +107,7 @@ def test_dvcs_own_views_show_what_the_docs_say(clone, tmp_path):
 
 def skeleton(line: str) -> str:
     """What of a line does not depend on the data set."""
+    line = line.replace(SMALL, "synthetic")
     line = re.sub(r"(accuracy_per_class\.|worst class |file://)\S*", r"\1#", line)
     line = re.sub(r"-?\b[0-9a-f]{7,64}\b\N{HORIZONTAL ELLIPSIS}?|-?\d+(?:\.\d+)?", "#", line)
     return " ".join(re.sub(r"-{3,}|\|", " ", line).split())
@@ -121,67 +127,219 @@ def test_switching_a_setting_and_back_and_experiments_and_checkouts_lose_and_mix
     assert "Data and pipelines are up to date." in sh(clone, "dvc", "repro")
     sh(clone, "dvc", "exp", "apply", "other")
     assert kept(clone) == second
-    assert run.fingerprint(run.read_model(clone / "outputs")) in second.values()
+    assert tensors.fingerprint(outputs.read_weights(clone / OUTPUTS)) in second.values()
     sh(clone, "git", "checkout", "-q", ".")
     sh(clone, "dvc", "checkout", "-q")
 
 
+def copied(clone: Path, tmp_path: Path) -> Path:
+    """A copy of the clone, to be changed."""
+    return Path(shutil.copytree(clone, tmp_path / "copy", symlinks=True))
+
+
 def test_a_run_restored_from_dvcs_cache_never_gets_an_environment_that_did_not_train_it(clone, tmp_path):
-    other = tmp_path / "elsewhere"
-    shutil.copytree(clone, other, ignore=shutil.ignore_patterns("runs", ".cache"))
-    shutil.rmtree(other / "outputs")
+    other = copied(clone, tmp_path)
+    for name in ("runs", ".cache", "outputs"):
+        shutil.rmtree(other / name)
     sh(other, "dvc", "checkout", "-q", "outputs/model.safetensors", "outputs/history.csv", "data/dataset.safetensors")
     sh(other, sys.executable, "-m", "pipeline", "evaluate")
     (name,) = kept(other)
-    found = run.load(other / "runs" / name)
-    assert found.environment["train"] is None
-    assert found.environment["evaluate"]["threads"] >= 1
+    run = runs.load(other / "runs" / name)
+    assert (run.environment.train, run.identity.device) == (None, None)
+    assert run.environment.evaluate.threads >= 1
 
 
-def test_evaluate_alone_keeps_nothing_with_settings_that_did_not_train_these_weights(clone, tmp_path):
-    other = Path(shutil.copytree(clone, tmp_path / "other"))
+# --- weights say what trained them -----------------------------------------------------------------------------------
+
+
+def test_evaluate_alone_under_other_params_is_refused_under_dvc_too_and_keeps_nothing(clone, tmp_path):
+    other = copied(clone, tmp_path)
     before = kept(other)
-    set_params(other, train={**yaml.safe_load((other / "params.yaml").read_text())["train"], "lr": 0.005})
-    done = command("evaluate", folder=other)
-    assert (done.returncode, done.stderr) == (
-        2,
-        "error: outputs/model.safetensors: trained with other settings than params.yaml's; run `dvc repro`, which trains again\n",
+    set_params(other, seed=7)
+    said = (
+        "error: outputs/model.safetensors was trained otherwise than params.yaml says: seed is 0, not 7. Run `dvc repro`, which trains "
+        "again (after `dvc unfreeze train` where that stage is frozen), or put params.yaml back\n"
     )
+    done = command("evaluate", folder=other)
+    assert (done.returncode, done.stderr) == (2, said)
+    under_dvc = attempt(other, "dvc", "repro", "-s", "evaluate")
+    assert under_dvc.returncode != 0
+    assert said in under_dvc.stderr
     assert kept(other) == before
-    sh(other, "dvc", "repro", "-q")
+
+
+def test_a_frozen_training_is_not_evaluated_under_the_params_that_it_ignored(clone, tmp_path):
+    other = copied(clone, tmp_path)
+    before = kept(other)
+    sh(other, "dvc", "freeze", "train")
+    set_params(other, train={**TRAIN, "lr": 0.005})
+    done = attempt(other, "dvc", "repro")
+    assert done.returncode != 0
+    assert "train.lr is 0.05, not 0.005. Run `dvc repro`, which trains again (after `dvc unfreeze train`" in done.stderr
+    assert kept(other) == before
+
+
+def test_dvc_commit_cannot_make_old_weights_those_of_new_params(clone, tmp_path):
+    other = copied(clone, tmp_path)
+    before = kept(other)
+    set_params(other, seed=7)
+    sh(other, "dvc", "commit", "-q", "-f", "train")
+    done = attempt(other, "dvc", "repro")
+    assert done.returncode != 0
+    assert "seed is 0, not 7" in done.stderr
+    assert kept(other) == before
+
+
+def test_a_history_of_another_training_is_not_kept_beside_these_weights(clone, tmp_path):
+    other = copied(clone, tmp_path)
+    before = kept(other)
+    rows = (other / "outputs/history.csv").read_text().splitlines()
+    (other / "outputs/history.csv").unlink()
+    (other / "outputs/history.csv").write_text("\n".join(rows[:-1]) + "\n")
+    done = command("evaluate", folder=other)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: outputs/history.csv: not the history of model.safetensors beside it; run `dvc repro`")
+    assert kept(other) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "named"),
+    [
+        ("params.yaml", lambda text: text.replace("seed: 0", "seed: 1"), "params.yaml: seed"),
+        ("pipeline/model.py", lambda text: text + "# another\n", "a source of train"),
+        ("data/dataset.safetensors", None, "data/dataset.safetensors"),
+    ],
+)
+def test_an_input_that_changes_while_train_runs_ends_it_before_its_outputs_and_put_back_it_ends_at_once(
+    path, change, named, clone, tmp_path
+):
+    other = copied(clone, tmp_path)
+    before = kept(other)
+    set_params(other, train={**TRAIN, "lr": 0.02})  # so that DVC trains
+    (other / "pause").touch()
+    stages = other / "dvc.yaml"
+    stages.write_text(stages.read_text().replace("python -m pipeline train", "python -m tests.pausing train --checkpoint-seconds 0"))
+    process = subprocess.Popen(["dvc", "repro"], cwd=other, env=environment(PYTHONPATH=str(ROOT)), text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    while not list((other / ".cache/training").glob("*.safetensors")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    file = other / path
+    content = file.read_bytes()
+    file.unlink()
+    file.write_bytes(content if change is None else change(content.decode()).encode())
+    (other / "pause").unlink()
+    out, said = process.communicate()
+    assert process.returncode != 0
+    assert f"error: {named} changed while train ran, so its outputs would not be those of what is there now" in said
+    assert "kept as" not in out
+    assert kept(other) == before
+    if change is not None:
+        file.write_bytes(content)
+    again = attempt(other, "dvc", "repro", PYTHONPATH=str(ROOT))
+    assert again.returncode == 0, again.stderr
+    assert re.search(r"resumes at step (\d+) of \1 from", again.stderr), "nothing is left to train"
     (name,) = kept(other).keys() - before.keys()
-    found = run.load(other / "runs" / name)
-    assert found.identity.train["lr"] == 0.005
-    assert found.environment["train"]["threads"] >= 1
+    assert runs.load(other / "runs" / name).identity.train.lr == 0.02
 
 
-def test_weights_that_dvc_restored_are_kept_although_they_were_trained_here_on_another_device(tmp_path, monkeypatch):
+def test_what_cannot_change_a_bit_neither_trains_again_nor_changes_the_digest_and_an_editors_droppings_are_no_sources(clone, tmp_path):
+    other = copied(clone, tmp_path)
+    before = digests(other)
+    for name in ("comparison/page.py", "doctor.py", "comparison/verdict.py", "runs/kept.py", "cli.py", "errors.py"):
+        path = other / "pipeline" / name
+        path.write_text(path.read_text() + "# another\n")
+    package = other / "pipeline"
+    (package / ".#model.py").symlink_to("nobody@nowhere:0")
+    for dropping in ("numerics/.grid.py.swp", "training/loop.py~", ".DS_Store", ".ipynb_checkpoints/model-checkpoint.py", "4913"):
+        (package / dropping).parent.mkdir(exist_ok=True)
+        (package / dropping).write_text("not Python at all: \0")
+    assert digests(other) == before
+    assert "Data and pipelines are up to date." in sh(other, "dvc", "repro")
+
+
+@pytest.mark.parametrize("stage", sources.STAGES)
+def test_every_source_of_a_stage_changes_its_digest(stage, tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(sources, "PACKAGE", tmp_path / "pipeline")
+    seen = {sources.digest(stage)}
+    for name in sources.STAGES[stage]:
+        path = tmp_path / "pipeline" / name
+        path.write_bytes(path.read_bytes() + b"#")
+        seen.add(sources.digest(stage))
+    assert len(seen) == 1 + len(sources.STAGES[stage])
+
+
+def digests(folder: Path) -> str:
+    return sh(folder, sys.executable, "-c", "from pipeline import sources; print([sources.digest(stage) for stage in sources.STAGES])")
+
+
+# --- runs that DVC brings from elsewhere, or makes elsewhere ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [["--temp"], ["--queue"]])
+def test_an_experiment_that_dvc_runs_elsewhere_is_kept_in_the_project_that_started_it(how, clone, tmp_path):
+    other = copied(clone, tmp_path)
+    before = kept(other)
+    sh(other, "dvc", "exp", "run", "-q", *how, "-S", "seed=3")
+    if how == ["--queue"]:
+        sh(other, "dvc", "exp", "run", "--run-all", "-j", "1")
+    (name,) = kept(other).keys() - before.keys()
+    assert runs.load(other / "runs" / name).identity.seed == 3
+    assert command("compare", folder=other).returncode == 1
+
+
+def test_a_run_that_dvc_pulls_into_another_clone_is_kept_by_compare_with_what_the_model_says(clone, tmp_path):
+    other, second = copied(clone, tmp_path), tmp_path / "second"
+    sh(other, "dvc", "remote", "add", "-q", "-d", "store", str(tmp_path / "store"))
+    sh(other, "dvc", "push", "-q")
+    sh(other, "git", "commit", "-qam", "a remote")
+    sh(tmp_path, "git", "clone", "-q", str(other), str(second))
+    sh(second, "dvc", "repro", "-q", "--pull")
+    assert not (second / "runs").exists()
+    done = command("compare", folder=second)
+    assert re.fullmatch(r"kept as runs/synthetic-small-exact-\d-seed0-\w{8}\nerror: a comparison needs two kept runs.*\n", done.stderr)
+    (name,) = kept(second)
+    run, original = runs.load(second / "runs" / name), runs.load(next((other / "runs").glob("*seed0*")))
+    assert run.identity.provenance == original.identity.provenance
+    assert (run.identity.device, run.identity.evaluation_code, run.environment) == (None, None, environments.Environment())
+    again = command("compare", folder=second)
+    assert "kept as" not in again.stderr, "it is kept once"
+    original.folder.rename(second / "runs" / "original")
+    compared = command("compare", "--json", folder=second)
+    assert compared.returncode == 0
+    assert json.loads(compared.stdout)["verdict"] == "identical"
+
+
+def test_a_run_that_was_not_evaluated_yet_is_not_kept(clone, tmp_path):
+    other = copied(clone, tmp_path)
+    shutil.rmtree(other / "runs")
+    (other / "outputs/metrics.json").unlink()
+    command("compare", folder=other)
+    assert not (other / "runs").exists()
+    sh(other, "dvc", "checkout", "-q")
+    metrics = json.loads((other / "outputs/metrics.json").read_text())
+    (other / "outputs/metrics.json").unlink()
+    (other / "outputs/metrics.json").write_text(json.dumps({**metrics, "fingerprint": "0" * 64}))
+    command("compare", folder=other)
+    assert not (other / "runs").exists()
+
+
+def test_outputs_that_are_damaged_hinder_no_comparison_of_kept_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    made = kept_runs.keep(device="cpu")
-    shutil.copytree(made, run.OUTPUTS)
-    elsewhere = dataclasses.replace(run.load(made).identity, device="cuda")
-    with pytest.raises(UserError, match="trained with other settings"):
-        run.keep(run.OUTPUTS, run.RUNS, elsewhere, {"threads": 1})
-    monkeypatch.setenv("DVC_STAGE", "evaluate")
-    assert run.load(run.keep(run.OUTPUTS, run.RUNS, elsewhere, {"threads": 1})).environment["train"] is None
-
-
-def test_a_model_of_another_run_is_not_kept(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    made = kept_runs.keep()
-    shutil.copytree(made, run.OUTPUTS)
-    identity = run.load(made).identity
-    run.write_model(run.OUTPUTS, kept_runs.weights(off=1))
-    found, wanted = run.fingerprint(kept_runs.weights(off=1)), identity.fingerprint
-    with pytest.raises(UserError) as refusal:
-        run.keep(run.OUTPUTS, run.RUNS, identity, {})
-    assert str(refusal.value) == f"outputs/model.safetensors: its fingerprint is {found[:12]}..., not {wanted[:12]}...; run `dvc repro`"
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    for device in ("cpu", "cuda"):
+        shutil.copytree(kept_runs.keep(device=device), "outputs", dirs_exist_ok=True)
+    (tmp_path / "outputs/predictions.csv").write_text("nothing")
+    done = command("compare", folder=tmp_path)
+    assert done.returncode == 0
+    assert done.stderr.startswith("outputs/ is not kept: outputs/predictions.csv: damaged")
 
 
 def test_exact_runs_of_other_threads_change_nothing_in_dvc_lock(clone, tmp_path):
-    other = tmp_path / "threads"
-    shutil.copytree(clone, other, ignore=shutil.ignore_patterns("outputs", "runs", ".cache", "cache", "data"))
-    shutil.copytree(clone / "pipeline/data", other / "pipeline/data", dirs_exist_ok=True)
+    other = copied(clone, tmp_path)
+    for name in ("outputs", "runs", ".cache", ".dvc/cache", "data"):
+        shutil.rmtree(other / name)
     lock = (other / "dvc.lock").read_bytes()
     (other / "dvc.lock").unlink()
     environment = {"OMP_NUM_THREADS": "1", "ATEN_CPU_CAPABILITY": "default"}
@@ -190,7 +348,7 @@ def test_exact_runs_of_other_threads_change_nothing_in_dvc_lock(clone, tmp_path)
 
 
 @pytest.mark.cuda
-def test_an_exact_run_on_cuda_changes_nothing_in_dvc_lock_but_the_device(clone, cuda, tmp_path):
+def test_an_exact_run_on_cuda_changes_nothing_in_dvc_lock_but_the_device(cuda, clone, tmp_path):
     other = Path(shutil.copytree(clone, tmp_path / "cuda"))
     lock = (other / "dvc.lock").read_text()
     sh(other, "dvc", "exp", "run", "-q", "-S", "device=cuda")
@@ -203,72 +361,74 @@ def test_an_exact_run_on_cuda_changes_nothing_in_dvc_lock_but_the_device(clone, 
 @pytest.fixture
 def whole(clone, tmp_path) -> Path:
     """A copy of a kept run, to be damaged."""
-    return Path(shutil.copytree(next((clone / "runs").glob("synthetic-*")), tmp_path / "run"))
+    return Path(shutil.copytree(next((clone / "runs").glob(f"{SMALL}-*")), tmp_path / "run"))
 
 
 def test_one_weight_changed_after_the_run_is_refused_with_both_fingerprints(whole):
-    weights = {name: array.copy() for name, array in run.read_model(whole).items()}
+    weights = {name: array.copy() for name, array in outputs.read_weights(whole).items()}
     weights["fc3.bias"][0] += 1
-    run.write_model(whole, weights)
+    run = runs.load(whole)
+    outputs.write_training(whole, weights, run.history, run.identity.provenance)
     with pytest.raises(UserError, match=r"model.safetensors: its fingerprint is .{12}\.\.\., but run.json records"):
-        run.load(whole)
+        runs.load(whole)
 
 
-@pytest.mark.parametrize("name", run.PARTS)
+def test_an_identity_that_claims_another_training_than_the_weights_say_is_refused(whole):
+    document = json.loads((whole / IDENTITY).read_text())
+    (whole / IDENTITY).write_text(json.dumps({**document, "seed": 1}))
+    with pytest.raises(UserError, match=r"run.json: claims another training than the one that model.safetensors says made it"):
+        runs.load(whole)
+
+
+def test_a_run_of_format_1_is_refused_with_how_to_make_it_again(whole):
+    document = json.loads((whole / IDENTITY).read_text())
+    (whole / IDENTITY).write_text(json.dumps({**document, "format": 1}))
+    with pytest.raises(UserError, match=r"run.json: format 1; this version reads format 2: make the run again with `dvc repro`"):
+        runs.load(whole)
+
+
+@pytest.mark.parametrize("name", PARTS)
 def test_a_run_without_one_of_its_parts_is_refused_by_its_name(whole, name):
     (whole / name).unlink()
     with pytest.raises(UserError, match=f"{name}: not found"):
-        run.load(whole)
+        runs.load(whole)
 
 
 def test_a_part_of_another_run_is_refused(whole):
-    rows = (whole / run.HISTORY).read_text().splitlines()
-    (whole / run.HISTORY).write_text("\n".join([*rows[:-1], rows[-1] + "1"]) + "\n")
-    with pytest.raises(UserError, match="changed after the run, or of another run"):
-        run.load(whole)
+    rows = (whole / HISTORY).read_text().splitlines()
+    (whole / HISTORY).write_text("\n".join([*rows[:-1], rows[-1] + "1"]) + "\n")
+    with pytest.raises(UserError, match=r"history.csv: not the history of model.safetensors: changed, or of another training"):
+        runs.load(whole)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        (run.METRICS, '{"accuracy": NaN, "loss": 1, "accuracy_per_class": {}, "fingerprint": "", "numerics": ""}', "NaN where a finite"),
-        (run.METRICS, '{"accuracy": 1}', "key 'loss' is missing"),
-        (run.METRICS, "[]", "not a JSON object"),
-        (run.HISTORY, "step,epoch,loss\n1,1,inf\n", "inf where a finite"),
-        (run.HISTORY, "step,epoch,loss\n", "it has no rows"),
-        (run.PREDICTIONS, "index,actual,predicted,confidence\n1,a,b,0.5\n", "must count from 0"),
-        (run.PREDICTIONS, "", "its first line is None"),
-        (run.IDENTITY, "{}", "key 'format' is missing"),
+        (METRICS, '{"accuracy": NaN, "loss": 1, "accuracy_per_class": {}, "fingerprint": "", "numerics": ""}', "damaged"),
+        (METRICS, '{"accuracy": 1}', "loss"),
+        (METRICS, "[]", "damaged"),
+        (HISTORY, "step,epoch,loss\n1,1,inf\n", "inf where a finite"),
+        (HISTORY, "step,epoch,loss\n", "it has no rows"),
+        (PREDICTIONS, "index,actual,predicted,confidence\n1,a,b,0.5\n", "must count from 0"),
+        (PREDICTIONS, "", "its first line is None"),
+        (IDENTITY, "{}", "format"),
     ],
 )
 def test_a_damaged_part_is_refused_with_the_file_and_the_reason(whole, name, content, reason):
     (whole / name).write_text(content)
     with pytest.raises(UserError, match=f"{name}: .*{reason}"):
-        run.load(whole)
+        runs.load(whole)
 
 
-def test_runs_that_differ_in_anything_that_matters_have_different_names(tmp_path):
-    outputs = tmp_path / "outputs"
-    outputs.mkdir()
-    for name in run.PARTS:
-        (outputs / name).write_text(name)
-    shutil.copytree(outputs, tmp_path / "others")
-    run.write_model(outputs, kept_runs.weights())
-    run.write_model(tmp_path / "others", kept_runs.weights(off=1))
-    one, other = (run.fingerprint(run.read_model(folder)) for folder in (outputs, tmp_path / "others"))
-    base = {"data": {"name": "x", "digest": "1"}, "seed": 0, "numerics": "exact-1", "train": {"lr": 1}, "device": "cpu",
-            "fingerprint": one, "evaluate": {"batch_size": 1}, "code": {"digest": "c", "revision": None}}  # fmt: skip
-    changes = [{}, {"seed": 1}, {"numerics": "native"}, {"train": {"lr": 2}}, {"device": "cuda:1"},
-               {"evaluate": {"batch_size": 2}}, {"code": {"digest": "d", "revision": None}},
-               {"data": {"name": "x", "digest": "2"}}]  # fmt: skip
-    names = [run.keep(outputs, tmp_path / "runs", run.Identity(**{**base, **change}), {"threads": 1}).name for change in changes]
-    names.append(run.keep(outputs, tmp_path / "runs", run.Identity(**base), {"threads": 2}).name)
-    names.append(run.keep(tmp_path / "others", tmp_path / "runs", run.Identity(**{**base, "fingerprint": other}), {"threads": 1}).name)
-    assert len(set(names)) == len(names) == 10
-    again = run.keep(outputs, tmp_path / "runs", run.Identity(**base), {"threads": 1, "images_per_second": 9}).name
-    assert again == names[0]
-    (outputs / run.PREDICTIONS).write_text("others")
-    assert run.keep(outputs, tmp_path / "runs", run.Identity(**base), {"threads": 1}).name not in names, "another result is lost"
+def test_runs_that_differ_in_anything_that_matters_have_different_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = kept_runs.DATA
+    changes = [{}, {"seed": 1}, {"numerics": "native"}, {"train": {"lr": 0.5}}, {"device": "cuda:1"}, {"code": "d" * 64},
+               {"data": msgspec.structs.replace(data, digest="2" * 64)}, {"numerics": "native", "workers": 2}, {"threads": 7},
+               {"tensors": kept_runs.weights(off=1)}, {"confidence": 0.25}]  # fmt: skip
+    names = [kept_runs.keep(**change).name for change in changes]
+    assert len(set(names)) == len(changes)
+    assert kept_runs.keep(seconds_per_epoch=99.0).name == names[0], "what is measured is no difference"
 
 
 def test_the_fingerprint_is_sha_256_over_names_dtypes_shapes_and_bytes_and_counts_zeros_as_positive():
@@ -276,16 +436,17 @@ def test_the_fingerprint_is_sha_256_over_names_dtypes_shapes_and_bytes_and_count
 
     import numpy as np
 
-    tensors = {"b": np.array([[1.0, -0.0]], np.float32), "a": np.array(3, np.uint8)}
+    named = {"b": np.array([[1.0, -0.0]], np.float32), "a": np.array(3, np.uint8)}
     wanted = hashlib.sha256(b"a uint8 \n\x03" + b"b float32 1x2\n\x00\x00\x80\x3f\x00\x00\x00\x00").hexdigest()
-    assert run.fingerprint(tensors) == wanted
+    assert tensors.fingerprint(named) == wanted
 
 
 def test_the_command_prints_each_runs_fingerprint_one_a_line(tmp_path):
     wanted = ""
     for name in ("one", "two"):
-        run.write_model(tmp_path / name, kept_runs.weights(off=len(wanted)))
-        wanted += f"{run.fingerprint(kept_runs.weights(off=len(wanted)))}  {name}\n"
+        weights = kept_runs.weights(off=len(wanted))
+        tensors.write(tmp_path / name / MODEL, weights)
+        wanted += f"{tensors.fingerprint(weights)}  {name}\n"
     assert command("fingerprint", "one", "two", folder=tmp_path).stdout == wanted
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.draws import integers
+from pipeline.draws import random_integers
 from pipeline.errors import UserError
 from pipeline.numerics import elementwise, loss, pooling, tiles, transcendental, weighted
 from pipeline.numerics.exact import Exact
@@ -19,17 +19,17 @@ from tests.steps import ints
 
 
 def test_exp_and_log_are_within_1e_11_of_the_true_values():
-    x = -torch.from_numpy(integers("exp", 2**40, 20000).astype(np.float64)) / 2**40 * 45
+    x = -torch.from_numpy(random_integers("exp", 2**40, 20000).astype(np.float64)) / 2**40 * 45
     assert ((transcendental.exp(x) - torch.from_numpy(np.exp(x.numpy()))).abs() / torch.exp(x)).max() < 1e-11
     assert transcendental.exp(torch.zeros(1, dtype=torch.float64)).item() == 1
-    y = 1 + torch.from_numpy(integers("log", 2**40, 20000).astype(np.float64)) / 2**40 * 1000
+    y = 1 + torch.from_numpy(random_integers("log", 2**40, 20000).astype(np.float64)) / 2**40 * 1000
     assert (transcendental.log(y) - torch.from_numpy(np.log(y.numpy()))).abs().max() < 1e-11
     assert transcendental.log(torch.ones(1, dtype=torch.float64)).item() == 0
 
 
 def test_the_loss_and_its_gradient_are_pytorchs_to_float32_rounding():
     logits = (ints("logits", 19, 64, 10) / 2**15).float().requires_grad_()
-    labels = torch.from_numpy(integers("labels", 2**30, 64) % 10)
+    labels = torch.from_numpy(random_integers("labels", 2**30, 64) % 10)
     wanted = F.cross_entropy(logits.double(), labels)
     (d_wanted,) = torch.autograd.grad(wanted, logits)
     with torch.no_grad():
@@ -58,9 +58,9 @@ def test_more_classes_than_can_be_added_exactly_are_refused_by_name():
 
 
 def test_the_probabilities_of_8192_classes_add_to_one_total_in_every_order():
-    logits = -torch.from_numpy(integers("classes", 2**20, 8192).astype(np.float32)).view(1, -1) * 2.0**-18
+    logits = -torch.from_numpy(random_integers("classes", 2**20, 8192).astype(np.float32)).view(1, -1) * 2.0**-18
     total = loss.Softmax(logits).total
-    orders = [torch.from_numpy(np.argsort(integers(f"order {i}", 2**63, 8192))) for i in range(8)]
+    orders = [torch.from_numpy(np.argsort(random_integers(f"order {i}", 2**63, 8192))) for i in range(8)]
     assert {loss.Softmax(logits[:, order]).total.item() for order in orders} == {total.item()}
 
 
@@ -74,7 +74,7 @@ def test_of_equal_logits_the_first_class_is_predicted():
 @pytest.mark.parametrize("batch_innermost", [True, False])
 def test_max_pool_gives_pytorchs_values_and_sends_the_gradient_to_the_first_of_equal_maxima(batch_innermost):
     for k, height, width in ((2, 28, 28), (2, 7, 9), (3, 10, 11)):
-        x = (integers("pool", 4, 4 * 5 * height * width) - 2).astype(np.float32)
+        x = (random_integers("pool", 4, 4 * 5 * height * width) - 2).astype(np.float32)
         x = torch.from_numpy(x).view(4, 5, height, width).requires_grad_()
         g = ints("pool g", 10, 4, 5, height // k, width // k).float()
         stock = F.max_pool2d(x, k)

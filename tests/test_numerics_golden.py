@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline import device as devices
-from pipeline.draws import integers, permutation
+from pipeline.draws import permutation, random_integers
 from pipeline.model import SimpleCNN, initialise
 from pipeline.numerics import grid, loss, registry, self_test, tiles, transcendental, update, weighted
 from pipeline.tensors import fingerprint
@@ -54,7 +54,7 @@ def test_a_difference_from_the_golden_names_the_first_step_and_tensor_in_hex():
 
 @pytest.mark.parametrize(("below", "count"), [(1, 3), (256, 1000), (2**24, 1000), (2**63, 1000)])
 def test_the_references_draws_are_the_pipelines(below, count):
-    assert np.array_equal(reference.draws("tests", below, count), integers("tests", below, count))
+    assert np.array_equal(reference.draws("tests", below, count), random_integers("tests", below, count))
     assert np.array_equal(reference.order(3, 2, count), permutation("order/3/2", count))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.draws import integers
+from pipeline.draws import random_integers
 from pipeline.numerics import grid
 
 EDGES = [
@@ -36,7 +36,7 @@ def test_the_grid_is_the_one_that_python_chooses(largest, sign):
 
 
 def test_the_grids_of_many_images_are_those_of_each():
-    drawn = torch.from_numpy(integers("magnitudes", 2**31, 4096).astype(np.int32)).view(torch.float32)
+    drawn = torch.from_numpy(random_integers("magnitudes", 2**31, 4096).astype(np.int32)).view(torch.float32)
     magnitudes = torch.cat((torch.tensor(EDGES), drawn[drawn.isfinite()]))
     on = grid.choose(grid.image_magnitudes(magnitudes.unsqueeze(1)))
     assert list(zip(on.scale.tolist(), on.unit.tolist(), strict=True)) == [by_python(m, 19) for m in magnitudes.tolist()]
@@ -74,7 +74,7 @@ def test_a_value_that_is_not_finite_makes_its_group_and_no_other_nan(value):
 @pytest.mark.parametrize("shape", [(5, 3, 4, 2), (5, 7), (1, 3, 2, 2), (5, 1)])
 @pytest.mark.parametrize("batch_innermost", [True, False])
 def test_an_images_magnitude_is_its_largest_however_it_lies_in_memory(shape, batch_innermost):
-    x = torch.from_numpy(integers("images", 2**20, math.prod(shape)).astype(np.float32) - 2**19).view(shape)
+    x = torch.from_numpy(random_integers("images", 2**20, math.prod(shape)).astype(np.float32) - 2**19).view(shape)
     wanted = x.abs().flatten(1).amax(1)
     if batch_innermost:
         x = x.movedim(0, -1).contiguous().movedim(-1, 0)

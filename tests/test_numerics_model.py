@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline import device as devices
 from pipeline import numerics
-from pipeline.draws import integers
+from pipeline.draws import random_integers
 from pipeline.errors import UserError
 from pipeline.evaluation import evaluate
 from pipeline.numerics import grid, reductions, registry, weighted
@@ -81,7 +81,7 @@ def test_an_images_logits_are_the_same_alone_in_any_batch_and_in_any_order(model
     whole = exact.logits(model, images)
     for size in (1, 7, 64, 199):
         assert torch.equal(torch.cat([exact.logits(model, part) for part in images.split(size)]), whole)
-    order = torch.from_numpy(np.argsort(integers("order", 2**63, 200)))
+    order = torch.from_numpy(np.argsort(random_integers("order", 2**63, 200)))
     assert torch.equal(exact.logits(model, images[order]), whole[order])
 
 
@@ -98,7 +98,7 @@ def test_evaluation_gives_the_same_metrics_and_predictions_with_any_batch_size_a
     metrics, predictions = evaluated(data, 301)
     for batch_size in (1, 7, 64, 1000, 2000):
         assert evaluated(data, batch_size) == (metrics, predictions)
-    order = np.argsort(integers("order", 2**63, 301))
+    order = np.argsort(random_integers("order", 2**63, 301))
     turned = replace(data, test_images=data.test_images[order], test_labels=data.test_labels[order])
     found_metrics, found_predictions = evaluated(turned, 64)
     assert found_metrics == metrics

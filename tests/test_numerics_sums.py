@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.draws import integers
+from pipeline.draws import random_integers
 from pipeline.numerics import reductions
 from pipeline.numerics.reductions import BYTE_TERMS, TERMS, Convolution, ConvolutionByRows, Matmul, convolution
 from tests.chaos import Chaos
@@ -59,7 +59,7 @@ def test_the_fast_convolution_gives_the_sums_of_the_plain_one(x_shape, w_shape):
     d_w = PLAIN.weight_gradient(g, PLAIN.operand(x, w.shape), w.shape)
     assert torch.equal(FAST.weight_gradient(g, FAST.operand(x, w.shape), w.shape), d_w)
     assert torch.equal(FAST.bias_gradient(g), PLAIN.bias_gradient(g))
-    pixels = torch.from_numpy(integers("bytes", 256, x.numel()).astype(np.uint8)).view(x.shape)
+    pixels = torch.from_numpy(random_integers("bytes", 256, x.numel()).astype(np.uint8)).view(x.shape)
     plain, fast = PLAIN.operand(pixels, w.shape), FAST.operand(pixels, w.shape)
     assert torch.equal(FAST.forward_bytes(fast, w).float(), PLAIN.forward_bytes(plain, w).float())
     assert torch.equal(FAST.weight_gradient(g, fast, w.shape), PLAIN.weight_gradient(g, plain, w.shape))

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from pipeline import params
-from pipeline.comparison import page, verdict
+from pipeline.comparison import figures, page, verdict
+from pipeline.comparison.report import ORDER
 from pipeline.data import dataset
 from tests import browser, kept_runs
-from tests.kept_runs import guesses, keep, losses, weights
+from tests.kept_runs import DATA, guesses, keep, losses, replaced, weights
 
 SETTINGS = params.load(Path(__file__).parent.parent / params.PARAMS).compare
 HOSTILE = "<script>window.hostile = 1</script>"
@@ -31,18 +32,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(os, "fsync", lambda handle: None)
         data = kept_runs.dataset(classes=CLASSES)
         data.save()
-        named = {"name": data.name, "digest": data.digest}
-        keep(data=named, classes=CLASSES)
-        keep(data=named, classes=CLASSES, device="cuda", hardware=f"A card {HOSTILE} <img src=x onerror=hostile()>")
-        near = {"made": weights(1e-6), "history": losses(off=1e-6, since=9), "predicted": guesses(1000, [5, 50])}
-        keep(data=named, classes=CLASSES, numerics="native", **near)
-        far = {"made": weights(0.3), "history": losses(off=0.01), "predicted": guesses(1000, range(0, 400, 3))}
-        keep(data=named, classes=CLASSES, seed=1, trained_here=False, **far)
+        keep(data=data.description)
+        keep(data=data.description, device="cuda", hardware=f"A card {HOSTILE} <img src=x onerror=hostile()>")
+        near = {"tensors": weights(1e-6), "history": losses(off=1e-6, since=9), "predicted": guesses(1000, [5, 50])}
+        keep(data=data.description, numerics="native", **near)
+        far = {"tensors": weights(0.3), "history": losses(off=0.01), "predicted": guesses(1000, range(0, 400, 3))}
+        keep(data=data.description, seed=1, trained_here=False, **far)
         folders = sorted(Path("runs").iterdir())
         assert [path.name.rpartition("-")[0] for path in folders] == [
             "synthetic-exact-1-cpu-seed0",
-            "synthetic-exact-1-cpu-seed1",
             "synthetic-exact-1-cuda-seed0",
+            "synthetic-exact-1-seed1",
             "synthetic-native-cpu-seed0",
         ]
         runs = verdict.load(folders)
@@ -57,8 +57,8 @@ def text(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Any]:
-    with browser.chromium() as made:
-        yield made
+    with browser.chromium() as chromium:
+        yield chromium
 
 
 def _visible(text: str) -> str:
@@ -70,7 +70,7 @@ def test_the_verdict_comes_first(text: str) -> None:
     body = _visible(text).partition("<main>")[2]
     assert body.index('<span class="verdict different">different</span>') < body.index("Plots")
     words = [re.search(r"verdict (\w+)\">", article)[1] for article in body.split("<article")[1:]]  # type: ignore[index]
-    assert words == ["different", "identical", "equivalent"]
+    assert words == ["identical", "different", "equivalent"]
 
 
 def test_plotly_is_in_the_page_once_and_nothing_is_loaded_from_elsewhere(text: str) -> None:
@@ -107,10 +107,10 @@ def test_the_pictures_are_the_data_sets(folder: Path, text: str) -> None:
 
 def test_without_the_data_set_the_images_are_named_by_their_numbers(folder: Path) -> None:
     runs = verdict.load(sorted(Path("runs").iterdir()))
-    made = page.render(verdict.report(runs, SETTINGS), runs, None)
-    assert "<img" not in _visible(made)
-    assert "image 50</span>" in made
-    assert "data/ does not hold their data set" in made
+    rendered = page.render(verdict.report(runs, SETTINGS), runs, None)
+    assert "<img" not in _visible(rendered)
+    assert "image 50</span>" in rendered
+    assert "data/ does not hold their data set" in rendered
 
 
 def test_another_data_set_at_hand_gives_no_pictures(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,8 +138,8 @@ def _written(*folders: Path) -> str:
 
 def _apart(count: int, **settings: Any) -> list[Path]:
     """Two runs that name the data set of the folder and disagree on a test image."""
-    named = {"name": "synthetic", "digest": dataset.load().digest}
-    return [keep(data=named, seed=seed, predicted=guesses(count, [9] * seed), **settings) for seed in (0, 1)]
+    data = dataset.load().description
+    return [keep(data=data, seed=seed, predicted=guesses(count, [9] * seed), **settings) for seed in (0, 1)]
 
 
 def test_runs_with_more_predictions_than_their_data_set_has_images_get_no_pictures(alone: None) -> None:
@@ -155,39 +155,40 @@ def test_a_damaged_data_set_costs_the_pictures_not_the_page(alone: None, capsys:
 
 
 def test_the_classes_of_every_run_are_in_the_table_of_accuracies(alone: None) -> None:
-    other = keep(data={"name": "another", "digest": "e" * 64}, classes=("plane", *kept_runs.CLASSES[1:]))
+    other = keep(data=replaced(DATA, {"digest": "e" * 64, "classes": ("plane", *kept_runs.CLASSES[1:])}))
     rows = re.findall(r'<tr><th scope="row">(\w+)</th><td>(.*?)</td><td>(.*?)</td></tr>', _written(keep(), other))
     shown = {name: cells for name, *cells in rows}
     assert (shown["airplane"], shown["plane"]) == (["61.00 %", ""], ["", "61.00 %"])
 
 
-def test_text_that_is_no_unicode_does_not_stop_the_page(alone: None) -> None:
-    assert "A ? card" in _written(keep(), keep(device="cuda", hardware="A \ud800 card"))
+def test_a_folder_whose_name_is_no_unicode_does_not_stop_the_page(alone: None) -> None:
+    renamed = keep(device="cuda").rename(os.fsdecode(b"runs/A \xff run"))
+    assert "<td>A ? run</td>" in _written(keep(), renamed)
 
 
 def test_equal_runs_have_no_difference_to_draw_and_no_disagreement(folder: Path) -> None:
     runs = verdict.load(sorted(Path("runs").glob("*-exact-1-*-seed0-*")))
-    made = page.render(verdict.report(runs, SETTINGS), runs, None)
-    assert "There is no difference to draw: run 2 and run 1 are equal at all 40 logged steps" in made
-    assert 'id="loss-differences"' not in made
-    assert "There is none: all 1,000 test images are predicted alike by run 1, 2." in made
+    rendered = page.render(verdict.report(runs, SETTINGS), runs, None)
+    assert "There is no difference to draw: run 2 and run 1 are equal at all 40 logged steps" in rendered
+    assert 'id="loss-differences"' not in rendered
+    assert "There is none: all 1,000 test images are predicted alike by run 1, 2." in rendered
 
 
 def test_the_figures_are_what_plotly_accepts(text: str) -> None:
     from plotly import graph_objects
 
-    found = re.search(r'<script type="application/json" id="figures">(.*?)</script>', text)
-    assert found is not None
-    figures = json.loads(re.sub(r"var\(--[a-z0-9-]+\)", "#123456", found[1]))
-    assert [figure["key"] for figure in figures] == ["losses", "loss-differences", "per-class", *(f"confusion-{n}" for n in (1, 2, 3, 4))]
-    for figure in figures:
+    script = re.search(r'<script type="application/json" id="figures">(.*?)</script>', text)
+    assert script is not None
+    drawn = json.loads(re.sub(r"var\(--[a-z0-9-]+\)", "#123456", script[1]))
+    assert [figure["key"] for figure in drawn] == ["losses", "loss-differences", "per-class", *(f"confusion-{n}" for n in (1, 2, 3, 4))]
+    for figure in drawn:
         graph_objects.Figure(figure["data"], figure["layout"])
 
 
 def test_a_long_history_is_thinned_and_the_page_says_so(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    made = [verdict.run.load(keep(history=losses(5000), device=device)) for device in ("cpu", "cuda")]
-    figure = page._losses(verdict.report(made, SETTINGS), made)[0]
+    runs = verdict.load([keep(history=losses(5000), device=device) for device in ("cpu", "cuda")])
+    figure = figures.losses(runs)
     assert [len(line["x"]) for line in figure.data] == [1667, 1667]
     assert "One logged step in 3 is drawn." in figure.text
 
@@ -212,9 +213,9 @@ def test_the_colours_have_the_contrast_that_wcag_asks_for(scheme: str) -> None:
     colours = light if scheme == "light" else dark
     pairs = [("--ink", "--heat-0"), ("--ink", "--heat-1")]
     pairs += [(text, ground) for text in ("--ink", "--muted") for ground in ("--page", "--surface")]
-    pairs += [("--on-verdict", f"--{word}") for word in verdict.ORDER]
+    pairs += [("--on-verdict", f"--{word}") for word in ORDER]
     assert [(one, other) for one, other in pairs if _contrast(colours[one], colours[other]) < 4.5] == []
-    lines = [f"--run-{number + 1}" for number in range(page.COLOURS)]
+    lines = [f"--run-{number + 1}" for number in range(figures.COLOURS)]
     assert [line for line in lines if _contrast(colours[line], colours["--surface"]) < 3] == []
 
 

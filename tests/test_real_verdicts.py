@@ -1,4 +1,4 @@
-"""The guide's promise end to end: runs trained for the purpose, compared by the command that a user types."""
+"""The promise end to end: runs trained for the purpose, compared by the command that a user types."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
+from msgspec import to_builtins
 
+from pipeline import params
 from pipeline.data import dataset
 from tests.conftest import ROOT, command
 
@@ -20,19 +21,19 @@ def runs(demo, tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("verdicts")
     (folder / dataset.DATASET.parent).mkdir()
     shutil.copy(demo[0] / dataset.DATASET, folder / dataset.DATASET)
-    settings = yaml.safe_load((demo[0] / "params.yaml").read_text())
+    settings = to_builtins(params.load(demo[0] / "params.yaml"))
     settings["train"]["epochs"] = 1
 
-    def made(environment: dict[str, str], **changed: object) -> str:
-        (folder / "params.yaml").write_text(yaml.safe_dump({**settings, **changed}))
+    def kept_run(environment: dict[str, str], **changed: object) -> str:
+        (folder / "params.yaml").write_text(params.dump({**settings, **changed}))
         for stage in ("train", "evaluate"):
             done = command(stage, folder=folder, **environment)
             assert done.returncode == 0, done.stderr
         return str(folder / done.stdout.splitlines()[-1].removeprefix("kept as "))
 
     return {
-        "exact": made({}), "exact, otherwise computed": made(OLDEST), "exact, another seed": made({}, seed=1),
-        "native": made({}, numerics="native"), "native, otherwise computed": made(OLDEST, numerics="native"),
+        "exact": kept_run({}), "exact, otherwise computed": kept_run(OLDEST), "exact, another seed": kept_run({}, seed=1),
+        "native": kept_run({}, numerics="native"), "native, otherwise computed": kept_run(OLDEST, numerics="native"),
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The README's table of results says what the kept runs in results/ say."""
+"""The blocks that commands write: the table of results says what the kept runs in results/ say, and both are written between markers."""
 
 from __future__ import annotations
 
@@ -12,43 +12,51 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import params, run
-from pipeline.comparison import results, verdict
+from pipeline import device, params, tensors
 from pipeline.errors import UserError
 from pipeline.model import SimpleCNN
+from pipeline.runs import kept
+from pipeline.runs.kept import ENVIRONMENT, IDENTITY
+from pipeline.runs.outputs import MODEL, PARTS
+from tests.conftest import ROOT
 from tests.kept_runs import keep, losses, weights
+from tools import bench, markers, results
 
-REPOSITORY = Path(__file__).parent.parent
-SETTINGS = params.load(REPOSITORY / params.PARAMS).compare
+RESULTS_BEGIN = "<!-- results: made by `make results` -->"
+SETTINGS = params.load(ROOT / params.PARAMS).compare
 
 
-def test_the_readmes_table_is_what_the_kept_runs_say() -> None:
-    _, found, _ = results.in_readme((REPOSITORY / "README.md").read_text())
-    assert found == results.block(REPOSITORY / results.RESULTS, SETTINGS)
+@pytest.fixture
+def measured() -> list[Path]:
+    """The kept runs in results/."""
+    return kept.listed(ROOT / results.RESULTS) or pytest.skip("there is no run in results/ yet: results/README.md says how they get there")
+
+
+def test_the_readmes_table_is_what_the_kept_runs_say(measured: list[Path]) -> None:
+    assert markers.read(ROOT / results.PAGE, results.NAME) == results.block(ROOT / results.RESULTS, SETTINGS)
 
 
 def test_every_folder_in_results_is_a_kept_run() -> None:
-    folders = {path for path in (REPOSITORY / results.RESULTS).iterdir() if path.is_dir()}
-    assert folders == set(verdict.kept_runs(REPOSITORY / results.RESULTS))
+    folders = {path for path in (ROOT / results.RESULTS).iterdir() if path.is_dir()}
+    assert folders == set(kept.listed(ROOT / results.RESULTS))
 
 
-def test_the_command_that_results_documents_compares_every_run_in_it() -> None:
-    (words,) = re.findall(r"`python -m (pipeline compare [^`]+)`", (REPOSITORY / results.RESULTS / "README.md").read_text())
-    done = subprocess.run(["sh", "-c", f"{sys.executable} -m {words} --json"], cwd=REPOSITORY, capture_output=True, text=True)
+def test_the_command_that_results_documents_compares_every_run_in_it(measured: list[Path]) -> None:
+    (words,) = re.findall(r"`python -m (pipeline compare [^`]+)`", (ROOT / results.RESULTS / "README.md").read_text())
+    done = subprocess.run(["sh", "-c", f"{sys.executable} -m {words} --json"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode in (0, 1), done.stderr) == (True, "")
-    compared = [REPOSITORY / made["folder"] for made in json.loads(done.stdout)["runs"]]
-    assert compared == verdict.kept_runs(REPOSITORY / results.RESULTS)
+    assert [ROOT / run["folder"] for run in json.loads(done.stdout)["runs"]] == measured
 
 
-def test_no_pixels_are_in_results() -> None:
-    shapes = {name: list(tensor.shape) for name, tensor in SimpleCNN().state_dict().items()}
-    for folder in verdict.kept_runs(REPOSITORY / results.RESULTS):
-        assert {path.name for path in folder.iterdir()} == {*run.PARTS, run.IDENTITY, run.ENVIRONMENT}
-        content = (folder / run.MODEL).read_bytes()
-        end = 8 + int.from_bytes(content[:8], "little")
-        assert {name: entry["shape"] for name, entry in json.loads(content[8:end]).items()} == shapes
-        assert len(content) == end + sum(4 * math.prod(shape) for shape in shapes.values())
-        assert sum(path.stat().st_size for path in folder.iterdir()) < 600_000, "one image takes 3,072 bytes, the test set 30 million"
+def test_no_pixels_are_in_results(measured: list[Path]) -> None:
+    shapes = {name: tensor.shape for name, tensor in SimpleCNN().state_dict().items()}
+    for folder in measured:
+        assert {path.name for path in folder.iterdir()} == {*PARTS, IDENTITY, ENVIRONMENT}
+        content = tensors.read(folder / MODEL)
+        assert {name: tensor.shape for name, tensor in content.tensors.items()} == shapes
+        numbers = sum(4 * math.prod(shape) for shape in shapes.values())
+        assert (folder / MODEL).stat().st_size < numbers + 3_072, "one image takes 3,072 bytes"
+        assert sum(path.stat().st_size for path in folder.iterdir()) < 600_000, "the test set takes 30 million bytes"
 
 
 def test_without_a_run_the_block_says_that_nothing_was_measured(tmp_path: Path) -> None:
@@ -57,24 +65,27 @@ def test_without_a_run_the_block_says_that_nothing_was_measured(tmp_path: Path) 
 
 @pytest.fixture
 def readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A page of the test's own, in the current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "fsync", lambda handle: None)
-    Path("README.md").write_text(f"# A\n\n{results.BEGIN}\nold\n{results.END}\n\nthe end\n")
-    return Path("README.md")
+    results.PAGE.parent.mkdir()
+    results.PAGE.write_text(f"# A\n\n{RESULTS_BEGIN}\nold\n<!-- /results -->\n\nthe end\n")
+    Path("params.yaml").write_bytes((ROOT / params.PARAMS).read_bytes())
+    return results.PAGE
 
 
 def test_the_command_puts_a_row_a_run_between_the_markers_and_leaves_the_rest(readme: Path) -> None:
     keep(runs=results.RESULTS, device="cuda", hardware="A graphics card", seconds_per_epoch=0.5)
-    keep(runs=results.RESULTS, numerics="native", made=weights(1e-6), history=losses(off=1e-6))
+    keep(runs=results.RESULTS, numerics="native", tensors=weights(1e-6), history=losses(off=1e-6))
     keep(runs=results.RESULTS)
     keep(runs=results.RESULTS, seed=1)
-    results.rewrite(SETTINGS)
-    exact, native = results.run.fingerprint(weights())[:12], results.run.fingerprint(weights(1e-6))[:12]
+    results.main()
+    exact, native = tensors.fingerprint(weights())[:12], tensors.fingerprint(weights(1e-6))[:12]
     assert (
         readme.read_text()
         == f"""# A
 
-{results.BEGIN}
+{RESULTS_BEGIN}
 synthetic, 1,000 test images, seed 0, epochs 2, batch\\_size 64, lr 0.01, momentum 0.9:
 
 | device | threads, instructions | numerics | accuracy | loss | fingerprint | seconds an epoch | against the first |
@@ -88,26 +99,73 @@ synthetic, 1,000 test images, seed 1, epochs 2, batch\\_size 64, lr 0.01, moment
 | device | threads, instructions | numerics | accuracy | loss | fingerprint | seconds an epoch | against the first |
 | --- | --- | --- | --- | --- | --- | --- | --- |
 | cpu: A processor | 2, AVX2 | exact-1 | 61.30% | 1.250000 | `{exact}` | 12.5 |  |
-{results.END}
+<!-- /results -->
 
 the end
 """
     )
     again = readme.read_text()
-    results.rewrite(SETTINGS)
+    results.main()
     assert readme.read_text() == again
-
-
-def test_a_readme_without_the_markers_is_left_alone(readme: Path) -> None:
-    readme.write_text("# A\n")
-    with pytest.raises(UserError, match="markers"):
-        results.rewrite(SETTINGS)
-    assert readme.read_text() == "# A\n"
 
 
 @pytest.mark.fault(29)
 def test_a_damaged_run_gives_no_table(readme: Path) -> None:
     (keep(runs=results.RESULTS) / "metrics.json").unlink()
-    with pytest.raises(UserError, match=r"metrics\.json: not found"):
-        results.rewrite(SETTINGS)
+    with pytest.raises(SystemExit, match=r"metrics\.json: not found"):
+        results.main()
     assert "old" in readme.read_text()
+
+
+def test_workers_are_a_column_only_where_some_run_had_more_than_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    keep(runs=results.RESULTS)
+    assert "workers" not in results.block(results.RESULTS, SETTINGS)
+    keep(runs=results.RESULTS, trained_by=4)
+    head, _, *rows = results.block(results.RESULTS, SETTINGS).splitlines()[2:]
+    column = head.split(" | ").index("workers")
+    assert sorted(row.split(" | ")[column] for row in rows) == ["1", "4"]
+
+
+BLOCK = f"{RESULTS_BEGIN}\nold\n<!-- /results -->\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# A\n",
+        BLOCK.replace(RESULTS_BEGIN, ""),
+        BLOCK.replace("<!-- /results -->", ""),
+        BLOCK.replace("results: made", "bench: made"),
+        BLOCK + BLOCK,
+        f"<!-- /results -->\nold\n{RESULTS_BEGIN}\n",
+    ],
+    ids=["none", "no beginning", "no end", "another's", "twice", "the wrong way round"],
+)
+def test_a_file_without_exactly_one_pair_of_markers_is_an_error_and_left_alone(readme: Path, text: str) -> None:
+    readme.write_text(text)
+    for use in (lambda: markers.read(readme, "results"), lambda: markers.replace(readme, "results", "new")):
+        with pytest.raises(UserError, match=r"^results/README\.md: needs the lines '<!-- results: made by `make results` -->' and"):
+            use()
+    assert readme.read_text() == text
+
+
+def test_a_block_is_read_as_it_was_written(readme: Path) -> None:
+    markers.replace(readme, "results", "| a |\n\n| b |\n")
+    assert markers.read(readme, "results") == "| a |\n\n| b |"
+    assert readme.read_text() == f"# A\n\n{RESULTS_BEGIN}\n| a |\n\n| b |\n<!-- /results -->\n\nthe end\n"
+
+
+def test_the_projects_pages_have_a_place_for_each_block() -> None:
+    for module in (results, bench):
+        assert markers.read(ROOT / module.PAGE, module.NAME)
+
+
+def test_a_cpus_table_of_speed_goes_to_results_and_into_its_page(readme: Path) -> None:
+    bench.PAGE.parent.mkdir()
+    bench.PAGE.write_text("<!-- bench: made by `make bench` -->\nold\n<!-- /bench -->\n")
+    path = bench.write("a table\n", device.select(device.CPU))
+    assert path.parent == results.RESULTS
+    assert re.fullmatch(r"bench-[a-z0-9-]+[a-z0-9]\.md", path.name)
+    assert path.read_text() == "a table\n"
+    assert bench.PAGE.read_text() == "<!-- bench: made by `make bench` -->\na table\n<!-- /bench -->\n"

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
+import ruamel.yaml
 
 from pipeline import demo, inputs, numerics, params, tensors
 from pipeline import device as devices
@@ -25,6 +25,7 @@ from pipeline.training.checkpoint import UNFINISHED
 from pipeline.training.trainer import Trainer
 from tests.conftest import ROOT
 from tests.pausing import PAUSE, PAUSE_BEFORE
+from tests.settings import set_params
 from tests.steps import CPU, drawn_set
 from tests.torture import init_dvc
 from tests.torture import start as start_one
@@ -57,8 +58,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     """A workspace with a small set whose stages pause where a file says so (tests/pausing.py); DVC needs no Git there."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     demo.lay_out(tmp_path)
-    path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "train": SMALL}))
+    set_params(tmp_path, train=SMALL)
     stages = (tmp_path / "dvc.yaml").read_text()
     (tmp_path / "dvc.yaml").write_text(stages.replace("exec python -m pipeline train", f"exec python {' '.join(TRAIN[1:])}"))
     drawn_set(160).save(tmp_path / "data" / "dataset.safetensors")
@@ -156,7 +156,7 @@ def test_a_signal_is_not_taken_for_a_mistake_in_what_is_being_read(monkeypatch):
     def interrupted(*_):
         raise Interrupted("by SIGTERM", signal.SIGTERM)
 
-    monkeypatch.setattr(yaml, "load", interrupted)
+    monkeypatch.setattr(ruamel.yaml.YAML, "load", interrupted)
     with pytest.raises(Interrupted):
         params.parse("device: cpu")
 
@@ -203,8 +203,7 @@ def test_the_key_names_all_that_the_bits_depend_on(folder, monkeypatch):
     keys = {}
     for name in ("exact", "native"):
         monkeypatch.chdir(folder)
-        settings = yaml.safe_load(Path("params.yaml").read_text())
-        Path("params.yaml").write_text(yaml.safe_dump({**settings, "numerics": name}))
+        set_params(folder, numerics=name)
         given = []
         real = checkpoint.Checkpoint
         monkeypatch.setattr(stage, "Checkpoint", lambda folder, key, given=given, real=real: given.append(key) or real(folder, key))

@@ -10,7 +10,7 @@ from torch import nn, optim
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline import numerics
-from pipeline.draws import integers, permutation
+from pipeline.draws import permutation, random_integers
 from pipeline.model import SimpleCNN, initialise
 from pipeline.params import Train
 from pipeline.training import loop
@@ -86,7 +86,7 @@ def test_every_image_is_seen_once_an_epoch_in_an_order_of_its_own():
 
 
 def test_draws_are_those_of_shake_256():
-    assert integers("tests", 2**63, 3).tolist() == [3348626008083055704, 5083263863065207882, 2955696562908271325]
+    assert random_integers("tests", 2**63, 3).tolist() == [3348626008083055704, 5083263863065207882, 2955696562908271325]
 
 
 def test_initial_weights_have_pytorchs_law():

@@ -23,11 +23,12 @@ from pathlib import Path
 import yaml
 
 from pipeline import demo, tensors
-from pipeline.data import dataset
+from pipeline.data import dataset, synthetic
 from pipeline.runs import kept, outputs
 from pipeline.runs.kept import RUNS
 from pipeline.runs.outputs import OUTPUTS, PARTS
 from pipeline.training.checkpoint import UNFINISHED
+from tests import archives
 
 FOLDER = Path("torture")
 REMEDIES = {
@@ -40,12 +41,12 @@ RESETS = {"all stages": ["data", "outputs", "dvc.lock", ".dvc/cache"], "train an
 
 
 def lay_out(folder: Path, small: bool = False) -> None:
-    """The demo in `folder`, but it saves its state five times a second; with `small`, on a set cut to a few images."""
+    """The demo in `folder`, but it saves its state five times a second; with `small`, on a small set."""
     demo.lay_out(folder)
     stages = (folder / "dvc.yaml").read_text()
     (folder / "dvc.yaml").write_text(stages.replace("-m pipeline train", "-m pipeline train --checkpoint-seconds 0.2"))
     if small:
-        change(folder, "data/synthetic.py", "\nTRAIN, TEST = 10_000, 2_000\n", "\nTRAIN, TEST = 640, 200\n")
+        archives.use(folder, "small", synthetic.make(640, 200))
     init_dvc(folder)
 
 

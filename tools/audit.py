@@ -35,14 +35,14 @@ def main() -> None:
 def judge(packages: list[dict[str, Any]]) -> int:
     """Say which of the packages have known vulnerabilities and how many could not be looked up; the exit code."""
     unknown = [package for package in packages if "skip_reason" in package]
-    found = [(package, advisory) for package in packages for advisory in package.get("vulns", [])]
-    for package, advisory in found:
+    known = [(package, advisory) for package in packages for advisory in package.get("vulns", [])]
+    for package, advisory in known:
         fixed = ", ".join(advisory["fix_versions"]) or "no version yet"
         print(f"audit: {package['name']} {package['version']}: {advisory['id']}, fixed in {fixed}")
     if len(unknown) == len(packages):
         return skipped(unknown[0]["skip_reason"] if unknown else "there are no requirements")
-    print(f"audit: {len(found)} known vulnerabilities in {len(packages) - len(unknown)} packages; {len(unknown)} could not be looked up")
-    return 1 if found else 0
+    print(f"audit: {len(known)} known vulnerabilities in {len(packages) - len(unknown)} packages; {len(unknown)} could not be looked up")
+    return 1 if known else 0
 
 
 def skipped(reason: str) -> int:

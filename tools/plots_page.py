@@ -2,7 +2,7 @@
 
 DVC's own page loads them from a CDN, so it is empty offline. Needs npm and its registry; run it to change a version:
 
-    python tools/plots_page.py
+    python -m tools.plots_page
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from pipeline import files
 
@@ -61,11 +59,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for package, integrity in PACKAGES.items():
             packed = subprocess.run(["npm", "pack", "--json", package], cwd=folder, check=True, stdout=subprocess.PIPE).stdout
-            (made,) = json.loads(packed)
-            if made["integrity"] != integrity:
-                sys.exit(f"{package}: its checksum is {made['integrity']}, not {integrity}")
+            (package_file,) = json.loads(packed)
+            if package_file["integrity"] != integrity:
+                sys.exit(f"{package}: its checksum is {package_file['integrity']}, not {integrity}")
             name = package.partition("@")[0]
-            with tarfile.open(Path(folder) / made["filename"]) as archive:
+            with tarfile.open(Path(folder) / package_file["filename"]) as archive:
                 script = _text(archive, f"package/build/{name}.min.js")
                 scripts.append(re.sub(r"//# sourceMappingURL=.*", "", script))  # the page has no maps beside it
                 if name == "vega-embed":
@@ -84,4 +82,5 @@ def _text(archive: tarfile.TarFile, name: str) -> str:
     return member.read().decode()
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,1 +1,1 @@
-"""Runs -> verdict; verdict -> terminal, markdown, JSON, page, and the README's table of results. No PyTorch, no Git."""
+"""Kept runs compared: the report's data, the verdict, the words for it, and a module for each way to show it."""

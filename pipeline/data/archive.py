@@ -1,13 +1,15 @@
 """Reading an archive in CIFAR-10's layout without trusting it.
 
-Members are read by an allow-list, in memory and one after the other: nothing is written to disk, so there is no half-made
-folder to find after a crash, and no name, link or device in the archive to follow. The batches are pickles, read by
+Members are read by an allow-list, in memory and one after the other: nothing is written to disk, so there is no half-written
+folder to clear away after a crash, and no name, link or device in the archive to follow. The batches are pickles, read by
 `pipeline.data.pickles`, which executes nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -41,28 +43,78 @@ def read(path: Path, name: str) -> Dataset:
     Raises:
         UserError: the archive is damaged, unsafe or not in the layout; names the file and the reason.
     """
-    found: dict[str, Any] = {}
+    contents: dict[str, Any] = {}
+    with _opened(path) as file:
+        for member, content in _members(file):
+            if member in contents:
+                raise UserError(f"{path}: {FOLDER}/{member} is there twice")
+            try:
+                contents[member] = _classes(content) if member == META else _batch(content)
+            except Refused as reason:
+                raise UserError(f"{path}: {FOLDER}/{member}: {reason}") from None
+    if missing := [member for member in MEMBERS if member not in contents]:
+        raise UserError(f"{path}: {FOLDER}/{missing[0]} is missing; there must be {', '.join(MEMBERS)}")
+    images, labels = zip(*(contents[member] for member in TRAINING), strict=True)
+    return Dataset(name, contents[META], np.concatenate(images), np.concatenate(labels), *contents[TEST])
+
+
+def check_kind(path: Path) -> None:
+    """Raise UserError when the file at `path` does not begin as a tar archive (gzipped or plain) does; names what it is."""
+    with _opened(path):
+        pass
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The tar archive in a file, once it is known to begin like one; what is wrong with it is told with its name."""
     try:
-        with _open(path) as file:
-            for member, content in _members(file):
-                if member in found:
-                    raise UserError(f"{path}: {FOLDER}/{member} is there twice")
-                try:
-                    found[member] = _classes(content) if member == META else _batch(content)
-                except Refused as reason:
-                    raise UserError(f"{path}: {FOLDER}/{member}: {reason}") from None
+        with contextlib.ExitStack() as stack:
+            file: BinaryIO = stack.enter_context(open(path, "rb"))
+            if gzipped := file.read(2) == b"\x1f\x8b":
+                file = cast(BinaryIO, stack.enter_context(gzip.open(path)))
+            file.seek(0)
+            header = file.read(tarfile.BLOCKSIZE)
+            try:
+                tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+            except tarfile.HeaderError:
+                if header.strip(b"\0") or not header:
+                    raise Refused(
+                        f"it is {'gzip of ' if gzipped else ''}{_kind(header)}; make one: tar czf images.tar.gz {FOLDER}"
+                    ) from None
+            file.seek(0)
+            yield file
     except (Refused, tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise UserError(f"{path}: not a whole archive in CIFAR-10's layout: {error}") from None
-    if missing := [member for member in MEMBERS if member not in found]:
-        raise UserError(f"{path}: {FOLDER}/{missing[0]} is missing; there must be {', '.join(MEMBERS)}")
-    images, labels = zip(*(found[member] for member in TRAINING), strict=True)
-    return Dataset(name, found[META], np.concatenate(images), np.concatenate(labels), *found[TEST])
 
 
-def _open(path: Path) -> BinaryIO:
-    with open(path, "rb") as file:
-        gzipped = file.read(2) == b"\x1f\x8b"
-    return cast(BinaryIO, gzip.open(path) if gzipped else open(path, "rb"))
+def _kind(start: bytes) -> str:
+    """What a file that is no tar archive is, by its first bytes."""
+    if not start:
+        return "an empty file"
+    if start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
+        return "a page (HTML or XML)"
+    named = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
+    return named or f"no tar archive (it begins with {shown(start[:16])})"
+
+
+_MAGIC = {
+    b"PK": "a ZIP archive",
+    b"\xfd7zXZ\0": "an xz file",
+    b"BZh": "a bzip2 file",
+    b"\x28\xb5\x2f\xfd": "a Zstandard file",
+    b"\x04\x22\x4d\x18": "an LZ4 file",
+    b"\x1f\x9d": "a compress file (.Z)",
+    b"\x1f\x8b": "gzip",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"Rar!": "a RAR archive",
+    b"\x89HDF": "an HDF5 file",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x80\x02": "a pickle, one batch without its archive",
+    b"\x80\x03": "a pickle, one batch without its archive",
+    b"\x80\x04": "a pickle, one batch without its archive",
+    b"\x80\x05": "a pickle, one batch without its archive",
+    b"\xef\xbb\xbf": "a text file",
+}
 
 
 def _members(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
@@ -80,20 +132,22 @@ def _members(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
         member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         padding = -member.size % tarfile.BLOCKSIZE
         is_file = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
-        if is_file and member.name in batches:
+        name = member.name.removeprefix("./")  # as in tar czf x.tgz ./cifar-10-batches-py
+        if is_file and name in batches:
             if not 0 <= member.size <= MEMBER_BYTES:
                 raise Refused(f"{member.name} claims {member.size} bytes; at most {MEMBER_BYTES} are read")
-            yield batches[member.name], _exactly(file, member.size)
+            yield batches[name], _exactly(file, member.size)
             _exactly(file, padding)
             continue
         ignored = (
-            (is_file and member.name == f"{FOLDER}/readme.html")  # the official archive holds it
-            or (member.isdir() and member.name == FOLDER)
+            (is_file and name == f"{FOLDER}/readme.html")  # the official archive holds it
+            or (is_file and re.fullmatch(rf"(?:{FOLDER}/)?(?:\._[^/]*|\.DS_Store)", name))  # macOS puts them there
+            or (member.isdir() and name in (FOLDER, "."))
             or member.type in (tarfile.XHDTYPE, tarfile.XGLTYPE)  # times and owners
         )
         if not ignored:
             kind = _KINDS.get(member.type, "of another kind")
-            raise Refused(f"member {shown(member.name)} ({kind}) does not belong there; pack {FOLDER}/ with the batches alone")
+            raise Refused(f"member {shown(member.name)} ({kind}) does not belong there; pack the folder {FOLDER} with the batches alone")
         spare -= tarfile.BLOCKSIZE + member.size + padding
         if member.size < 0 or spare < 0:
             raise Refused(f"more than {OTHER_BYTES} bytes beside the batches")
@@ -135,9 +189,9 @@ def _batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     return images.reshape(-1, 3, 32, 32), np.array(labels, np.uint8)
 
 
-def _pixels(found: Any) -> np.ndarray:
+def _pixels(recorded: Any) -> np.ndarray:
     """uint8 [n, 3072] from what a pickle says of an array."""
-    match found:
+    match recorded:
         case Recorded(state=(_, tuple() as shape, Recorded(args=(dtype, *_)), in_columns, bytes() as content)):
             pass
         case _:

@@ -1,7 +1,7 @@
 """One file over HTTP, verified: resumed where it stopped, tried again, taken from the next mirror.
 
 The checksum says what the file is, so what one mirror began another may finish, and a wrong or vanished mirror harms
-nothing. An unfinished file is called `NAME.part`.
+nothing. An unfinished file is called `NAME.part`. What is said of an address is said without its secrets.
 """
 
 from __future__ import annotations
@@ -10,25 +10,23 @@ import contextlib
 import email.utils
 import hashlib
 import os
-import queue
 import re
 import sys
-import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, NoReturn
-from urllib.parse import urljoin
+from typing import NoReturn
+from urllib.parse import urlsplit
 
 import requests
 
 from pipeline import files
-from pipeline.errors import UserError, printable, shown
+from pipeline.data.exchange import Failed, RetryPolicy, TryAgain, Unresolved, exchange
+from pipeline.errors import UserError, printable, shown, without_secrets
 from pipeline.progress import progress
 
-CHUNK_BYTES = 2**16
 LARGEST_BYTES = 2 * 2**30
 """What is read of a file whose size is not known beforehand."""
 HEADERS = {"Accept-Encoding": "identity", "User-Agent": "pipeline"}
@@ -43,63 +41,36 @@ class Expected:
     bytes: int | None = None
 
     def mismatch(self, path: Path) -> str | None:
-        """How the file at `path` differs, or None."""
+        """How the file at `path` differs, or None. Raises UserError when it cannot be read."""
         wanted = {name: value for name in ("bytes", "md5", "sha256") if (value := getattr(self, name)) is not None}
-        found = {name: path.stat().st_size if name == "bytes" else digest(path, name) for name in wanted}
-        if found == wanted:
+        actual = {name: path.stat().st_size if name == "bytes" else digest(path, name) for name in wanted}
+        if actual == wanted:
             return None
-        return "checksum mismatch: expected {}; got {}".format(*(", ".join(f"{k} {v}" for k, v in of.items()) for of in (wanted, found)))
+        return "checksum mismatch: expected {}; got {}".format(*(", ".join(f"{k} {v}" for k, v in of.items()) for of in (wanted, actual)))
 
 
 def digest(path: Path, name: str) -> str:
     """A file's hash called `name`, in hex. Raises UserError when it cannot be read."""
-    made = hashlib.new(name, usedforsecurity=False)
+    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for its other end
+        raise UserError(f"{path}: cannot be read: not a plain file")
     try:
         with open(path, "rb") as file:
-            return hashlib.file_digest(file, lambda: made).hexdigest()
+            return hashlib.file_digest(file, lambda: hashlib.new(name, usedforsecurity=False)).hexdigest()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long to go on with one mirror."""
-
-    attempts: int = 4
-    """In a row that bring less than `worthwhile_bytes`."""
-    worthwhile_bytes: int = 2**20
-    first_wait_seconds: float = 1.0
-    """Before the second attempt; then twice as long each time."""
-    longest_wait_seconds: float = 30.0
-    """Whatever a server asks for with Retry-After."""
-    window_seconds: float = 30.0
-    window_bytes: int = 2**16
-    """An attempt that brings less in a window, from looking up the name to the last byte, has stalled."""
-
-
-class _Failed(Exception):
-    """Why this mirror is given up."""
-
-
-class _Again(Exception):
-    """Why an attempt failed that may succeed next time; with the seconds that the server asks us to wait."""
-
-    def __init__(self, reason: str, wait_seconds: float = 0) -> None:
-        super().__init__(reason)
-        self.wait_seconds = wait_seconds
 
 
 class _Mismatch(Exception):
     """What came is not the file."""
 
 
-def fetch(urls: Sequence[str], path: Path, expected: Expected, patience: Patience, offline: str) -> None:
+def fetch(urls: Sequence[str], path: Path, expected: Expected, policy: RetryPolicy, *remedies: str) -> None:
     """Put the file that is at each of `urls` at `path`, unless it is there.
 
     Raises:
-        UserError: no mirror gave it; names each and why, where to put the file by hand, and `offline`: how to do without it.
+        UserError: no mirror gave it; names each and why. Its remedies are to put the file there by hand, and `remedies`.
     """
-    failures = []
+    failures, unresolved = [], []
     if os.path.exists(path):
         wrong = expected.mismatch(path)
         if wrong is None:
@@ -114,28 +85,34 @@ def fetch(urls: Sequence[str], path: Path, expected: Expected, patience: Patienc
             files.finish(part, path)
             return  # a process was killed before it could
         for url in urls:
+            mirror = _Mirror(url, part, expected, policy)
             try:
-                _Mirror(url, part, expected, patience).complete()
-            except _Failed as reason:
-                failures.append(f"{url}: {reason}")
-                print(failures[-1], file=sys.stderr)
+                mirror.complete()
+            except Failed as reason:
+                failures.append(f"{mirror.name}: {reason}")
+                print(printable(failures[-1]), file=sys.stderr)
+                if isinstance(reason.__cause__, Unresolved):
+                    unresolved.append(urlsplit(url).hostname or mirror.name)
             else:
                 files.finish(part, path)
                 return
-    raise UserError(f"cannot get {path.name}: {'; '.join(failures)}; put the file at {path} by hand, or {offline}")
+    if len(unresolved) == len(urls):
+        failures[-len(urls) :] = [f"no network: no name resolves ({', '.join(dict.fromkeys(unresolved))})"]
+    raise UserError(f"cannot get {path.name}: {'; '.join(failures)}", f"put the file at {path} by hand", *remedies)
 
 
 class _Mirror:
     """One place to get the file from."""
 
-    def __init__(self, url: str, part: Path, expected: Expected, patience: Patience) -> None:
-        self.url, self.part, self.expected, self.patience = url, part, expected, patience
+    def __init__(self, url: str, part: Path, expected: Expected, policy: RetryPolicy) -> None:
+        self.url, self.name = url, without_secrets(url)
+        self.part, self.expected, self.policy = part, expected, policy
         self.version: str | None = None
         """What the server calls this version of the file."""
 
     def complete(self) -> None:
-        """Complete and verify the part, in several attempts. Raises _Failed."""
-        left, wait, mismatches = self.patience.attempts, self.patience.first_wait_seconds, 0
+        """Complete and verify the part, in several attempts. Raises Failed."""
+        left, wait, mismatches = self.policy.attempts, self.policy.first_wait_seconds, 0
         most = 0  # that an attempt reached here: what is brought once more after a part was discarded is no progress
         while True:
             had = _size(self.part)
@@ -148,19 +125,21 @@ class _Mirror:
                 self._discard()
                 mismatches, most = mismatches + 1, 0
                 if not had or mismatches > 1:
-                    raise _Failed(mismatch) from None
-                again = _Again("what was there before was of another file")
-            except _Again as failure:
-                again = failure
+                    raise Failed(mismatch) from None
+                failure = TryAgain("what was there before was of another file")
+            except TryAgain as reason:
+                failure = reason
+                if isinstance(failure, Unresolved) and not most:  # the network did not break down, there is none
+                    raise Failed(failure) from failure
             left -= 1
             size = _size(self.part)
-            if size - max(had, most) >= self.patience.worthwhile_bytes:
-                left, wait = self.patience.attempts, self.patience.first_wait_seconds
+            if size - max(had, most) >= self.policy.worthwhile_bytes:
+                left, wait = self.policy.attempts, self.policy.first_wait_seconds
             most = max(most, size)
             if left == 0:
-                raise _Failed(f"{again} ({self.patience.attempts} attempts)")
-            pause = min(max(wait, again.wait_seconds), self.patience.longest_wait_seconds)
-            print(f"{self.url}: {again}; trying again in {pause:g} s", file=sys.stderr)
+                raise Failed(f"{failure} ({self.policy.attempts} attempts)")
+            pause = min(max(wait, failure.wait_seconds), self.policy.longest_wait_seconds)
+            print(printable(f"{self.name}: {failure}; trying again in {pause:g} s"), file=sys.stderr)
             time.sleep(pause)
             wait *= 2
 
@@ -169,7 +148,7 @@ class _Mirror:
             self.part.unlink(missing_ok=True)
 
     def _attempt(self) -> None:
-        """Bring the part to its full size with one request. Raises _Failed, _Again or _Mismatch."""
+        """Bring the part to its full size with one request. Raises Failed, TryAgain or _Mismatch."""
         start = _size(self.part)
         if self.expected.bytes is not None and start >= self.expected.bytes:
             start = 0
@@ -178,12 +157,12 @@ class _Mirror:
             headers["Range"] = f"bytes={start}-"
             if self.version:
                 headers["If-Range"] = self.version
-        with contextlib.closing(_exchange(self.url, headers, self.patience)) as exchange:
-            response: requests.Response = next(exchange)
+        with contextlib.closing(exchange(self.url, headers, self.policy)) as items:
+            response: requests.Response = next(items)
             if response.status_code == HTTPStatus.PARTIAL_CONTENT and start:
-                if not re.match(rf"bytes {start}-", found := response.headers.get("Content-Range", "")):
+                if not re.match(rf"bytes {start}-", content_range := response.headers.get("Content-Range", "")):
                     self._discard()
-                    raise _Again(f"asked for the bytes from {start} on, got {shown(found)}")
+                    raise TryAgain(f"asked for the bytes from {start} on, got {shown(content_range)}")
             elif response.status_code == HTTPStatus.OK:
                 start = 0
             else:
@@ -194,20 +173,20 @@ class _Mirror:
             total = start + int(length) if re.fullmatch(r"\d{1,15}", length) else None
             wanted = self.expected.bytes
             if total is not None and wanted is not None and total != wanted:
-                found = f"bytes {total}, type {shown(response.headers.get('Content-Type'))}"
-                raise _Failed(f"checksum mismatch: expected bytes {wanted}, sha256 {self.expected.sha256}; got {found}")
-            self._receive(exchange, start, total or wanted)
+                got = f"bytes {total}, type {shown(response.headers.get('Content-Type'))}"
+                raise Failed(f"checksum mismatch: expected bytes {wanted}, sha256 {self.expected.sha256}; got {got}")
+            self._receive(items, start, total or wanted)
 
     def _refuse(self, response: requests.Response) -> NoReturn:
         """Raise what an answer other than the file means."""
         status = response.status_code
-        reason = printable(f"HTTP {status} {response.reason or '':.80}".rstrip())
+        reason = f"HTTP {status} {response.reason or '':.80}".rstrip()
         if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             self._discard()
-            raise _Again(reason)
+            raise TryAgain(reason)
         if status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS) or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            raise _Again(reason, _seconds(response.headers.get("Retry-After", "")))
-        raise _Failed(reason)
+            raise TryAgain(reason, _seconds(response.headers.get("Retry-After", "")))
+        raise Failed(reason)
 
     def _receive(self, chunks: Iterator[bytes], start: int, total: int | None) -> None:
         """Append `chunks` to the first `start` bytes of the part, which should become `total` where that is known."""
@@ -222,7 +201,7 @@ class _Mirror:
                     raise _Mismatch(f"checksum mismatch: expected sha256 {self.expected.sha256}; got more than {most} bytes")
                 show(_megabytes(size) if size == full else size // 10**6, "")
         if total is not None and size < total:
-            raise _Again(f"the connection ended after {size} of {total} bytes")
+            raise TryAgain(f"the connection ended after {size} of {total} bytes")
 
 
 def _size(path: Path) -> int:
@@ -241,79 +220,3 @@ def _seconds(text: str) -> float:
         return email.utils.parsedate_to_datetime(text).timestamp() - time.time()
     except (ValueError, TypeError, OverflowError):
         return 0.0
-
-
-def _exchange(url: str, headers: dict[str, str], patience: Patience) -> Generator[Any, None, None]:
-    """The response to a GET, then its body in chunks, unless it stalls.
-
-    Another thread does the waiting: no time-out of a socket covers the lookup of a name, or headers and bodies that come byte
-    by byte.
-    """
-    items: queue.Queue[Any] = queue.Queue(maxsize=16)
-    over = threading.Event()
-
-    def work() -> None:
-        try:
-            with Session() as session, session.get(url, headers=headers, stream=True, timeout=patience.window_seconds) as response:
-                items.put(response)
-                while not over.is_set() and (chunk := response.raw.read1(CHUNK_BYTES)):
-                    items.put(chunk)
-            items.put(None)
-        except Exception as error:
-            items.put(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        yield from _in_time(items, patience)
-    finally:
-        over.set()
-        with contextlib.suppress(queue.Empty):  # where the thread waits for room
-            while True:
-                items.get_nowait()
-
-
-def _in_time(items: queue.Queue[Any], patience: Patience) -> Iterator[Any]:
-    """What comes out of `items` up to None. Raises _Failed or _Again for an exception, and _Again when too little comes."""
-    end, got = time.monotonic() + patience.window_seconds, 0
-    while True:
-        try:
-            item = items.get(timeout=max(0, end - time.monotonic()))
-        except queue.Empty:
-            item = b""
-        match item:
-            case None:
-                return
-            case requests.exceptions.SSLError() | requests.TooManyRedirects() | ValueError():  # ValueError: not a URL
-                raise _Failed(_reason(item))
-            case Exception():
-                raise _Again(_reason(item))
-            case bytes():
-                got += len(item)
-        if item != b"":
-            yield item
-        if time.monotonic() >= end:
-            if got < patience.window_bytes:
-                raise _Again(f"stalled: {got} bytes in {patience.window_seconds:g} s")
-            end, got = time.monotonic() + patience.window_seconds, 0
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause, without the libraries' wrapping around it."""
-    while inner := error.__cause__ or error.__context__:
-        error = inner
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-class InsecureRedirect(requests.TooManyRedirects):
-    """From https to http."""
-
-
-class Session(requests.Session):
-    """requests' session (which honours the proxy variables), where https never becomes http."""
-
-    def get_redirect_target(self, resp: requests.Response) -> str | None:
-        """Where a response redirects to, or None. Raises InsecureRedirect."""
-        target = super().get_redirect_target(resp)
-        if target and resp.url.lower().startswith("https:") and not urljoin(resp.url, target).lower().startswith("https:"):
-            raise InsecureRedirect(f"redirected from https to {urljoin(resp.url, target)}")
-        return target

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pipeline.data.dataset import Dataset
-from pipeline.draws import integers, permutation
+from pipeline.draws import permutation, random_integers
 
 PATTERNS: dict[str, Callable[..., np.ndarray]] = {
     "disc": lambda dx, dy, r, w: dx * dx + dy * dy <= r * r,
@@ -41,12 +41,12 @@ NOISE_POOL = 2**20
 NOISE = 96
 """A pixel's noise is drawn evenly from -NOISE to NOISE."""
 BLOCK = 500
-"""Images made at once: what they need fits in the processor's cache."""
+"""Images drawn at once: what they need fits in the processor's cache."""
 
 
-def make() -> Dataset:
-    """The set: 10,000 training and 2,000 test images of 32 x 32 pixels; as many of each class; every call gives the same."""
-    return Dataset("synthetic", CLASSES, *_split("train", TRAIN), *_split("test", TEST))
+def make(train: int = TRAIN, test: int = TEST) -> Dataset:
+    """The set: `train` and `test` images of 32 x 32 pixels, as many of each class; every call with the same numbers gives the same."""
+    return Dataset("synthetic", CLASSES, *_split("train", train), *_split("test", test))
 
 
 def _split(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -55,13 +55,13 @@ def _split(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
 
     def drawn(what: str, low: int, high: int, per_image: int = 1) -> np.ndarray:
         """int16 [count, per_image], from `low` to `high`."""
-        numbers = integers(f"synthetic/{split}/{what}", 2**20, count * per_image) * (high - low + 1) >> 20
+        numbers = random_integers(f"synthetic/{split}/{what}", 2**20, count * per_image) * (high - low + 1) >> 20
         return (numbers + low).astype(np.int16).reshape(count, per_image)
 
     x, y, radius = drawn("x", 14, 17), drawn("y", 14, 17), drawn("radius", 8, 11)
     width, ground, contrast = drawn("width", 3, 4), drawn("ground", 0, 64, 3), drawn("contrast", 0, 240)
-    start = integers(f"synthetic/{split}/noise", NOISE_POOL // 2, count)
-    pool = (integers("synthetic/noise", 2**16, NOISE_POOL) * (2 * NOISE + 1) >> 16).astype(np.int16) - np.int16(NOISE)
+    start = random_integers(f"synthetic/{split}/noise", NOISE_POOL // 2, count)
+    pool = (random_integers("synthetic/noise", 2**16, NOISE_POOL) * (2 * NOISE + 1) >> 16).astype(np.int16) - np.int16(NOISE)
 
     images = np.empty((count, 3, SIDE, SIDE), np.uint8)
     for first in range(0, count, BLOCK):

@@ -68,6 +68,10 @@ class Exact:
         softmax = loss.Softmax(logits)
         return softmax.losses(labels), loss.first_maximum(logits), softmax.probabilities.amax(1).float()
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The softmax of float32 logits [N, C], float32 [N, C]; a row's largest is its confidence in `scores`."""
+        return loss.Softmax(logits).probabilities.float()
+
     def mean(self, losses: Tensor) -> float:
         """The mean of float64 losses [N]."""
         return float(loss.mean(losses))

@@ -58,6 +58,10 @@ class Native:
         confidences, predicted = torch.softmax(logits, 1).max(1)
         return F.cross_entropy(logits, labels, reduction="none").double(), predicted, confidences
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The softmax of float32 logits [N, C], float32 [N, C]; a row's largest is its confidence in `scores`."""
+        return torch.softmax(logits, 1)
+
     def mean(self, losses: Tensor) -> float:
         """The mean of float64 losses [N]."""
         return float(losses.mean())

@@ -6,17 +6,18 @@ A training's environment waits under `.cache/` for the evaluation that keeps the
 from __future__ import annotations
 
 import hashlib
-import math
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from pipeline import files, schema
-from pipeline.errors import UserError
 from pipeline.inputs import CACHE
 from pipeline.runs.outputs import Model, read_bytes
+from pipeline.schema import Finite
 
 WAITING = CACHE / "environments"
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1, description="a whole number from 0")]
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -25,8 +26,10 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     device: str | None = None
     """As params.yaml names it."""
     hardware: str | None = None
-    """The device's own name."""
-    threads: int | None = None
+    """The device's own name; of workers on unlike devices all names."""
+    threads: Count | None = None
+    workers: Count | None = None
+    """Processes that trained together."""
     cpu_capability: str | None = None
     """The instruction set of PyTorch's kernels."""
     platform: str | None = None
@@ -34,13 +37,13 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     torch: str | None = None
     cuda: str | None = None
     driver: str | None = None
-    cudnn: int | None = None
+    cudnn: Count | None = None
     compute_capability: str | None = None
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Of an evaluation."""
-    seconds_per_epoch: float | None = None
-    images_per_second: float | None = None
-    peak_memory_bytes: int | None = None
+    seconds_per_epoch: Finite | None = None
+    images_per_second: Finite | None = None
+    peak_memory_bytes: Count | None = None
 
 
 MEASURED = ("seconds_per_epoch", "images_per_second", "peak_memory_bytes")
@@ -60,12 +63,8 @@ def lasting(facts: Facts | None) -> Facts | None:
 
 
 def read(path: Path) -> Environment:
-    """Read an environment. Raises UserError when it is missing, damaged or not finite."""
-    environment = schema.decode(Environment, read_bytes(path), str(path))
-    for facts in (environment.train, environment.evaluate):
-        if facts and not all(math.isfinite(getattr(facts, name) or 0) for name in MEASURED):
-            raise UserError(f"{path}: damaged: a number in it is not finite")
-    return environment
+    """Read an environment. Raises UserError when it is missing or damaged."""
+    return schema.decode(Environment, read_bytes(path), str(path))
 
 
 def await_evaluation(model: Model, facts: Facts) -> None:

@@ -8,14 +8,13 @@ import io
 import itertools
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 
-from pipeline import files, schema, tensors
+from pipeline import files, paths, schema, tensors
 from pipeline.errors import UserError
 from pipeline.runs.provenance import Provenance
 from pipeline.tensors import Tensors
@@ -39,8 +38,7 @@ class Step(NamedTuple):
     loss: float
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(msgspec.Struct, frozen=True, gc=False):
     """A row of the predictions: class names, and the softmax probability of the predicted class."""
 
     index: int
@@ -82,10 +80,11 @@ class _Metadata(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def write_training(folder: Path, weights: Tensors, history: Iterable[Step], provenance: Provenance) -> None:
-    """Write a training's outputs: its history, whose losses must be float32s, then float32 weights that name it and what trained them."""
-    _write_csv(folder / HISTORY, Step._fields, ((s.step, s.epoch, np.float32(s.loss)) for s in history))
-    metadata = msgspec.json.encode(_Metadata(provenance, sha256(folder / HISTORY)), order="sorted").decode()
-    tensors.write(folder / MODEL, weights, ("training", metadata))
+    """Write a training's outputs: float32 weights that name their history and what trained them, and that history, of float32 losses."""
+    rows = _csv(Step._fields, ((s.step, s.epoch, np.float32(s.loss)) for s in history))
+    metadata = _Metadata(provenance, hashlib.sha256(rows).hexdigest())
+    tensors.write(folder / MODEL, weights, ("training", msgspec.json.encode(metadata, order="sorted").decode()))
+    files.write_bytes(folder / HISTORY, rows)
 
 
 def read_weights(folder: Path) -> dict[str, np.ndarray]:
@@ -136,7 +135,7 @@ def write_evaluation(folder: Path, metrics: Metrics, predictions: Iterable[Predi
     """Write an evaluation's outputs; `confidence` must be a float32's value."""
     files.write_json(folder / METRICS, msgspec.to_builtins(metrics))
     rows = ((p.index, p.actual, p.predicted, np.float32(p.confidence)) for p in predictions)
-    _write_csv(folder / PREDICTIONS, Prediction.__slots__, rows)
+    files.write_bytes(folder / PREDICTIONS, _csv(Prediction.__struct_fields__, rows))
 
 
 def read_metrics(folder: Path) -> Metrics:
@@ -151,7 +150,7 @@ def read_metrics(folder: Path) -> Metrics:
 
 def read_predictions(folder: Path) -> list[Prediction]:
     """Read the predictions. Raises UserError when they are missing, empty, damaged or not finite."""
-    predictions = _read_csv(folder / PREDICTIONS, Prediction.__slots__, lambda a, b, c, d: Prediction(int(a), b, c, _float32(d)))
+    predictions = _read_csv(folder / PREDICTIONS, Prediction.__struct_fields__, lambda a, b, c, d: Prediction(int(a), b, c, _float32(d)))
     if any(p.index != i for i, p in enumerate(predictions)):
         raise UserError(f"{folder / PREDICTIONS}: damaged: the column 'index' must count from 0; run `dvc repro` again")
     return predictions
@@ -168,19 +167,19 @@ def sha256(path: Path) -> str:
 def read_bytes(path: Path) -> bytes:
     """A part of a run. Raises UserError when it is missing or cannot be read."""
     try:
-        return files.plain(path).read_bytes()
+        return paths.plain(path).read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: not found; this is not a whole run") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+def _csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    files.write_text(path, text.getvalue())
+    return text.getvalue().encode()
 
 
 def _read_csv(path: Path, header: tuple[str, ...], row: Callable[..., Row]) -> list[Row]:

@@ -29,22 +29,26 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 def described_by(params: Params, numerics: str, data: Description, code: str) -> Provenance:
     """The training that `params` describe, with this version of the numerics, on this data set, by these sources."""
-    return Provenance(data=data, seed=params.seed, numerics=numerics, train=params.train, code=code)
+    workers = params.workers if numerics == "native" else None
+    return Provenance(data=data, seed=params.seed, numerics=numerics, train=params.train, code=code, workers=workers)
 
 
 def differences(found: Provenance, wanted: Provenance) -> list[str]:
     """What differs between two trainings, a phrase each; the sources apart, which may differ and give the same bits."""
-    flat, others = _flat(found), _flat(wanted)
-    return [f"{key} is {_short(flat[key])}, not {_short(others[key])}" for key in flat if key != "code" and flat[key] != others[key]]
+    flat, others = flattened(found), flattened(wanted)
+    differing = [key for key in flat if key != "code" and flat[key] != others[key]]
+    return [f"{key} is {abbreviated(flat[key])}, not {abbreviated(others[key])}" for key in differing]
 
 
-def _flat(provenance: Provenance) -> dict[str, Any]:
+def flattened(provenance: Provenance) -> dict[str, Any]:
+    """All fields as builtin types, those of a field under dotted names, such as `train.lr`."""
     flat: dict[str, Any] = {}
     for key, value in msgspec.to_builtins(provenance).items():
         flat |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
     return flat
 
 
-def _short(value: object) -> str:
+def abbreviated(value: object) -> str:
+    """A value for a sentence: 12 digits of a digest are enough."""
     text = str(value)
     return f"{text:.12}..." if len(text) > 40 else text

@@ -1,0 +1,39 @@
+"""A run of the synthetic set with drawn weights: what `predict` and `export` need, in a second and without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline import device, evaluation, numerics
+from pipeline.data import synthetic
+from pipeline.data.dataset import Dataset
+from pipeline.model import SimpleCNN, initialise
+from pipeline.params import Evaluate, Train
+from pipeline.runs import outputs
+from pipeline.runs.outputs import Model
+from pipeline.runs.provenance import Provenance
+
+DATA = synthetic.make()
+VERSION = numerics.select("exact", torch.device(device.CPU)).version
+
+
+def write(folder: Path, name: str = VERSION, data: Dataset = DATA, scale: float = 3.0, images: int = synthetic.TEST) -> Model:
+    """A run in `folder` whose weights are initial ones times `scale`, so that confidences of all sizes occur.
+
+    Its predictions are the evaluation's, of the first test images.
+    """
+    module = SimpleCNN()
+    initialise(module, seed=3)
+    weights = {key: tensor.numpy() * np.float32(scale) for key, tensor in module.state_dict().items()}
+    train = Train(epochs=1, batch_size=64, lr=0.01, momentum=0.9, log_every=10)
+    provenance = Provenance(data=data.description, seed=3, numerics=name, train=train, code="c" * 64)
+    outputs.write_training(folder, weights, [outputs.Step(1, 1, 2.0)], provenance)
+    if name in (VERSION, "native"):
+        on = torch.device(device.CPU)
+        some = Dataset(data.name, data.classes, data.train_images, data.train_labels, data.test_images[:images], data.test_labels[:images])
+        done = evaluation.evaluate(weights, some, on, numerics.select(name, on), Evaluate(batch_size=500))
+        outputs.write_evaluation(folder, done.metrics, done.predictions)
+    return outputs.read_model(folder)

@@ -1,0 +1,66 @@
+"""The command line: what is printed for what went wrong, and the exit code, which is a verdict only where there is one."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from pipeline import cli, params
+from pipeline.errors import UserError
+
+
+def answer(*words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    return cli.answer(list(words)), capsys.readouterr().err
+
+
+def raising(error: BaseException):
+    def load(*_: object) -> None:
+        raise error
+
+    return load
+
+
+@pytest.mark.fault(59)
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["compare", "--html", ""], "--html has an empty value"),
+        (["compare", "--html="], "--html has an empty value"),
+        (["compare", "a", ""], "an argument is empty"),
+        (["evaluate", "--run", "", "--device", "cpu"], "--run has an empty value"),
+        (["demo", "--folder="], "--folder has an empty value"),
+        ([""], "an argument is empty"),
+    ],
+)
+def test_an_empty_argument_is_not_taken_for_the_current_folder(words, what, capsys):
+    expected = f"error: {what}: give it a value or leave it out (see python -m pipeline --help)\n"
+    assert answer(*words, capsys=capsys) == (2, expected)
+
+
+def test_the_remedies_of_a_mistake_stand_on_lines_of_their_own(monkeypatch, capsys):
+    error = UserError("no network")
+    error.remedies = ("put the file there", "work\x1b[2J offline")
+    monkeypatch.setattr(params, "load", raising(error))
+    assert answer("compare", capsys=capsys) == (2, "error: no network\n  put the file there\n  work\ufffd[2J offline\n")
+
+
+@pytest.mark.fault(54)
+@pytest.mark.parametrize("error", [ValueError("ours"), RecursionError(), MemoryError(), AssertionError()])
+def test_a_mistake_of_ours_is_no_verdict(error, monkeypatch, capsys):
+    monkeypatch.setattr(params, "load", raising(error))
+    code, said = answer("compare", capsys=capsys)
+    assert code == 70
+    assert said.startswith("Traceback")
+    assert said.endswith("error: this is a mistake of the pipeline's: please report it with the lines above\n")
+
+
+@pytest.mark.fault(54)
+def test_a_refusal_of_the_operating_system_that_nobody_explained_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(params, "load", raising(PermissionError(13, "Permission denied", "params.yaml")))
+    assert answer("compare", capsys=capsys) == (2, "error: [Errno 13] Permission denied: 'params.yaml'\n")
+
+
+def test_a_name_that_no_terminal_shows_is_shown_as_far_as_it_can_be(capsys):
+    code, said = answer("fingerprint", os.fsdecode(b"run\xff\x07"), capsys=capsys)
+    assert (code, said) == (2, "error: run\ufffd\ufffd/model.safetensors: not found; run `dvc repro` first, or name a folder under runs/\n")

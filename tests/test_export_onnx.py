@@ -1,0 +1,95 @@
+"""`export --to FILE.onnx`: bytes in, the run's classes out, checked before it is written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.data import dataset
+from pipeline.errors import UserError
+from pipeline.export import export
+from pipeline.predict import Network
+from tests import network_runs
+from tests.network_runs import DATA
+
+onnx = pytest.importorskip("onnx", reason="onnx is not installed (pip install -r requirements/export.txt)")
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install -r requirements/export.txt)")
+
+
+@pytest.fixture(params=[network_runs.VERSION, "native"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a run in run/ and no data set."""
+    monkeypatch.chdir(tmp_path)
+    network_runs.write(tmp_path / "run", request.param, images=50)
+    return tmp_path
+
+
+def test_the_model_takes_bytes_in_any_number_and_gives_the_runs_classes(folder: Path) -> None:
+    export(Path("run"), Path("net.onnx"))
+    session = onnxruntime.InferenceSession("net.onnx")
+    network = Network(network_runs.outputs.read_model(folder / "run"), "cpu")
+    for count in (1, 7, 300):
+        logits, probabilities = session.run(None, {"images": DATA.test_images[:count]})
+        ours = network(DATA.test_images[:count])
+        assert logits.shape == (count, 10)
+        np.testing.assert_allclose(logits, ours.logits, atol=1e-3)
+        np.testing.assert_allclose(probabilities, ours.confidences, atol=1e-3)
+        assert (logits.argmax(1) == ours.logits.argmax(1)).all()
+
+
+def test_its_metadata_names_the_classes_and_the_weights(folder: Path) -> None:
+    export(Path("run"), Path("net.onnx"))
+    made, model = onnx.load("net.onnx"), network_runs.outputs.read_model(folder / "run")
+    facts = {entry.key: entry.value for entry in made.metadata_props}
+    assert json.loads(facts["classes"]) == list(DATA.classes)
+    assert facts["fingerprint"] == model.fingerprint
+    assert (facts["data"], facts["numerics"], facts["seed"]) == ("synthetic", model.provenance.numerics, "3")
+    assert "no promise of bits" in made.doc_string
+
+
+def test_the_same_run_gives_the_same_file(folder: Path) -> None:
+    export(Path("run"), Path("a.onnx"))
+    export(Path("run"), Path("b.onnx"))
+    assert Path("a.onnx").read_bytes() == Path("b.onnx").read_bytes()
+
+
+def test_it_is_checked_on_the_test_images_where_they_are_there_and_else_on_drawn_ones(folder: Path) -> None:
+    assert "on 1,000 drawn images (data/dataset.safetensors does not hold the run's data set)" in export(Path("run"), Path("net.onnx"))[1]
+    DATA.save()
+    assert "on 2,000 test images of synthetic: logits at most " in export(Path("run"), Path("net.onnx"))[1]
+    assert dataset.load().digest == DATA.digest
+
+
+@pytest.mark.parametrize("wrong", ["fc3.bias", "conv1.weight"])
+def test_a_model_that_computes_something_else_is_not_written(folder: Path, monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    import onnx.numpy_helper
+
+    right = onnx.numpy_helper.from_array
+    monkeypatch.setattr(onnx.numpy_helper, "from_array", lambda array, name: right(array * 1.01 if name == wrong else array, name))
+    with pytest.raises(UserError, match="nothing is written"):
+        export(Path("run"), Path("net.onnx"))
+    assert not Path("net.onnx").exists()
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_a_missing_package_is_one_line_that_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError) as refused:
+        export(Path("run"), Path("net.onnx"))
+    assert str(refused.value) == (f"export to ONNX needs the package '{package}': pip install --require-hashes -r requirements/export.txt")
+    assert not Path("net.onnx").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(folder: Path) -> None:
+    Path("file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        export(Path("run"), Path("file/net.onnx"))
+
+
+def test_another_ending_is_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"--to net\.pt: the name must end in \.onnx or \.html"):
+        export(Path("run"), Path("net.pt"))

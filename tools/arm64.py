@@ -1,0 +1,170 @@
+"""`make test-arm64`: the goldens and some training steps on ARM64, emulated by QEMU on an x86-64 Debian; nothing is installed.
+
+Debian's arm64 Python, QEMU and PyTorch's aarch64 wheel are unpacked into `.cache/arm64`, once: an interrupted set-up goes on where
+it stopped, and one that is there is used. QEMU's user mode runs single programs, so neither root nor a virtual machine is needed.
+The emulated processor has the newest instructions that QEMU knows (`-cpu max`, with SVE).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pipeline.errors import UserError
+from tools import packages
+from tools.packages import PROJECT
+
+FOLDER = PROJECT / ".cache" / "arm64"
+TORCH = "2.10.0"
+"""The newest whose aarch64 wheel on the package index computes on the CPU alone: later ones need NVIDIA's packages to be imported."""
+DEBIAN = ("python3", "libstdc++6", "qemu-user-static:amd64")
+PYTHON = ("numpy", "safetensors", "msgspec", "ruamel.yaml", "typer")
+"""What the pipeline imports for goldens and training, beside PyTorch."""
+GOLDENS = """
+import sys
+from tests import goldens
+differences = {case: goldens.first_difference(lines(goldens.Pipeline()), goldens.golden(case)) for case, lines in goldens.CASES.items()}
+for case, difference in differences.items():
+    print(f"  {case}: {difference or 'the golden'}", flush=True)
+sys.exit(any(differences.values()))
+"""
+APT = """
+APT::Architecture "arm64";
+#clear APT::Architectures;
+APT::Architectures {{ "arm64"; "amd64"; }};
+APT::Install-Recommends "false";
+APT::Sandbox::User "";
+Acquire::Languages "none";
+Acquire::Retries "3";
+Dir::State "{folder}";
+Dir::State::status "{folder}/status";
+Dir::State::lists "{folder}/lists";
+Dir::Cache "{folder}";
+"""
+
+
+def main() -> None:
+    """Set up, run, compare; exit code 0 if exact gives what it gives here and native does not, 1 if not, 2 if something is missing."""
+    try:
+        if problem := missing():
+            raise UserError(f"make test-arm64: {problem}")
+        sys.exit(0 if check() else 1)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def missing() -> str | None:
+    """What this machine lacks, with the remedy, or None."""
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        return f"this is {platform.system()} on {platform.machine()}, not Linux on x86_64; on an ARM64 machine `make test` does it"
+    if programs := [name for name in ("apt-get", "dpkg-deb", "tar") if not shutil.which(name)]:
+        return f"{' and '.join(programs)} not found; use Debian, or its container"
+    return None
+
+
+def check() -> bool:
+    """Run goldens and steps, emulated, and say what came of each; whether all is as it must be."""
+    start = time.monotonic()
+    program = emulated()
+    print(f"Debian's Python and PyTorch {TORCH} for aarch64 are in {FOLDER} ({time.monotonic() - start:.0f} s)", flush=True)
+    here = _steps([sys.executable], 1, "exact", "native")
+    one, two = _steps(program, 1, "exact", "native"), _steps(program, 2, "exact")
+    print(f"the weights after some steps: x86-64 {here[0]}, ARM64 with 1 thread {one[0]}, with 2 threads {two[0]}")
+    print(f"native numerics:              x86-64 {here[1]}, ARM64 {one[1]}", flush=True)
+    same = here[0] == one[0] == two[0]
+    other = here[1] != one[1]
+    goldens = _run([*program, "-c", GOLDENS], 1)
+    print(goldens.stdout + "".join(goldens.stderr.splitlines(keepends=True)[-1:] if goldens.returncode else []), end="", flush=True)
+    golden = goldens.returncode == 0
+    said = "exact is the same" if same else "exact is NOT the same"
+    said += ", native is another" if other else ", native is the SAME, so this proves nothing"
+    print(f"{said}, the goldens are {'met' if golden else 'NOT met'}; all in {time.monotonic() - start:.0f} s")
+    return same and other and golden
+
+
+def emulated() -> list[str]:
+    """The command that runs an ARM64 Python with what the pipeline needs, set up if it is not there yet. Raises UserError."""
+    root = _system()
+    interpreter = (root / "usr/bin/python3").resolve()
+    site = _packages(interpreter.name.removeprefix("python"))
+    (emulator,) = (root / "emulator").iterdir()
+    return ["env", f"PYTHONPATH={site}:{PROJECT}", str(emulator), "-cpu", "max", "-L", str(root), str(interpreter)]
+
+
+def _system() -> Path:
+    """A folder with Debian's files for arm64 and, in `emulator`, QEMU for this machine."""
+    root = FOLDER / f"system-{_key(DEBIAN, Path('/etc/os-release').read_text())}"
+    if root.exists():
+        return root
+    apt = FOLDER / "apt"
+    for folder in ("lists/partial", "archives/partial"):
+        (apt / folder).mkdir(parents=True, exist_ok=True)
+    (apt / "status").touch()
+    (apt / "apt.conf").write_text(APT.format(folder=apt))
+    _apt(apt, "Debian's list of packages for arm64", "update")
+    _apt(apt, "Debian's packages for arm64", "install", "-y", "--download-only", *DEBIAN)
+    part = root.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
+    (part / "emulator").mkdir(parents=True)
+    for package in sorted((apt / "archives").glob("*.deb")):
+        if package.name.startswith("qemu-"):
+            unpacked = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE)
+            filtered = ["--wildcards", "./usr/bin/qemu-aarch64*", "--exclude", "*_be*", "--strip-components", "3"]
+            subprocess.run(["tar", "x", "-C", part / "emulator", *filtered], stdin=unpacked.stdout, check=True)
+            if unpacked.wait():
+                raise UserError(f"{package}: cannot be unpacked; remove it and run again")
+        else:
+            subprocess.run(["dpkg-deb", "-x", package, part], check=True)
+    part.rename(root)
+    shutil.rmtree(apt)
+    return root
+
+
+def _packages(version: str) -> Path:
+    """A folder with PyTorch and what the pipeline imports, for aarch64 and this version of Python."""
+    site = FOLDER / f"site-{_key((TORCH, version, *PYTHON), packages.LOCKED.read_text())}"
+    if not site.exists():
+        part = site.with_suffix(".part")
+        packages.install([f"torch=={TORCH}", *PYTHON], part, version, "aarch64-manylinux_2_28")
+        part.rename(site)
+    return site
+
+
+def _key(names: tuple[str, ...], text: str) -> str:
+    return hashlib.sha256("\n".join((*names, text)).encode()).hexdigest()[:12]
+
+
+def _apt(folder: Path, what: str, *words: str) -> None:
+    """Run apt-get with a state of its own in `folder`, so that this machine's packages stay as they are."""
+    done = subprocess.run(
+        ["apt-get", "-q", *words], env={**os.environ, "APT_CONFIG": str(folder / "apt.conf")}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        reason = next((line for line in said if line.startswith("E:")), said[-1] if said else "it says nothing")
+        raise UserError(f"make test-arm64: cannot fetch {what} ({reason.strip()[:200]}); it needs Debian's archive and a package index")
+
+
+def _steps(program: list[str], threads: int, *names: str) -> list[str]:
+    """The fingerprints that `tests.steps` prints for these numerics."""
+    done = _run([*program, "-m", "tests.steps", *names], threads)
+    if done.returncode:
+        raise UserError(f"the steps failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+    return done.stdout.split()
+
+
+def _run(command: list[str], threads: int) -> subprocess.CompletedProcess[str]:
+    # PyTorch's threads would spin while they wait, which emulated threads on a busy machine cannot afford.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
+    return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+
+
+if __name__ == "__main__":
+    main()

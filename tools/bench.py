@@ -1,0 +1,81 @@
+"""`make bench`: the tutorial's script, native and exact numerics side by side, in one run; the tables of speed.
+
+Machines are noisy, so the variants take turns in short rounds, and what counts is the ratio to the tutorial's script within the
+run, from medians. Images are random bytes of full size: what is in them does not change the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import files, libraries
+from pipeline.errors import UserError, printable
+from tools import markers
+from tools.results import RESULTS
+
+if TYPE_CHECKING:
+    import torch
+
+ROUNDS, TEST_ROUNDS = 24, 7
+"""Rounds of training steps, and of evaluations."""
+SIZES = ((12_500, 1), (12_500, 2), (12_500, 4), (12_500, 8), (25_000, 1), (50_000, 1))
+"""Images and epochs of the trainings that are measured alone."""
+PAGE = Path("docs/performance.md")
+NAME = "bench"
+"""Of the block in the page."""
+
+
+def main() -> None:
+    """Measure, print the table, and write it to results/ and, where the CPU was measured, into docs/performance.md."""
+    parser = argparse.ArgumentParser(prog="python -m tools.bench")
+    parser.add_argument("--device", help="where to measure, as in params.yaml; the CPU by default")
+    parser.add_argument("--quick", action="store_true", help="a few rounds, to see that it works; nothing is written")
+    arguments = parser.parse_args()
+    libraries.settle_variables()
+    from pipeline import device as devices
+
+    try:
+        device = devices.select(arguments.device or devices.CPU)
+        table = bench(device, arguments.quick)
+        print(table)
+        if not arguments.quick:
+            print(f"wrote {write(table, device)}")
+    except UserError as error:
+        sys.exit(f"error: {printable(str(error))}")
+
+
+def bench(device: torch.device, quick: bool = False) -> str:
+    """Measure everything on a device; the tables as Markdown."""
+    from pipeline import device as devices
+    from tools import measurements
+
+    devices.prepare(device)
+    tables = [
+        measurements.in_turns(device, 3 if quick else ROUNDS, 2 if quick else TEST_ROUNDS),
+        measurements.alone(device, SIZES[:2] if quick else SIZES),
+    ]
+    if importlib.util.find_spec("dvc"):
+        tables.append(measurements.start_ups())
+    return "\n\n".join(tables) + "\n"
+
+
+def write(table: str, device: torch.device, page: Path = PAGE, results: Path = RESULTS) -> Path:
+    """Keep the table in results/, and put that of a CPU into docs/performance.md. Raises UserError when the page has no place for it."""
+    from pipeline import device as devices
+
+    facts = devices.describe(device)
+    words = f"{facts['hardware']} {facts['cpu_capability']}" if device.type == devices.CPU else facts["hardware"]
+    path = results / f"bench-{re.sub('[^a-z0-9]+', '-', words.lower()).strip('-')}.md"
+    files.write_text(path, table)
+    if device.type == devices.CPU:
+        markers.replace(page, NAME, table)
+    return path
+
+
+if __name__ == "__main__":
+    main()
