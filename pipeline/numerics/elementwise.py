@@ -8,25 +8,43 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from pipeline.numerics.tape import Tape, refusal
+from pipeline.numerics.tape import Later, Tape, refusal
 
 
 def relu(tape: Tape, x: Tensor, inplace: bool = False) -> Tensor:
     """The exact form of torch.relu; never in place, because what goes back may need x. Raises UserError for bytes."""
-    tape.input(x, "relu")
+    x = tape.input(x, "relu")
     if x.dtype != torch.float32:
         raise refusal(f"relu of {x.dtype}", "float32")
-    y = torch.relu(x)
-    # the gradient where the output is positive, else 0
-    return tape.record(y, (x,), lambda g: (torch.ops.aten.threshold_backward(g, y, 0),))
+    later = Rectified(x)
+    return tape.record(later.placeholder(), (x,), later.backward)
+
+
+class Rectified(Later):
+    """The output of a ReLU, computed when it is first used. Max-pooling takes its input: maxima and ReLU may change places."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__(x, lambda: torch.relu(x))
+        self.rectified_gradient: Tensor | None = None
+        """That which max-pooling gives, 0 already where the output is."""
+
+    def backward(self, g: Tensor) -> tuple[Tensor]:
+        """The gradient where the output is positive, else 0."""
+        return (g if g is self.rectified_gradient else rectified(g, self.source),)
+
+
+def rectified(g: Tensor, x: Tensor) -> Tensor:
+    """The gradient `g` where ReLU's input or output `x` is positive, else 0."""
+    result: Tensor = torch.ops.aten.threshold_backward(g, x, 0)
+    return result
 
 
 def add(tape: Tape, x: Tensor, other: Tensor, *, alpha: float = 1) -> Tensor:
     """The exact form of x + other: one float32 rounding. Raises UserError for unlike shapes, other types and a factor."""
     if not isinstance(other, Tensor) or not isinstance(x, Tensor) or x.shape != other.shape or alpha != 1:
         raise refusal("addition of unlike shapes, of numbers or with a factor", "that of two tensors of one shape")
+    x, other = tape.input(x, "addition"), tape.input(other, "addition")
     for each in (x, other):
-        tape.input(each, "addition")
         if each.dtype != torch.float32:
             raise refusal(f"addition of {each.dtype}", "float32")
     return tape.record(x + other, (x, other), lambda g: (g, g))
@@ -34,7 +52,7 @@ def add(tape: Tape, x: Tensor, other: Tensor, *, alpha: float = 1) -> Tensor:
 
 def reshape(tape: Tape, x: Tensor, *shape: int | Iterable[int] | torch.dtype) -> Tensor:
     """The exact form of Tensor.reshape and Tensor.view. Raises UserError for a view as another type."""
-    tape.input(x, "a change of shape")
+    x = tape.input(x, "a change of shape")
     sizes: list[int] = []
     for part in shape:
         if isinstance(part, torch.dtype):
@@ -47,7 +65,7 @@ def reshape(tape: Tape, x: Tensor, *shape: int | Iterable[int] | torch.dtype) ->
 
 def flatten(tape: Tape, x: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     """The exact form of torch.flatten."""
-    tape.input(x, "flatten")
+    x = tape.input(x, "flatten")
     first, last = start_dim % x.dim(), end_dim % x.dim()
     return _reshaped(tape, x, [*x.shape[:first], math.prod(x.shape[first : last + 1]), *x.shape[last + 1 :]])
 

@@ -30,9 +30,11 @@ class Exact:
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
         """What the model says of uint8 images [N, 3, 32, 32]: float32 [N, C]. An image's row is the same in any batch."""
         inputs = self.model_input(images)
-        with torch.no_grad(), ExactForms(Tape(inputs)):
-            logits: Tensor = model(inputs)
-        return logits
+        tape = Tape(inputs)
+        with torch.no_grad():
+            with ExactForms(tape):
+                logits = model(inputs)
+            return tape.input(logits, "the logits")
 
     def loss_and_gradients(
         self, model: nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int
@@ -51,6 +53,7 @@ class Exact:
             tape = Tape(inputs, weights, batch_images)
             with ExactForms(tape):
                 logits = model(inputs)
+            logits = tape.input(logits, "the loss")
             mean, gradient = loss.cross_entropy(tape, logits, labels)
             tape.walk_back(logits, gradient)
             tape.add_up(group)

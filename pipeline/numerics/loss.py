@@ -65,7 +65,6 @@ def cross_entropy(tape: Tape, logits: Tensor, labels: Tensor) -> tuple[MeanLoss,
 
     Logits float32 [N, C], labels int64 [N]; the gradient is float32 [N, C].
     """
-    tape.input(logits, "the loss")
     softmax = Softmax(logits)
     hot = labels.unsqueeze(1) == torch.arange(logits.shape[1], device=labels.device)
     difference = softmax.probabilities - hot.double()

@@ -34,6 +34,28 @@ class BatchSums(Protocol):
         """Take all workers' sums, flat, and note what is made of them."""
 
 
+class Later:
+    """What stands behind a tensor that is computed when it is first used, if ever: a form that has a faster way need not.
+
+    The tensor itself has the right shape and is NaN, so that none is used by mistake.
+    """
+
+    def __init__(self, source: Tensor, compute: Callable[[], Tensor]) -> None:
+        self.source, self.compute = source, compute
+        self.value: Tensor | None = None
+
+    def placeholder(self) -> Tensor:
+        """The tensor."""
+        x = torch.full((), torch.nan, device=self.source.device).expand(self.source.shape)
+        x.later = self  # type: ignore[attr-defined]
+        return x
+
+    @staticmethod
+    def of(x: Tensor) -> Later | None:
+        """What stands behind `x`, if it is such a tensor."""
+        return getattr(x, "later", None)
+
+
 class Tape:
     """What a pass records. Without weights it is one for inference, which records nothing."""
 
@@ -47,8 +69,8 @@ class Tape:
         self._values = {id(images): images}  # and all that was made of them; held, so that no id is given twice
         self._waiting: list[BatchSums] = []
 
-    def input(self, x: Tensor, what: str) -> None:
-        """Check that `x` was made from the images, so that its gradient has a way back.
+    def input(self, x: Tensor, what: str) -> Tensor:
+        """What to compute with, and to record, for `x`, which must have been made from the images: so its gradient has a way back.
 
         Raises:
             UserError: it was not; names the operation `what`.
@@ -56,6 +78,11 @@ class Tape:
         if self.learns and id(x) not in self._values:
             name = self._names.get(id(x))
             raise refusal(f"{what} of " + (f"the weight '{name}'" if name else "a tensor that was not made from the images"))
+        if (later := Later.of(x)) is None:
+            return x
+        if later.value is None:
+            later.value = self.record(later.compute(), (x,), lambda g: (g,))
+        return later.value
 
     def weight(self, weight: Tensor, what: str) -> str:
         """The name of a weight that the operation `what` uses, which it may be once.

@@ -55,7 +55,7 @@ def _weighted_sum(tape: Tape, operation: Operation, x: Tensor, weight: Tensor, b
         raise refusal(f"{operation.name} of {x.dtype}", "bytes and float32")
     if max(operation.output_terms(weight.shape), operation.input_terms(weight.shape)) >= TERMS * INT64_FACTOR:
         raise refusal(f"{operation.name} with a weight of {tuple(weight.shape)}", f"sums of less than {TERMS * INT64_FACTOR} products")
-    tape.input(x, operation.name)
+    x = tape.input(x, operation.name)
     layer = _Layer(tape, operation, x, weight, bias)
     y = _in_parts(lambda part: layer.forward(x[part], part), layer.parts)
     return tape.record(y, (x,), layer.backward)
