@@ -1,4 +1,4 @@
-"""`python -m tools.scaling`: what more workers cost or give on this machine's CPUs, from whole trainings that take turns; prints a table."""
+"""`python -m tools.scaling`: what more workers cost or give on this machine's CPUs, from whole trainings in turns; prints a table."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -36,7 +35,7 @@ def main() -> None:
 
 
 def scaling(folder: Path, images: int = IMAGES, rounds: int = ROUNDS) -> str:
-    """A table of milliseconds a step by batch size, workers and threads, measured in `folder`; the ratio is to one process of one thread."""
+    """Milliseconds a step by batch size, workers and threads, measured in `folder`; the ratio is to one process of one thread."""
     limit = devices.cpu_limit()
     demo.lay_out(folder)
     random_set(images, 10).save(folder / DATASET)
@@ -80,4 +79,4 @@ def _epoch_seconds(folder: Path, batch: int, workers: int, threads: int) -> floa
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
