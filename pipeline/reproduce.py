@@ -197,10 +197,8 @@ def _answer(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Verdict
             evaluated = evaluation.evaluate(training.weights, data, device, chosen, plan.evaluate)
         outputs.write_training(work / outputs.OUTPUTS, training.weights, training.history, described)
         outputs.write_evaluation(work / outputs.OUTPUTS, evaluated.metrics, evaluated.predictions)
-        trained_in, evaluated_in = (
-            stage.environment(training, device, str(device)),
-            evaluation.environment(evaluated, device, plan.evaluate),
-        )
+        trained_in = stage.environment(training, device, str(device))
+        evaluated_in = evaluation.environment(evaluated, device, plan.evaluate)
         again = kept.load(kept.keep(work / outputs.OUTPUTS, work / kept.RUNS, evaluated_in, trained_in))
         _say(f"computed again: fingerprint {again.identity.fingerprint}, accuracy {again.metrics.accuracy:.2%}, kept as {again.folder}")
         answer = _native(plan, again) if chosen.version == "native" else _exact(run, again)

@@ -348,7 +348,7 @@ def test_exact_runs_of_other_threads_change_nothing_in_dvc_lock(clone, tmp_path)
 
 
 @pytest.mark.cuda
-def test_an_exact_run_on_cuda_changes_nothing_in_dvc_lock_but_the_device(clone, cuda, tmp_path):
+def test_an_exact_run_on_cuda_changes_nothing_in_dvc_lock_but_the_device(cuda, clone, tmp_path):
     other = Path(shutil.copytree(clone, tmp_path / "cuda"))
     lock = (other / "dvc.lock").read_text()
     sh(other, "dvc", "exp", "run", "-q", "-S", "device=cuda")

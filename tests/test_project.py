@@ -179,3 +179,9 @@ def test_the_readme_names_every_command_and_every_make_target():
     targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)) - {"help"}
     assert [name for name in COMMANDS if f"python -m pipeline {name}" not in readme] == []
     assert [name for name in targets if f"make {name}" not in readme] == []
+
+
+def test_the_architecture_page_has_a_row_for_every_module_or_its_package():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "pipeline").rglob("*.py")} - {"pipeline/__init__.py"}
+    assert [name for name in modules if f"`{name}`" not in page and f"`{'/'.join(name.split('/')[:2])}/`" not in page] == []

@@ -31,9 +31,9 @@ def why_no_history(repository: Path) -> str | None:
 
 def revision_problem(revision: str | None, repository: Path) -> str | None:
     """Why `revision` is not a clean commit of the history that HEAD has, or None."""
-    if not re.fullmatch("[0-9a-f]{7,40}", revision or ""):
+    if revision is None or revision.endswith("-dirty"):
         return f"{revision} is no clean commit"
-    if git(repository, "merge-base", "--is-ancestor", f"{revision}^{{commit}}", "HEAD").returncode:
+    if git(repository, "merge-base", "--is-ancestor", "--end-of-options", f"{revision}^{{commit}}", "HEAD").returncode:
         return f"{revision} is no commit of this history"
     return None
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 from msgspec import structs
 
-from pipeline import evaluation, inputs, reproduce
+from pipeline import evaluation, inputs, reproduce, sources
 from pipeline.data import dataset, synthetic
 from pipeline.data.dataset import Dataset
 from pipeline.draws import permutation
@@ -192,12 +192,13 @@ def test_what_was_computed_is_a_kept_run_that_can_be_compared(original, here):
     (folder,) = kept.listed(reproduce.REPRODUCED / original["exact"].name / "runs")
     again, run = kept.load(folder), kept.load(original["exact"])
     assert again.identity.fingerprint == run.identity.fingerprint
+    assert again.identity.code == sources.digest("train")
     assert again.environment.train.seconds_per_epoch > 0
 
 
 def test_a_second_check_computes_again_and_leaves_no_unfinished_training(original, here, capsys):
     for _ in range(2):
-        assert reproduce.reproduce(original["exact"])
+        assert reproduce.reproduce(original["exact"], checkpoint_seconds=0)
         read = capsys.readouterr()
         assert "resumes" not in read.err
         assert "train: 10/10 steps" in read.err
@@ -253,7 +254,7 @@ def test_a_native_run_with_predictions_left_out_is_different(original, here, cap
 
 def right(row: outputs.Prediction) -> outputs.Prediction:
     """The same test image, recognised."""
-    return dataclasses.replace(row, predicted=row.actual)
+    return structs.replace(row, predicted=row.actual)
 
 
 # --- what is not ----------------------------------------------------------------------------------------------------
@@ -333,7 +334,7 @@ def test_weights_of_another_form_are_different(change, message, original, here, 
 
 def test_a_prediction_changed_by_hand_is_named(original, here, capsys):
     def change(predictions):
-        return [dataclasses.replace(p, confidence=0.75) if p.index == 11 else p for p in predictions]
+        return [structs.replace(p, confidence=0.75) if p.index == 11 else p for p in predictions]
 
     row = outputs.read_predictions(original["exact"])[11]
     assert not reproduce.reproduce(claim(original["exact"], here / "forged", predictions=change))

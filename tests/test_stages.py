@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline import device as devices
-from pipeline import numerics, params, tensors
+from pipeline import machine, numerics, params, tensors
 from pipeline.data import dataset
 from pipeline.demo import FINGERPRINT, SETTINGS
 from pipeline.evaluation import evaluate
@@ -71,7 +71,7 @@ def test_predictions_and_metrics_recomputed_from_the_model_equal_the_files(works
 
 
 @pytest.mark.cuda
-def test_predictions_and_metrics_recomputed_on_cuda_equal_the_files(workspace, data, cuda):
+def test_predictions_and_metrics_recomputed_on_cuda_equal_the_files(cuda, workspace, data):
     devices.prepare(cuda)
     assert_recomputed(workspace, data, cuda)
 
@@ -87,11 +87,24 @@ def test_the_demo_learns_between_60_and_98_percent_of_the_synthetic_set(outputs)
     assert 0.60 < parts.read_metrics(outputs).accuracy < 0.98
 
 
-def test_the_demo_prints_the_same_fingerprint_for_every_way_to_train(demo):
-    lines = [line.split("  ") for line in demo[1].splitlines() if line.startswith("  ")]
-    assert len(lines) >= 4
-    assert {fields[1] for fields in lines} == {FINGERPRINT}
+def test_the_demo_prints_the_same_fingerprint_for_every_way_to_train_and_the_same_digest_for_every_way_to_evaluate(demo):
+    trained, evaluated = (
+        [line.split("  ") for line in part.splitlines() if line.startswith("  ")] for part in demo[1].split("The same evaluation")
+    )
+    assert [fields[2] for fields in trained][:4:3] == ["the stages", "set to the oldest instructions"]
+    assert {fields[1] for fields in trained} == {FINGERPRINT}
+    assert [fields[2] for fields in evaluated] == ["in batches of 1000", "in batches of 7"]
+    assert len({fields[1] for fields in evaluated}) == 1
     assert "every fingerprint is the one in the README" in demo[1]
+
+
+def test_the_demo_leaves_a_record_of_the_machine_with_what_it_gave(demo):
+    record = machine.read(demo[0] / machine.RECORD)
+    assert f"send it in a pull request as results/machines/{record.slug()}.json\n" in demo[1]
+    assert {outcome.fingerprint for outcome in record.outcomes} == {record.expected} == {FINGERPRINT}
+    limit = devices.cpu_limit()
+    assert [(o.threads, o.settings) for o in record.outcomes[1:4]] == [(limit, {}), (1, {}), (limit, machine.OLDEST_INSTRUCTIONS)]
+    assert [o.evaluation_batch for o in record.outcomes if o.evaluation] == [1000, 7]
 
 
 def test_the_demo_leaves_the_projects_own_outputs_and_runs_and_dvc_lock_alone(demo):

@@ -108,9 +108,8 @@ def _system() -> Path:
         (apt / folder).mkdir(parents=True, exist_ok=True)
     (apt / "status").touch()
     (apt / "apt.conf").write_text(APT.format(folder=apt))
-    configured = {"APT_CONFIG": str(apt / "apt.conf")}
-    _fetched(["apt-get", "update", "-q"], "Debian's list of packages for arm64", configured)
-    _fetched(["apt-get", "install", "-q", "-y", "--download-only", *DEBIAN], "Debian's packages for arm64", configured)
+    _apt(apt, "Debian's list of packages for arm64", "update")
+    _apt(apt, "Debian's packages for arm64", "install", "-y", "--download-only", *DEBIAN)
     part = root.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     (part / "emulator").mkdir(parents=True)
@@ -142,14 +141,15 @@ def _key(names: tuple[str, ...], text: str) -> str:
     return hashlib.sha256("\n".join((*names, text)).encode()).hexdigest()[:12]
 
 
-def _fetched(command: list[str | Path], what: str, environment: dict[str, str]) -> None:
-    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+def _apt(folder: Path, what: str, *words: str) -> None:
+    """Run apt-get with a state of its own in `folder`, so that this machine's packages stay as they are."""
+    done = subprocess.run(
+        ["apt-get", "-q", *words], env={**os.environ, "APT_CONFIG": str(folder / "apt.conf")}, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        reason = next((line for line in said if line.startswith(("E:", "error:"))), said[-1] if said else "it says nothing")
-        raise UserError(
-            f"make test-arm64: {what} cannot be had here ({reason.strip()[:200]}); it needs Debian's archive and a package index"
-        )
+        reason = next((line for line in said if line.startswith("E:")), said[-1] if said else "it says nothing")
+        raise UserError(f"make test-arm64: cannot fetch {what} ({reason.strip()[:200]}); it needs Debian's archive and a package index")
 
 
 def _steps(program: list[str], threads: int, *names: str) -> list[str]:

@@ -25,7 +25,7 @@ SITE = PROJECT / "site.zip"
 WHOLE = {"epochs": 10, "batch_size": 64, "lr": 0.01, "momentum": 0.9, "log_every": 10}
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """Run every step and say what came of it; exit code 0 if all went well."""
     parser = argparse.ArgumentParser(prog="python3 -m tools.gpu")
     parser.add_argument("--device", default="cuda", help="the device to see, as in params.yaml (cuda)")
@@ -34,14 +34,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="the folder to leave (gpu-results)")
     parser.add_argument("--work", type=Path, default=Path(".cache/gpu"), help="where to compute (.cache/gpu)")
     parser.add_argument("--quick", action="store_true", help="a rehearsal: one training begun anew, one epoch, a few rounds of the bench")
-    asked = parser.parse_args()
+    asked = parser.parse_args(words)
     for folder in (asked.work, asked.out):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     use_packages(asked.work.resolve())
-    steps: dict[str, Callable[[argparse.Namespace], None]] = {"tests": tests, "demo": demo, "whole": whole, "bench": bench}
     failed = []
-    for name, step in steps.items():
+    for name, step in STEPS.items():
         start = time.monotonic()
         print(f"\n=== {name}", flush=True)
         try:
@@ -148,6 +147,9 @@ def run(command: list[str], folder: Path, log: Path, **environment: str) -> None
     if running.returncode:
         raise RuntimeError(f"{' '.join(command[1:4])} ended with {running.returncode}")
 
+
+STEPS: dict[str, Callable[[argparse.Namespace], None]] = {"tests": tests, "demo": demo, "whole": whole, "bench": bench}
+"""In this order; each raises what went wrong, or NotHere."""
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""`python -m tools.scaling`: what more workers cost or give on this machine's CPUs, from whole trainings in turns; prints a table."""
+"""`python -m tools.scaling`: what more workers cost or give on this machine's CPUs, from trainings that take turns."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def scaling(folder: Path, images: int = IMAGES, rounds: int = ROUNDS) -> str:
-    """Milliseconds a step by batch size, workers and threads, measured in `folder`; the ratio is to one process of one thread."""
+    """Measure in `folder`; a table of milliseconds a step, with their ratio to those of one process of one thread."""
     limit = devices.cpu_limit()
     demo.lay_out(folder)
     random_set(images, 10).save(folder / DATASET)
