@@ -30,6 +30,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 PIPELINE = [sys.executable, "-m", "pipeline"]
 SETTINGS: dict[str, Any] = {
     "device": CPU,
+    "workers": 1,
     "seed": 0,
     "numerics": "exact",
     "train": {"epochs": 3, "batch_size": 64, "lr": 0.01, "momentum": 0.9, "log_every": 10},
@@ -104,10 +105,14 @@ def variants() -> list[Variant]:
         Variant(name=f"all {limit} threads", device=CPU, threads=limit),
         Variant(name="one thread", device=CPU, threads=1),
         Variant(name="set to the oldest instructions", device=CPU, threads=limit, settings=machine.OLDEST_INSTRUCTIONS),
+        Variant(name="two workers", device=CPU, threads=1, workers=2),
     ]
-    for name, described in accelerators().items():
+    gpus = accelerators()
+    for name, described in gpus.items():
         given.append(Variant(name=f"CUDA ({described})", device=name))
         given.append(Variant(name=f"begun on the CPU, ended on {name}", device=name, resumed_from=CPU))
+    if len(gpus) > 1:
+        given.append(Variant(name=f"{len(gpus)} workers, a GPU each", device=min(gpus).partition(":")[0], workers=len(gpus)))
     return given
 
 
@@ -125,7 +130,7 @@ def train_again(folder: Path, variant: Variant) -> Outcome:
     if variant.resumed_from:
         _set(folder, own, {"device": variant.resumed_from})
         _begin(own, environment)
-    _set(folder, own, {"device": variant.device})
+    _set(folder, own, {"device": variant.device, "workers": variant.workers})
     _run([*PIPELINE, "train"], own, environment, quiet=True)
     return Outcome(**msgspec.structs.asdict(variant), fingerprint=_fingerprint(own))
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from pipeline import precision
 from pipeline.errors import UserError, shown
 from pipeline.params import DEVICE
 
@@ -27,8 +28,8 @@ OMP_THREADS = r"\s*\+?0*[1-9]\d*\s*(,\s*\+?0*[1-9]\d*\s*)*"
 """What OMP_NUM_THREADS may be: a number, or one for each level of nested regions. Of any other value OpenMP says that it is invalid."""
 
 
-def select(name: str) -> torch.device:
-    """The device called `name` in params.yaml, checked to be there.
+def select(name: str, worker: int = 0, workers: int = 1) -> torch.device:
+    """The device called `name` in params.yaml, checked to be there; of several workers on this machine each has a GPU of its own.
 
     Raises:
         UserError: it is not; says what is missing and what to do. There is no fallback.
@@ -36,8 +37,14 @@ def select(name: str) -> torch.device:
     if not re.fullmatch(DEVICE, name):
         raise UserError(f"device {shown(name)}: not a device; allowed: cpu | cuda | cuda:N | mps")
     device = torch.device(name)
+    if workers > 1 and (device.index is not None or device.type == "mps"):
+        raise UserError(f"device '{name}' is one device, and {workers} workers need one each; set device: cpu or cuda, or workers: 1")
     if device.type == "cuda":
         _check_cuda(device)
+        if workers > 1:
+            if (count := torch.cuda.device_count()) < workers:
+                raise UserError(f"{workers} workers on device 'cuda' need a GPU each, and this machine shows {count}; set workers: {count}")
+            return torch.device(name, worker)
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"device '{name}': this machine or this PyTorch has no MPS; set device: cpu in params.yaml")
     return device
@@ -134,54 +141,18 @@ def driver_too_old() -> bool:
     return bool(needed) and major.isdigit() and int(major) < int(needed or 0)
 
 
-LOWER_PRECISION: dict[str, dict[str, set[str]]] = {
-    "cpu": {name: {"strict"} for name in ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")},
-    "cuda": {name: {"0"} for name in ("NVIDIA_TF32_OVERRIDE", "CUBLAS_EMULATE_DOUBLE_PRECISION", "CUBLAS_EMULATE_SINGLE_PRECISION")},
-}
-"""The environment variables by which a device's libraries compute in less precision than asked, and their harmless values.
-
-The libraries read them themselves, before or without PyTorch (oneDNN's developer guide, floating-point math mode; cuBLAS's
-documentation, floating-point emulation).
-"""
-
-
-MAY_LOWER_PRECISION = (
-    *(name for names in LOWER_PRECISION.values() for name in names), "CUBLAS_EMULATION_STRATEGY",
-    "CUBLAS_FIXEDPOINT_EMULATION_MANTISSA_BIT_COUNT", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "LD_PRELOAD",
-)  # fmt: skip
-"""Environment variables to look at where a computation is less precise than it should be."""
-
-
-def set_from_outside() -> list[str]:
-    """Those of MAY_LOWER_PRECISION that are set, each as NAME=value."""
-    return [f"{name}={os.environ[name]}" for name in MAY_LOWER_PRECISION if os.environ.get(name)]
-
-
-def prepare(device: torch.device) -> None:
+def prepare(device: torch.device, workers: int = 1) -> None:
     """Make PyTorch on `device` behave as the pipeline states: all arithmetic in the precision of its type, threads as the CPU limit.
 
-    TF32, bfloat16 in float32's place, reduced-precision reductions and flushing of subnormals are switched off, also where they
-    were switched on before. cuDNN does not search for algorithms.
+    `workers` processes of this machine share its CPUs.
 
     Raises:
         UserError: an environment variable lowers the precision, which PyTorch cannot undo; names it.
     """
-    for name, harmless in LOWER_PRECISION.get(device.type, {}).items():
-        value = os.environ.get(name, "")
-        if value and value.lower() not in harmless:
-            raise UserError(f"{name}={shown(value)} makes device '{device}' compute in less precision, which PyTorch cannot undo; unset it")
-    torch.set_float32_matmul_precision("highest")  # for CUDA's and oneDNN's products
-    torch.backends.cudnn.allow_tf32 = False
-    backends = torch.backends
-    for setting in (backends, backends.cudnn, backends.mkldnn, *(b for of in (backends.cudnn, backends.mkldnn) for b in (of.conv, of.rnn))):
-        setting.fp32_precision = "ieee"
-    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    torch.backends.cuda.matmul.allow_fp16_accumulation = False
-    torch.backends.cudnn.benchmark = False
-    torch.set_flush_denormal(False)
-    if not re.fullmatch(OMP_THREADS, os.environ.get("OMP_NUM_THREADS", "")):
-        torch.set_num_threads(min(torch.get_num_threads(), cpu_limit()))
+    precision.restore(device)
+    by_torchrun = workers > 1 and "TORCHELASTIC_RUN_ID" in os.environ  # it sets 1 where nothing is set
+    if by_torchrun or not re.fullmatch(OMP_THREADS, os.environ.get("OMP_NUM_THREADS", "")):
+        torch.set_num_threads(max(1, cpu_limit() // workers) if workers > 1 else min(torch.get_num_threads(), cpu_limit()))
     _keep_freed_memory()
 
 
@@ -222,6 +193,11 @@ def is_cpu(tensor: torch.Tensor) -> bool:
 def has_float64(device: torch.device) -> bool:
     """Whether a device computes in float64, which exact numerics need."""
     return device.type != "mps"
+
+
+def collectives(device: torch.device) -> dict[str, Any]:
+    """How torch.distributed connects workers on such devices: arguments of `init_process_group`."""
+    return {"backend": "nccl", "device_id": device} if device.type == "cuda" else {"backend": "gloo"}
 
 
 def describe(device: torch.device) -> dict[str, Any]:

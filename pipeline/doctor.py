@@ -152,6 +152,20 @@ def _threads() -> str:
     return f"PyTorch uses {used}, the CPU limit is {limit}"
 
 
+def _workers() -> str:
+    _needs_pytorch()
+    from pipeline import device, params
+
+    given = params.load()
+    device.select(given.device, 0, given.workers)
+    what, most = ("CPU", device.cpu_limit()) if given.device == device.CPU else ("GPU", max(1, len(device.accelerators())))
+    if given.workers > most:
+        raise UserError(
+            f"{params.PARAMS} wants {given.workers}, and this machine has {most} {what}(s) to give; set workers: {most} or fewer"
+        )
+    return f"{given.workers}, as {params.PARAMS} wants; at most one a {what} makes sense, {most} here (docs/workers.md says when)"
+
+
 def _numerics() -> str:
     import torch
 
@@ -219,6 +233,7 @@ CHECKS: dict[str, Callable[[], str]] = {
     "devices": _devices,
     "driver": _driver,
     "threads": _threads,
+    "workers": _workers,
     "numerics": _numerics,
     "workspace": _workspace,
     "cache": _cache,

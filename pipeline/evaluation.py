@@ -56,16 +56,20 @@ def stage(inputs: Inputs) -> None:
             evaluation = evaluate(model.weights, data, device, chosen, params.evaluate)
         inputs.check_unchanged()
         outputs.write_evaluation(OUTPUTS, evaluation.metrics, evaluation.predictions)
-        facts = Facts(
-            device=params.device,
-            **devices.describe(device),
-            batch_size=params.evaluate.batch_size,
-            images_per_second=evaluation.images_per_second,
-            peak_memory_bytes=devices.peak_memory_bytes(device),
-        )
-        folder = kept.keep(OUTPUTS, evaluated_in=facts)
+        folder = kept.keep(OUTPUTS, evaluated_in=environment(evaluation, device, params.evaluate))
     _report(evaluation.metrics, data.name)
     print(f"kept as {folder}")
+
+
+def environment(evaluation: Evaluation, device: torch.device, settings: Evaluate) -> Facts:
+    """In what environment `evaluation` was computed."""
+    return Facts(
+        device=str(device),
+        **devices.describe(device),
+        batch_size=settings.batch_size,
+        images_per_second=evaluation.images_per_second,
+        peak_memory_bytes=devices.peak_memory_bytes(device),
+    )
 
 
 def _check_trained_as(model: Model, described: provenance.Provenance) -> None:

@@ -13,12 +13,12 @@ import fcntl
 import json
 import os
 import shutil
-import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline import paths
 from pipeline.errors import UserError
 
 NOT_OFFERED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOLCK}
@@ -82,29 +82,6 @@ def _lock(file: IO[bytes], operation: int) -> bool:
     return True
 
 
-KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFCHR: "a character device",
-    stat.S_IFBLK: "a block device",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-}
-
-
-def _kind(path: Path) -> str | None:
-    """What `path`, or what it links to, is, where that is not a regular file; None for a file and for nothing."""
-    try:
-        return KINDS.get(stat.S_IFMT(path.stat().st_mode))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def _only_a_file(path: Path) -> None:
-    """Refuse to write where there is something that is no file. A link to a file counts as one."""
-    if kind := _kind(path):
-        raise UserError(f"{path}: is {kind}, where a file is to be written; move it away or name another")
-
-
 def make_folder(folder: Path) -> None:
     """Make `folder` and those above it, durably; one that is there stays."""
     if not folder.is_dir():
@@ -126,7 +103,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         UserError: there is something else than a file, or it cannot be written.
     """
     with explained(path):
-        _only_a_file(path)
+        paths.only_a_file(path)
         make_folder(path.parent)
         with _claimed(path.with_name(f".{path.name}.part")) as file:
             yield file
@@ -145,7 +122,7 @@ def _claimed(part: Path) -> Iterator[IO[bytes]]:
     process's number in it, and what a killed process left stays.
     """
     while True:
-        _only_a_file(part)
+        paths.only_a_file(part)
         with open(part, "ab") as file:  # empties nothing before it is ours
             if not _lock(file, fcntl.LOCK_EX) and not part.name.endswith(own := f".{os.getpid()}.part"):
                 part.unlink(missing_ok=True)
@@ -194,7 +171,7 @@ def write_output(path: Path, content: bytes) -> None:
         UserError: it is a folder, a socket or a block device, or cannot be written.
     """
     with explained(path):
-        kind = _kind(path)
+        kind = paths.kind(path)
         if (number := _standard_stream(path)) is not None:
             (sys.stdout, sys.stderr)[number - 1].flush()
             with open(number, "wb", closefd=False) as file:  # the same open file, so that what is printed follows it
@@ -247,7 +224,7 @@ def only_one(lock: Path, what: str) -> Iterator[None]:
     """
     with contextlib.ExitStack() as held:
         with explained(lock):
-            _only_a_file(lock)
+            paths.only_a_file(lock)
             make_folder(lock.parent)
             handle = held.enter_context(open(lock, "ab"))
             try:
@@ -263,7 +240,7 @@ def in_turn(lock: Path) -> Iterator[None]:
     """Hold `lock` for the block; a second process waits, where the file system has locks. The kernel frees it however the holder dies."""
     with contextlib.ExitStack() as held:
         with explained(lock):
-            _only_a_file(lock)
+            paths.only_a_file(lock)
             make_folder(lock.parent)
             _lock(held.enter_context(open(lock, "ab")), fcntl.LOCK_EX)
         yield
@@ -276,7 +253,7 @@ def growing(path: Path, keep: int) -> Iterator[Callable[[bytes], None]]:
     The block calls the yielded function with bytes. Each call reaches the operating system at once.
     """
     with explained(path):
-        _only_a_file(path)
+        paths.only_a_file(path)
         make_folder(path.parent)
         file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed below; only the writing is explained
 
@@ -294,27 +271,8 @@ def growing(path: Path, keep: int) -> Iterator[Callable[[bytes], None]]:
 def finish(part: Path, path: Path) -> None:
     """Give the finished file `part` the name `path` beside it, durably."""
     with explained(path):
-        _only_a_file(path)
+        paths.only_a_file(path)
         with open(part, "rb") as file:
             _sync(file.fileno())
         os.replace(part, path)
         sync_folder(path.parent)
-
-
-LARGEST_BYTES = 2**30
-"""What is read of a file at once: a run's files are a thousandth of it."""
-
-
-def plain(path: Path) -> Path:
-    """`path`, once it is known to be a file that can be read whole: no pipe, no device, not endless.
-
-    Raises:
-        UserError: it is not.
-        OSError: it is not there, or may not be looked at.
-    """
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise UserError(f"{path}: not a plain file")
-    if found.st_size > LARGEST_BYTES:
-        raise UserError(f"{path}: {found.st_size} bytes; at most {LARGEST_BYTES} are read")
-    return path

@@ -20,7 +20,7 @@ LOCK = CACHE / "stage.lock"
 
 PARAMS: dict[str, tuple[str, ...]] = {
     "download": ("data",),
-    "train": ("device", "seed", "numerics", "train"),
+    "train": ("device", "workers", "seed", "numerics", "train"),
     "evaluate": ("device", "seed", "numerics", "train", "evaluate"),
 }
 """Stage -> the sections of params.yaml that it reads; `dvc.yaml` names the same."""

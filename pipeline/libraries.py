@@ -58,6 +58,8 @@ def pytorch_fault() -> str | None:
         done = subprocess.run([sys.executable, "-c", say], capture_output=True, errors="replace", timeout=IMPORT_SECONDS)
     except subprocess.TimeoutExpired:
         return _unimportable("torch", f"not done after {IMPORT_SECONDS} seconds")
+    except OSError:
+        return None  # no process can be started: then it shows when it is imported here
     if done.returncode < 0:
         return _unimportable("torch", f"the process ended of {signal.Signals(-done.returncode).name}")
     return _unimportable("torch", done.stdout) if done.returncode else None

@@ -19,7 +19,7 @@ import torch
 from rich.cells import cell_len
 
 from pipeline import device as devices
-from pipeline import files, numerics
+from pipeline import numerics, paths
 from pipeline.data import pictures
 from pipeline.errors import UserError, printable
 from pipeline.evaluation import load_weights
@@ -119,12 +119,12 @@ def _readable(names: Iterable[str], refuse: Refuse) -> Iterator[tuple[str, np.nd
 
 def _read(name: str) -> np.ndarray:
     if name == STDIN:
-        content = sys.stdin.buffer.read(files.LARGEST_BYTES + 1)
-        if len(content) > files.LARGEST_BYTES:
-            raise UserError(f"standard input: more than {files.LARGEST_BYTES} bytes")
+        content = sys.stdin.buffer.read(paths.LARGEST_BYTES + 1)
+        if len(content) > paths.LARGEST_BYTES:
+            raise UserError(f"standard input: more than {paths.LARGEST_BYTES} bytes")
         return pictures.read(io.BytesIO(content), "standard input")
     try:
-        with open(files.plain(Path(name)), "rb") as file:
+        with open(paths.plain(Path(name)), "rb") as file:
             return pictures.read(file, name)
     except OSError as error:
         raise UserError(f"{name}: cannot be read: {error.strerror}") from None

@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 
 PACKAGE = Path(__file__).parent
 
-_EVERY_STAGE = ("files.py", "inputs.py", "params.py", "schema.py", "sources.py", "tensors.py")
+_EVERY_STAGE = ("files.py", "inputs.py", "params.py", "paths.py", "schema.py", "sources.py", "tensors.py")
 _NUMERICS = tuple(
     f"numerics/{name}.py"
     for name in (
@@ -35,7 +35,17 @@ _NUMERICS = tuple(
         "weighted",
     )
 )
-_MODEL = ("data/dataset.py", "device.py", "draws.py", "model.py", *_NUMERICS, "runs/outputs.py", "runs/provenance.py", "workers.py")
+_MODEL = (
+    "data/dataset.py",
+    "device.py",
+    "draws.py",
+    "model.py",
+    "precision.py",
+    *_NUMERICS,
+    "runs/outputs.py",
+    "runs/provenance.py",
+    "workers/__init__.py",
+)
 
 STAGES: dict[str, tuple[str, ...]] = {
     "download": (
@@ -57,6 +67,11 @@ STAGES: dict[str, tuple[str, ...]] = {
         "training/signals.py",
         "training/stage.py",
         "training/trainer.py",
+        "workers/board.py",
+        "workers/launch.py",
+        "workers/meeting.py",
+        "workers/place.py",
+        "workers/processes.py",
     ),
     "evaluate": (*_EVERY_STAGE, *_MODEL, "evaluation.py"),
 }

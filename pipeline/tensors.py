@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline import files
+from pipeline import files, paths
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -64,7 +64,7 @@ def read(path: Path) -> Content:
     import safetensors.numpy
 
     try:
-        content = files.plain(path).read_bytes()
+        content = paths.plain(path).read_bytes()
         tensors = dict(safetensors.numpy.load(content))
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         return Content(tensors, dict(header.get("__metadata__") or {}))

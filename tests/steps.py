@@ -17,6 +17,7 @@ from pipeline.draws import random_integers
 from pipeline.params import Train
 from pipeline.tensors import fingerprint
 from pipeline.training.trainer import Trainer
+from pipeline.workers import ALONE, Group
 
 CPU = torch.device("cpu")
 
@@ -38,12 +39,13 @@ def drawn_set(images: int = 256, label: str = "tests") -> Dataset:
 
 
 def trainer(
-    name: str = "exact", *, device: torch.device = CPU, data: Dataset | None = None, batch_size: int = 64, lr: float = 0.01, seed: int = 0
-) -> Trainer:
+    name: str = "exact", *, device: torch.device = CPU, data: Dataset | None = None, batch_size: int = 64, lr: float = 0.01, seed: int = 0,
+    group: Group = ALONE,
+) -> Trainer:  # fmt: skip
     """A trainer on the drawn set, at the beginning of its first epoch."""
     devices.prepare(device)
     settings = Train(epochs=100, batch_size=batch_size, lr=lr, momentum=0.9, log_every=1)
-    return Trainer(data or drawn_set(), device, seed, numerics.select(name, device), settings)
+    return Trainer(data or drawn_set(), device, seed, numerics.select(name, device), settings, group)
 
 
 def run_steps(given: Trainer, steps: int, after: Callable[[int, float], Any] | None = None) -> None:

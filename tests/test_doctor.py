@@ -8,9 +8,24 @@ from pathlib import Path
 import pytest
 
 from pipeline import device, doctor, params
+from tests.settings import set_params
 
 ROOT = Path(__file__).parent.parent
-ABOUT = ["device", "python", "packages", "PyTorch", "torchvision", "devices", "driver", "threads", "workspace", "cache", "disk"]
+ABOUT = [
+    "device",
+    "python",
+    "packages",
+    "PyTorch",
+    "torchvision",
+    "devices",
+    "driver",
+    "threads",
+    "workers",
+    "numerics",
+    "workspace",
+    "cache",
+    "disk",
+]
 
 
 @pytest.fixture
@@ -158,3 +173,17 @@ def test_too_little_space_is_a_finding(monkeypatch):
     found = finding("disk")
     assert found.ok is False
     assert found.text.startswith("0.1 GB free here; CIFAR-10, DVC's copy of it and the runs need about 1 GB")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "ok", "text"),
+    [
+        (1, True, "1, as params.yaml wants; at most one a CPU makes sense, 4 here (docs/workers.md says when)"),
+        (4, True, "4, as params.yaml wants; at most one a CPU makes sense, 4 here (docs/workers.md says when)"),
+        (5, False, "params.yaml wants 5, and this machine has 4 CPU(s) to give; set workers: 4 or fewer"),
+    ],
+)
+def test_more_workers_than_cpus_are_a_finding(wanted, ok, text, checkout, monkeypatch):
+    monkeypatch.setattr(device, "cpu_limit", lambda: 4)
+    set_params(checkout, workers=wanted)
+    assert finding("workers") == doctor.Finding("workers", ok, text)

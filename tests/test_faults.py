@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import collections
+import functools
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from tests.conftest import ROOT
 
 
+@functools.cache
 def claims() -> dict[int, set[str]]:
     """Row -> the names of the tests that carry its number; a module's own mark counts for all of its tests."""
     found = collections.defaultdict(set)

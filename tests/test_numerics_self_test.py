@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline import device as devices
-from pipeline import doctor, numerics
+from pipeline import doctor, numerics, precision
 from pipeline.errors import UserError
 from pipeline.numerics import registry, self_test
 from tests.conftest import ROOT
@@ -240,7 +240,7 @@ def test_the_self_test_passes_here_and_is_run_before_exact_numerics_are_given(mo
 
 
 def test_the_self_test_names_what_is_set_that_may_have_done_it(monkeypatch):
-    for name in devices.MAY_LOWER_PRECISION:
+    for name in precision.MAY_LOWER_PRECISION:
         monkeypatch.delenv(name, raising=False)
     with (
         Planted("float32_sums"),

@@ -104,10 +104,10 @@ def test_no_path_of_an_output_is_spelled_in_code_but_in_the_module_that_owns_it(
             assert not strings & outputs, path
 
 
-def test_only_the_device_module_knows_devices():
+def test_only_the_modules_of_devices_know_devices():
     pattern = re.compile(r"torch\.cuda|\.cuda\(|[\"'](?:cpu|cuda|mps)(?::\d+)?[\"']")
     for path in (ROOT / "pipeline").rglob("*.py"):
-        if path.name == "device.py":
+        if path.name in ("device.py", "precision.py"):
             continue
         code = re.sub(r'""".*?"""', "", path.read_text(), flags=re.DOTALL)
         assert not pattern.findall(code), path
@@ -179,3 +179,9 @@ def test_the_readme_names_every_command_and_every_make_target():
     targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)) - {"help"}
     assert [name for name in COMMANDS if f"python -m pipeline {name}" not in readme] == []
     assert [name for name in targets if f"make {name}" not in readme] == []
+
+
+def test_the_architecture_page_has_a_row_for_every_module_or_its_package():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "pipeline").rglob("*.py")} - {"pipeline/__init__.py"}
+    assert [name for name in modules if f"`{name}`" not in page and f"`{'/'.join(name.split('/')[:2])}/`" not in page] == []

@@ -1,4 +1,4 @@
-"""The README's blocks: the table of results says what the kept runs in results/ say, and both are written between markers."""
+"""The blocks that commands write: the table of results says what the kept runs in results/ say, and both are written between markers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def measured() -> list[Path]:
 
 
 def test_the_readmes_table_is_what_the_kept_runs_say(measured: list[Path]) -> None:
-    assert markers.read(ROOT / results.README, results.NAME) == results.block(ROOT / results.RESULTS, SETTINGS)
+    assert markers.read(ROOT / results.PAGE, results.NAME) == results.block(ROOT / results.RESULTS, SETTINGS)
 
 
 def test_every_folder_in_results_is_a_kept_run() -> None:
@@ -65,12 +65,13 @@ def test_without_a_run_the_block_says_that_nothing_was_measured(tmp_path: Path) 
 
 @pytest.fixture
 def readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A README of the test's own, in the current folder."""
+    """A page of the test's own, in the current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "fsync", lambda handle: None)
-    Path("README.md").write_text(f"# A\n\n{RESULTS_BEGIN}\nold\n<!-- /results -->\n\nthe end\n")
+    results.PAGE.parent.mkdir()
+    results.PAGE.write_text(f"# A\n\n{RESULTS_BEGIN}\nold\n<!-- /results -->\n\nthe end\n")
     Path("params.yaml").write_bytes((ROOT / params.PARAMS).read_bytes())
-    return Path("README.md")
+    return results.PAGE
 
 
 def test_the_command_puts_a_row_a_run_between_the_markers_and_leaves_the_rest(readme: Path) -> None:
@@ -144,7 +145,7 @@ BLOCK = f"{RESULTS_BEGIN}\nold\n<!-- /results -->\n"
 def test_a_file_without_exactly_one_pair_of_markers_is_an_error_and_left_alone(readme: Path, text: str) -> None:
     readme.write_text(text)
     for use in (lambda: markers.read(readme, "results"), lambda: markers.replace(readme, "results", "new")):
-        with pytest.raises(UserError, match=r"^README\.md: needs the lines '<!-- results: made by `make results` -->' and"):
+        with pytest.raises(UserError, match=r"^results/README\.md: needs the lines '<!-- results: made by `make results` -->' and"):
             use()
     assert readme.read_text() == text
 
@@ -155,15 +156,16 @@ def test_a_block_is_read_as_it_was_written(readme: Path) -> None:
     assert readme.read_text() == f"# A\n\n{RESULTS_BEGIN}\n| a |\n\n| b |\n<!-- /results -->\n\nthe end\n"
 
 
-def test_the_projects_readme_has_a_place_for_each_block() -> None:
-    for name in (results.NAME, bench.NAME):
-        assert markers.read(ROOT / results.README, name)
+def test_the_projects_pages_have_a_place_for_each_block() -> None:
+    for module in (results, bench):
+        assert markers.read(ROOT / module.PAGE, module.NAME)
 
 
-def test_a_cpus_table_of_speed_goes_to_results_and_into_the_readme(readme: Path) -> None:
-    readme.write_text("<!-- bench: made by `make bench` -->\nold\n<!-- /bench -->\n")
+def test_a_cpus_table_of_speed_goes_to_results_and_into_its_page(readme: Path) -> None:
+    bench.PAGE.parent.mkdir()
+    bench.PAGE.write_text("<!-- bench: made by `make bench` -->\nold\n<!-- /bench -->\n")
     path = bench.write("a table\n", device.select(device.CPU))
     assert path.parent == results.RESULTS
     assert re.fullmatch(r"bench-[a-z0-9-]+[a-z0-9]\.md", path.name)
     assert path.read_text() == "a table\n"
-    assert readme.read_text() == "<!-- bench: made by `make bench` -->\na table\n<!-- /bench -->\n"
+    assert bench.PAGE.read_text() == "<!-- bench: made by `make bench` -->\na table\n<!-- /bench -->\n"

@@ -1,4 +1,4 @@
-"""`make bench`: the tutorial's script, native and exact numerics side by side, in one run; the README's table of speed.
+"""`make bench`: the tutorial's script, native and exact numerics side by side, in one run; the tables of speed.
 
 Machines are noisy, so the variants take turns in short rounds, and what counts is the ratio to the tutorial's script within the
 run, from medians. Images are random bytes of full size: what is in them does not change the time.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pipeline import files, libraries
 from pipeline.errors import UserError, printable
 from tools import markers
-from tools.results import README, RESULTS
+from tools.results import RESULTS
 
 if TYPE_CHECKING:
     import torch
@@ -25,12 +25,13 @@ ROUNDS, TEST_ROUNDS = 24, 7
 """Rounds of training steps, and of evaluations."""
 SIZES = ((12_500, 1), (12_500, 2), (12_500, 4), (12_500, 8), (25_000, 1), (50_000, 1))
 """Images and epochs of the trainings that are measured alone."""
+PAGE = Path("docs/performance.md")
 NAME = "bench"
-"""Of the block in the README."""
+"""Of the block in the page."""
 
 
 def main() -> None:
-    """Measure, print the table, and write it to results/ and, where the CPU was measured, into the README."""
+    """Measure, print the table, and write it to results/ and, where the CPU was measured, into docs/performance.md."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench")
     parser.add_argument("--device", help="where to measure, as in params.yaml; the CPU by default")
     parser.add_argument("--quick", action="store_true", help="a few rounds, to see that it works; nothing is written")
@@ -63,8 +64,8 @@ def bench(device: torch.device, quick: bool = False) -> str:
     return "\n\n".join(tables) + "\n"
 
 
-def write(table: str, device: torch.device, readme: Path = README, results: Path = RESULTS) -> Path:
-    """Keep the table in results/, and put that of a CPU into the README. Raises UserError when the README has no place for it."""
+def write(table: str, device: torch.device, page: Path = PAGE, results: Path = RESULTS) -> Path:
+    """Keep the table in results/, and put that of a CPU into docs/performance.md. Raises UserError when the page has no place for it."""
     from pipeline import device as devices
 
     facts = devices.describe(device)
@@ -72,7 +73,7 @@ def write(table: str, device: torch.device, readme: Path = README, results: Path
     path = results / f"bench-{re.sub('[^a-z0-9]+', '-', words.lower()).strip('-')}.md"
     files.write_text(path, table)
     if device.type == devices.CPU:
-        markers.replace(readme, NAME, table)
+        markers.replace(page, NAME, table)
     return path
 
 

@@ -1,4 +1,4 @@
-"""`make results`: the README's table of results, from the kept runs in results/. No row that was not measured."""
+"""`make results`: the table of results in results/README.md, from the kept runs in results/. No row that was not measured."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from pipeline.runs.kept import Run
 from tools import markers
 
 RESULTS = Path("results")
-README = Path("README.md")
+PAGE = RESULTS / "README.md"
 NAME = "results"
-"""Of the block in the README."""
+"""Of the block in that page."""
 COLUMNS = ("device", "workers", "numerics", "accuracy", "loss", "fingerprint", "seconds an epoch")
 NONE = "Nothing was measured yet."
 
 
 def main() -> None:
-    """Put the table into the README."""
+    """Put the table into its page."""
     try:
-        markers.replace(README, NAME, block(RESULTS, params.load().compare))
+        markers.replace(PAGE, NAME, block(RESULTS, params.load().compare))
     except UserError as error:
         sys.exit(f"error: {printable(str(error))}")
-    print(f"{README}: the table is that of {RESULTS}/")
+    print(f"{PAGE}: the table is that of {RESULTS}/")
 
 
 def block(results: Path, settings: Compare) -> str:

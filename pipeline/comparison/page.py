@@ -36,7 +36,7 @@ SHOWN_DISAGREEMENTS = 60
 
 def write(path: Path, report: Report, runs: list[Run]) -> None:
     """Write the page; the pictures come from data/ where it holds the first run's data set. Raises UserError."""
-    # Not every string of JSON, nor every name of a folder, can be written as UTF-8.
+    # Not every name of a folder can be written as UTF-8.
     files.write_output(path, render(report, runs, _data_set_of(runs[0])).encode(errors="replace"))
 
 

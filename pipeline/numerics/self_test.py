@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import device
+from pipeline import precision
 from pipeline.errors import UserError
 from pipeline.numerics import grid, transcendental
 from pipeline.numerics.reductions import BYTE_TERMS, TERMS, Convolution, ConvolutionByRows, Matmul
@@ -33,7 +33,7 @@ def check(on: torch.device) -> None:
     with torch.no_grad():
         for operation, results, known in _proofs(on):
             if results.tolist() != known:
-                causes = device.set_from_outside()
+                causes = precision.set_from_outside()
                 raise UserError(
                     f"numerics 'exact': on device '{on}' {operation} gives other results than exact arithmetic does "
                     f"({'set here: ' + ', '.join(causes) if causes else 'no setting known to do this is set'}); "

@@ -41,7 +41,6 @@ class Tape:
         self.learns, self.batch_images = weights is not None, batch_images
         self.gradients: dict[str, Tensor] = {}
         """Of the weights, by name, as `add_up` gives them."""
-        self._images = images
         self._names = {id(weight): name for name, weight in (weights or {}).items()}
         self._used: set[str] = set()
         self._steps: list[tuple[Tensor, tuple[Tensor, ...], Backward]] = []
@@ -74,12 +73,8 @@ class Tape:
         self._used.add(name)
         return name
 
-    def needs_gradient(self, x: Tensor) -> bool:
-        """Whether the gradient of `x` is wanted: that of the images is not."""
-        return x is not self._images
-
     def record(self, y: Tensor, inputs: tuple[Tensor, ...], backward: Backward) -> Tensor:
-        """Note that `y` was made from `inputs`, and how its gradient gives theirs (None where it is not wanted). Gives y."""
+        """Note that `y` was made from `inputs`, and how its gradient gives theirs (None for bytes). Gives y."""
         if self.learns:
             self._steps.append((y, inputs, backward))
             self._values[id(y)] = y

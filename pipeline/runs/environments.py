@@ -26,7 +26,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     device: str | None = None
     """As params.yaml names it."""
     hardware: str | None = None
-    """The device's own name."""
+    """The device's own name; of workers on unlike devices all names."""
     threads: Count | None = None
     workers: Count | None = None
     """Processes that trained together."""

@@ -73,11 +73,12 @@ class Run:
 # --- keeping -------------------------------------------------------------------------------------------------------
 
 
-def keep(folder: Path = OUTPUTS, runs: Path | None = None, evaluated_in: Facts | None = None) -> Path:
+def keep(folder: Path = OUTPUTS, runs: Path | None = None, evaluated_in: Facts | None = None, trained_in: Facts | None = None) -> Path:
     """Keep the finished run in `folder`, whole, under a name of its own in `runs`; return its folder.
 
     Everything that is claimed of the training comes from the model itself. A run that is kept already stays as it is; one with
-    another result is another run. Without `evaluated_in` a run with the same files counts as kept already.
+    another result is another run. Without `evaluated_in` a run with the same files counts as kept already. Without `trained_in` the
+    environment of the training is the one that waits for it.
 
     Raises:
         UserError: the parts do not belong together.
@@ -89,7 +90,7 @@ def keep(folder: Path = OUTPUTS, runs: Path | None = None, evaluated_in: Facts |
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
     if evaluated_in is None and (kept := _with_files(runs, sums)):
         return kept
-    environment = Environment(train=environments.of_training(model), evaluate=evaluated_in)
+    environment = Environment(train=trained_in or environments.of_training(model), evaluate=evaluated_in)
     identity = _identity(model, environment)
     target = runs / _name(identity, environment, sums)
     with files.in_turn(runs.parent / CACHE / "keep.lock"):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import numpy as np
 
-from pipeline import files, schema, tensors
+from pipeline import files, paths, schema, tensors
 from pipeline.errors import UserError
 from pipeline.runs.provenance import Provenance
 from pipeline.tensors import Tensors
@@ -167,7 +167,7 @@ def sha256(path: Path) -> str:
 def read_bytes(path: Path) -> bytes:
     """A part of a run. Raises UserError when it is missing or cannot be read."""
     try:
-        return files.plain(path).read_bytes()
+        return paths.plain(path).read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: not found; this is not a whole run") from None
     except OSError as error:

@@ -19,7 +19,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     data: Description
     seed: int
     numerics: str
-    """With its version: `exact-1`, or `native`."""
+    """With its version: `exact-2`, or `native`."""
     train: Train
     code: str
     """The digest of the sources that trained (`sources.digest`)."""
@@ -29,7 +29,8 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 def described_by(params: Params, numerics: str, data: Description, code: str) -> Provenance:
     """The training that `params` describe, with this version of the numerics, on this data set, by these sources."""
-    return Provenance(data=data, seed=params.seed, numerics=numerics, train=params.train, code=code)
+    workers = params.workers if numerics == "native" else None
+    return Provenance(data=data, seed=params.seed, numerics=numerics, train=params.train, code=code, workers=workers)
 
 
 def differences(found: Provenance, wanted: Provenance) -> list[str]:

@@ -19,6 +19,10 @@ from pipeline.training.checkpoint import Checkpoint, State
 from pipeline.training.trainer import LoggedStep, Trainer
 
 
+class Diverged(UserError):
+    """A training came to a number that is not finite."""
+
+
 @dataclass(frozen=True)
 class Training:
     """What a finished training gives."""
@@ -34,24 +38,27 @@ class Training:
 def train(trainer: Trainer, checkpoint: Checkpoint | None = None, checkpoint_seconds: float = checkpoints.SECONDS) -> Training:
     """Train to the end, from the state in `checkpoint` if there is one; save there every so many seconds, and on a signal.
 
+    Of several workers the first has the checkpoint, and the others its state; a signal to any of them ends all after the same step.
+
     Raises:
-        UserError: a loss or gradient is not finite; names the step.
+        Diverged: a loss or gradient is not finite; names the step.
         Interrupted: a signal came; the state is saved first.
     """
-    total, log_every = trainer.total_steps, trainer.settings.log_every
+    total, log_every, group = trainer.total_steps, trainer.settings.log_every, trainer.group
     history: list[Step] = []
     if checkpoint and (state := checkpoint.load()):
         history = state.history
         trainer.resume(state.step, state.tensors)
         print(f"resumes at step {state.step} of {total} from {checkpoint.folder}", file=sys.stderr, flush=True)
+    trainer.follow_first()
     resumed_at, clock, saved = trainer.steps_completed, devices.Stopwatch(trainer.device), time.monotonic()
     with signals.noted() as stop, progress("train", total, "steps", resumed_at) as show, clock.running():
         while trainer.steps_completed < total:
             first = trainer.steps_completed
             until = min(total, first + log_every - first % log_every)
-            while trainer.steps_completed < until and not stop():
+            while trainer.steps_completed < until and not group.stop_signal(stop()):
                 trainer.step()
-            signal_number = stop()
+            signal_number = group.stop_signal(stop())
             _note(trainer.read_step_log(), first, trainer, history)
             show(trainer.steps_completed, f"epoch {history[-1].epoch} loss {history[-1].loss:.4f}" if history else "")
             if checkpoint and (signal_number or time.monotonic() - saved >= checkpoint_seconds):
@@ -74,6 +81,6 @@ def _note(steps: list[LoggedStep], first: int, trainer: Trainer, history: list[S
     for step, (loss, magnitude) in enumerate(steps, first + 1):
         if not (math.isfinite(loss) and math.isfinite(magnitude)):
             what = f"the loss is {loss}" if not math.isfinite(loss) else "a gradient is not finite"
-            raise UserError(f"training stopped at step {step}: {what}; set a smaller lr than {trainer.settings.lr} in params.yaml")
+            raise Diverged(f"training stopped at step {step}: {what}; set a smaller lr than {trainer.settings.lr} in params.yaml")
         if step % trainer.settings.log_every == 0 or step == trainer.total_steps:
             history.append(Step(step, (step - 1) // trainer.steps_per_epoch + 1, loss))

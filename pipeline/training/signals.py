@@ -16,10 +16,11 @@ def noted() -> Iterator[Callable[[], int | None]]:
     """Note the signals that ask for an end; the yielded function gives the first of them, and the loop asks after each step.
 
     Once that has ended the training, they go on being noted: another signal must not take the place of what the first one says.
-    DVC dies of a SIGTERM of its own without a word to its stage: a stage whose parent has changed counts as terminated.
+    DVC dies of a SIGTERM of its own without a word to its stage, and torchrun of a SIGKILL without one to its workers: a stage whose
+    parent has changed counts as terminated.
     """
     received: list[int] = []
-    parent = os.getppid() if "DVC_STAGE" in os.environ else None
+    parent = os.getppid() if os.environ.keys() & {"DVC_STAGE", "TORCHELASTIC_RUN_ID"} else None
 
     def note(number: int, _frame: FrameType | None) -> None:
         received.append(number)

@@ -2,41 +2,62 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from pipeline import device as devices
 from pipeline import files, numerics
 from pipeline.data import dataset
 from pipeline.errors import UserError
-from pipeline.inputs import LOCK, Inputs
+from pipeline.inputs import CACHE, LOCK, Inputs
 from pipeline.runs import environments, outputs, provenance
 from pipeline.runs.environments import Facts
 from pipeline.runs.outputs import MODEL, OUTPUTS
+from pipeline.runs.provenance import Provenance
 from pipeline.training import checkpoint, loop
 from pipeline.training.checkpoint import UNFINISHED, Checkpoint
+from pipeline.training.loop import Training
 from pipeline.training.trainer import Trainer
+from pipeline.workers import ALONE, Group, place
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.data.dataset import Dataset
+    from pipeline.numerics import Numerics
+
+WORKERS = CACHE / "workers"
+"""Where workers that are started here meet."""
 
 
 def train(inputs: Inputs, checkpoint_seconds: float = checkpoint.SECONDS) -> None:
     """Train, and write the weights and the history; resume an unfinished training of the same.
 
     Raises:
-        UserError: the device or the data set cannot be used, the training diverged, or an input changed while it ran.
+        UserError: the device or the data set cannot be used, the training diverged, another worker failed, or an input changed while
+            it ran.
         Interrupted: a signal came; the state is saved.
     """
     params = inputs.params
-    with files.only_one(LOCK, "a stage"):
+    at = place.here(params)
+    with files.only_one(LOCK, "a stage") if at.rank == 0 else contextlib.nullcontext():
         inputs.watch(dataset.DATASET)
-        data = dataset.load()
-        device = devices.select(params.device)
-        devices.prepare(device)
-        chosen = numerics.select(params.numerics, device)
-        described = provenance.described_by(params, chosen.version, data.description, inputs.code)
-        machine = devices.describe(device) if chosen.version == "native" else None
-        unfinished = Checkpoint(UNFINISHED, {**msgspec.to_builtins(described), "machine": machine})
-        with devices.failures_explained(device):
-            trainer = Trainer(data, device, params.seed, chosen, params.train)
-            training = loop.train(trainer, unfinished, checkpoint_seconds)
+        with place.together(at, WORKERS) as join:
+            data = dataset.load()
+            device = devices.select(params.device, at.local_rank, at.local_count)
+            devices.prepare(device, at.local_count)
+            chosen = numerics.select(params.numerics, device)
+            described = provenance.described_by(params, chosen.version, data.description, inputs.code)
+            unfinished = checkpoint_of(described, device, UNFINISHED) if at.rank == 0 else None
+            pytorch = devices.describe(device)["torch"] if chosen.version == "native" else None
+            with devices.failures_explained(device):
+                group = join(device, {**provenance.flattened(described), "PyTorch": pytorch})
+                trainer, training = fit(described, data, device, chosen, unfinished, checkpoint_seconds, group)
+        if unfinished is None:
+            return
         try:
             inputs.check_unchanged()
         except UserError:  # when it is put back, the next run has nothing left to train
@@ -44,14 +65,41 @@ def train(inputs: Inputs, checkpoint_seconds: float = checkpoint.SECONDS) -> Non
             raise
         outputs.write_training(OUTPUTS, training.weights, training.history, described)
         model = outputs.read_model(OUTPUTS)
-        facts = Facts(
-            device=params.device,
-            **devices.describe(device),
-            seconds_per_epoch=training.seconds_per_epoch,
-            images_per_second=training.images_per_second,
-            peak_memory_bytes=devices.peak_memory_bytes(device),
-        )
-        environments.await_evaluation(model, facts)
+        environments.await_evaluation(model, environment(training, device, params.device, group))
         unfinished.remove()
     print(f"{OUTPUTS / MODEL}: {model.fingerprint}")
     print(f"{len(training.history)} logged steps, last loss {training.history[-1].loss:.4f}, on {params.device}")
+
+
+def checkpoint_of(described: Provenance, device: torch.device, folder: Path) -> Checkpoint:
+    """Where an unfinished training is saved in `folder`: the bits of native numerics depend on the machine, those of exact do not."""
+    machine = devices.describe(device) if described.numerics == "native" else None
+    return Checkpoint(folder, {**msgspec.to_builtins(described), "machine": machine})
+
+
+def fit(
+    described: Provenance, data: Dataset, device: torch.device, chosen: Numerics, unfinished: Checkpoint | None,
+    checkpoint_seconds: float, group: Group = ALONE,
+) -> tuple[Trainer, Training]:  # fmt: skip
+    """Train as `described` to the end, from the state in `unfinished` if there is one, which the caller removes.
+
+    Raises:
+        UserError: the device failed, or the training diverged.
+        Interrupted: a signal came; the state is saved.
+    """
+    with devices.failures_explained(device):
+        trainer = Trainer(data, device, described.seed, chosen, described.train, group)
+        return trainer, loop.train(trainer, unfinished, checkpoint_seconds)
+
+
+def environment(training: Training, device: torch.device, name: str, group: Group = ALONE) -> Facts:
+    """In what environment `training` was computed, on the device that is called `name` in params.yaml."""
+    here = devices.describe(device)
+    return Facts(
+        device=name,
+        workers=group.count,
+        **{**here, "hardware": "; ".join(dict.fromkeys((here["hardware"], *group.hardware)))},
+        seconds_per_epoch=training.seconds_per_epoch,
+        images_per_second=training.images_per_second,
+        peak_memory_bytes=devices.peak_memory_bytes(device),
+    )

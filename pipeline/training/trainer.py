@@ -58,7 +58,7 @@ class Trainer:
         self.logged = torch.zeros(1, dtype=torch.int64, device=device)  # rows of it
         self.offsets = torch.arange(settings.batch_size, device=device)
         self._full_step: Callable[[], None] | None = None
-        if len(self.labels) >= settings.batch_size:
+        if len(self.labels) >= settings.batch_size and group.count == 1:  # that a graph holds collectives was never tried
             self._full_step = devices.as_cuda_graph(lambda: self._step(self.offsets), device, self._reset)
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
@@ -130,6 +130,13 @@ class Trainer:
         for name, buffer in self.model.named_buffers():
             buffer.copy_(torch.from_numpy(state[f"buffer {name}"]))
         self.steps_completed, self._order_of = step, None
+
+    def follow_first(self) -> None:
+        """Take up the state of worker 0, which may have resumed one: from here on all workers have the same bits."""
+        step = torch.tensor(self.steps_completed, device=self.device)
+        for tensor in (step, self.weights, *self.optimizer.state.values(), *self.model.buffers()):
+            self.group.copy_first(tensor)
+        self.steps_completed, self._order_of = int(step), None
 
     def named_weights(self) -> dict[str, np.ndarray]:
         """The weights and buffers by the names of the model's state_dict."""

@@ -1,0 +1,254 @@
+"""Train and evaluate a kept run again, from what it says of itself alone, in a folder of its own, and compare."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from pipeline import device as devices
+from pipeline import evaluation, files, numerics, params, sources
+from pipeline.comparison import bits, verdict, wording
+from pipeline.comparison.report import Verdict
+from pipeline.data import dataset, synthetic
+from pipeline.data.dataset import Dataset, Description
+from pipeline.device import CPU
+from pipeline.errors import UserError, printable
+from pipeline.inputs import CACHE
+from pipeline.numerics import Numerics
+from pipeline.params import Compare, Evaluate, Train
+from pipeline.runs import kept, outputs
+from pipeline.runs.kept import Run
+from pipeline.runs.outputs import Step
+from pipeline.training import checkpoint, stage
+from pipeline.training.loop import Diverged
+
+REPRODUCED = CACHE / "reproduce"
+"""A folder for each run that was reproduced: its unfinished training, then its outputs and, as a kept run, what was computed."""
+SETTINGS = Compare(margin_points=1.0, confidence=0.95)
+"""For native numerics, whose runs may be equivalent; those of a clone's params.yaml."""
+BATCHES = Evaluate(batch_size=1000)
+"""For an evaluation whose run does not say in which batches it was made."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is computed again, and with what."""
+
+    run: Run
+    train: Train
+    """The run's own settings, but for the epochs where only its beginning is checked."""
+    evaluate: Evaluate
+    data: Dataset
+    device: torch.device
+    numerics: Numerics
+
+    @property
+    def whole(self) -> bool:
+        """Whether all that the run claims is computed."""
+        return self.train.epochs == self.run.identity.train.epochs
+
+
+def reproduce(
+    folder: Path,
+    device_name: str = CPU,
+    epochs: int | None = None,
+    data_file: Path | None = None,
+    checkpoint_seconds: float = checkpoint.SECONDS,
+) -> bool:
+    """Train and evaluate the kept run in `folder` again, say what comes out, and return whether it is what the run claims.
+
+    With `epochs` only the first so many are trained, and their logged losses compared. An unfinished attempt is resumed.
+
+    Raises:
+        UserError: the run, its data set or the device cannot be used here; nothing was written.
+        Interrupted: a signal came; the state is saved.
+    """
+    run = kept.load(folder)
+    plan = _plan(run, device_name, epochs, data_file)
+    _announce(plan)
+    work = REPRODUCED / Path(os.path.realpath(folder)).name
+    with files.only_one(work / "lock", "a reproduction of this run"):
+        answer, reason = _answer(plan, work, checkpoint_seconds)
+    _say(f"{answer}: {reason}")
+    return answer != "different"
+
+
+# --- what the run asks for -----------------------------------------------------------------------------------------
+
+
+def _plan(run: Run, device_name: str, epochs: int | None, data_file: Path | None) -> _Plan:
+    """Everything that is needed, checked before anything is computed or written."""
+    train = run.identity.train
+    if epochs is not None and not 1 <= epochs <= train.epochs:
+        raise UserError(f"--epochs {epochs}: {run.folder} has {train.epochs}; name a number from 1 to {train.epochs}")
+    evaluate, evaluated = BATCHES, run.environment.evaluate
+    if evaluated and evaluated.batch_size is not None:
+        evaluate = params.section(Evaluate, {"batch_size": evaluated.batch_size}, str(run.folder / kept.ENVIRONMENT))
+    device = devices.select(device_name)
+    devices.prepare(device)
+    chosen = numerics.select(run.identity.numerics, device)
+    if run.identity.numerics != chosen.version:
+        raise UserError(f"{run.folder}: numerics {run.identity.numerics!r:.40} without a version; the run was changed by hand")
+    plan = _Plan(run, msgspec.structs.replace(train, epochs=epochs or train.epochs), evaluate, _data_set(run, data_file), device, chosen)
+    if not plan.whole:
+        _check_beginning(plan)
+    return plan
+
+
+def _check_beginning(plan: _Plan) -> None:
+    """Refuse to judge a run by a beginning that cannot tell."""
+    train, folder = plan.train, plan.run.folder
+    if plan.numerics.version == "native":
+        raise UserError(
+            f"--epochs {train.epochs}: {folder} is native, and a beginning cannot tell whether native runs are equivalent; "
+            "leave --epochs out"
+        )
+    steps = math.ceil(len(plan.data.train_labels) / train.batch_size) * train.epochs
+    if steps < train.log_every:
+        raise UserError(
+            f"--epochs {train.epochs}: {folder} logs every {train.log_every} steps, and these are {steps}: there is nothing to compare; "
+            "name more epochs"
+        )
+
+
+def _data_set(run: Run, path: Path | None) -> Dataset:
+    """The data set that the run was made with: from `path`, from data/, or made here."""
+    wanted = run.identity.data
+    if path is None and wanted.name == "synthetic":
+        data, where = synthetic.make(), "this version's synthetic set"
+    else:
+        place = path or dataset.DATASET
+        if not os.path.exists(place):
+            raise UserError(f"{_needs(run)}, and {place} is not there: {_remedy(wanted)}")
+        data, where = dataset.load(place), str(place)
+    if data.digest != wanted.digest:
+        raise UserError(f"{_needs(run)}, but {where} is '{data.name}' ({data.digest:.12}...): {_remedy(wanted)}")
+    if data.classes != wanted.classes:
+        raise UserError(
+            f"{run.folder} calls the classes {', '.join(wanted.classes)!r:.200}, but {where}, with the same images and labels, "
+            f"{', '.join(data.classes)!r:.200}; use the data set with the run's names, if the run was not changed by hand"
+        )
+    return replace(data, name=wanted.name)
+
+
+def _needs(run: Run) -> str:
+    return f"{run.folder} needs the data set '{run.identity.data.name}' ({run.identity.data.digest:.12}...)"
+
+
+def _remedy(wanted: Description) -> str:
+    if wanted.name == "synthetic":
+        return "use the version of the pipeline that made the run, or name a dataset.safetensors with --data"
+    source = "cifar10" if wanted.name == "cifar10" else "archive"
+    of = "" if source == "cifar10" else ", with the archive that the run's author used,"
+    return (
+        f"set data.source: {source}{of} in params.yaml and run `python -m pipeline download`, or name its dataset.safetensors with --data"
+    )
+
+
+def _announce(plan: _Plan) -> None:
+    """Say what is going to be computed, and what differs here though it must not matter."""
+    identity = plan.run.identity
+    trained = ", ".join(f"{key} {value}" for key, value in msgspec.to_builtins(identity.train).items())
+    _say(f"{plan.run.folder}: {identity.data.name}, seed {identity.seed}, {identity.numerics}, {trained}")
+    if not plan.whole:
+        _say(f"only its beginning is checked: the first {plan.train.epochs} of {identity.train.epochs} epochs")
+    matter = "may give other bits of native numerics" if identity.numerics == "native" else "must not matter"
+    ours = {"device": str(plan.device), **devices.describe(plan.device)}
+    _say(f"differs here and {matter}: {'; '.join(_differences(plan.run, ours)) or 'nothing'}")
+
+
+def _differences(run: Run, ours: dict[str, Any]) -> Iterable[str]:
+    """A phrase for each circumstance that is another here than where the run was made."""
+    for what, theirs, name in (("training", run.identity.code, "train"), ("evaluation", run.identity.evaluation_code, "evaluate")):
+        if theirs is not None and theirs != (here := sources.digest(name)):
+            yield f"the code of the {what} ({theirs:.12}... there, {here:.12}... here)"
+    trained = run.environment.train
+    if trained is None:
+        yield "where it was trained is not known"
+        return
+    for key, there in msgspec.to_builtins(trained).items():
+        if key in ours and ours[key] != there:
+            yield f"{key.replace('_', ' ')} ({there} there, {ours[key]} here)"
+
+
+# --- the answer ----------------------------------------------------------------------------------------------------
+
+
+def _answer(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Verdict, str]:
+    """Compute again, in `work`; the verdict, and the reason for it."""
+    run, data, device, chosen = plan.run, plan.data, plan.device, plan.numerics
+    alone = 1 if chosen.version == "native" else None
+    described = msgspec.structs.replace(run.identity.provenance, train=plan.train, code=sources.digest("train"), workers=alone)
+    unfinished = stage.checkpoint_of(described, device, work / CACHE / f"epochs-{plan.train.epochs}")
+    try:
+        _, training = stage.fit(described, data, device, chosen, unfinished, checkpoint_seconds)
+    except Diverged as reason:
+        where, _, _ = str(reason).partition(";")  # what follows is a remedy for whoever chose the settings
+        return "different", f"{where}; {run.folder} claims that it went on"
+    if plan.whole:
+        with devices.failures_explained(device):
+            evaluated = evaluation.evaluate(training.weights, data, device, chosen, plan.evaluate)
+        outputs.write_training(work / outputs.OUTPUTS, training.weights, training.history, described)
+        outputs.write_evaluation(work / outputs.OUTPUTS, evaluated.metrics, evaluated.predictions)
+        trained_in = stage.environment(training, device, str(device))
+        evaluated_in = evaluation.environment(evaluated, device, plan.evaluate)
+        again = kept.load(kept.keep(work / outputs.OUTPUTS, work / kept.RUNS, evaluated_in, trained_in))
+        _say(f"computed again: fingerprint {again.identity.fingerprint}, accuracy {again.metrics.accuracy:.2%}, kept as {again.folder}")
+        answer = _native(plan, again) if chosen.version == "native" else _exact(run, again)
+    else:
+        answer = _beginning(plan, training.history)
+    unfinished.remove()
+    return answer
+
+
+def _beginning(plan: _Plan, history: list[Step]) -> tuple[Verdict, str]:
+    claimed = [row for row in plan.run.history if row.step <= history[-1].step]
+    computed = [row for row in history if row.step % plan.train.log_every == 0]  # the last step of a whole training is always logged
+    if apart := bits.first_step_apart(claimed, computed):
+        return "different", apart
+    return "identical", (
+        f"all {len(computed):,} logged losses of the first {plan.train.epochs} of {plan.run.identity.train.epochs} epochs are equal to "
+        "the last bit; the rest of the training, the weights, predictions and metrics were not checked"
+    )
+
+
+def _exact(run: Run, again: Run) -> tuple[Verdict, str]:
+    if apart := bits.first_difference(run, again):
+        return "different", apart
+    return "identical", (
+        f"all {len(run.history):,} logged losses, {len(run.weights)} tensors, {len(run.predictions):,} predictions and the metrics are "
+        "equal to the last bit"
+    )
+
+
+def _native(plan: _Plan, again: Run) -> tuple[Verdict, str]:
+    """The verdict of `compare`; and where bits differ, the run's own weights must predict what the run says, too."""
+    run = plan.run
+    if [p.actual for p in run.predictions] != [p.actual for p in again.predictions]:
+        return "different", "its predictions are not of this data set's test images"
+    trained, reason = _compared(run, again)
+    if trained != "equivalent":
+        return trained, reason
+    with devices.failures_explained(plan.device):
+        own = evaluation.evaluate(run.weights, plan.data, plan.device, plan.numerics, plan.evaluate)
+    evaluated, why = _compared(run, replace(run, metrics=own.metrics, predictions=own.predictions))
+    if evaluated == "different":
+        return "different", f"its own weights, evaluated here, do not give its predictions: {why}"
+    return "equivalent", reason
+
+
+def _compared(run: Run, other: Run) -> tuple[Verdict, str]:
+    """What `compare` says of two runs."""
+    report = verdict.report([run, other], SETTINGS)
+    return report.verdict, wording.reason(report.pairs[0], report)
+
+
+def _say(text: str) -> None:
+    print(printable(text), flush=True)

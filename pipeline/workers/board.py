@@ -1,0 +1,98 @@
+"""What workers say to each other besides sums: short texts under keys, in a store of torch.distributed.
+
+The store is torchrun's, or a file on one machine. All that is said has a prefix that worker 0 draws anew each time: torchrun starts
+workers again on a store that still holds what dead ones said (pytorch/pytorch issue 135712).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+from torch.distributed import FileStore  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from pipeline.errors import UserError
+from pipeline.workers import launch
+from pipeline.workers.place import Place
+
+_POLL_SECONDS = 0.02
+_PREFIX = "pipeline"
+
+
+class Board:
+    """Keys and texts. Its methods raise RuntimeError when the store is gone."""
+
+    def __init__(self, store: Store, drawn: bool) -> None:
+        """With `drawn`, as worker 0 has it, the board is new."""
+        self._store, self._prefix = store, ""
+        if drawn:
+            self._prefix = secrets.token_hex(8)
+            self._store.set(_PREFIX, self._prefix)
+
+    def newest(self) -> str:
+        """Turn to the board that a worker 0 drew last, which may be a dead one; its prefix, empty while there is none."""
+        self._prefix = self._store.get(_PREFIX).decode() if self._store.check([_PREFIX]) else ""
+        return self._prefix
+
+    @property
+    def store(self) -> Store:
+        """The store of this board alone."""
+        return PrefixStore(self._prefix, self._store)
+
+    def say(self, key: str, text: str) -> None:
+        """Set a key for all to read."""
+        self.store.set(key, text)
+
+    def said(self, key: str) -> str | None:
+        """What a key was set to; None while it is not."""
+        return self.store.get(key).decode() if self.store.check([key]) else None
+
+    def count(self, key: str, add: int) -> int:
+        """Add to the number under a key; the new number."""
+        return self.store.add(key, add)
+
+
+def opened(place: Place, folder: Path, held: contextlib.ExitStack, seconds: float) -> tuple[Board, launch.Others | None]:
+    """The board of a place's workers, and those that had to be started here for it, until `held` is left.
+
+    Raises:
+        UserError: it cannot be reached within `seconds`, or a worker cannot be started.
+    """
+    if place.local_count == place.count:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", launch.LOOPBACK)  # the machine's name need not resolve
+    others = None
+    if place.starts_others:
+        others = held.enter_context(launch.started(place.count, folder))
+        store = FileStore(str(others.file), place.count)
+    elif file := os.environ.get(launch.FILE):
+        launch.end_with_worker_0()
+        store = FileStore(file, place.count)
+    else:
+        try:
+            store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=seconds)))
+        except (RuntimeError, ValueError) as error:
+            reason = first_line(error)
+            raise UserError(f"the {place.count} workers' store cannot be reached: {reason}; start with torchrun") from error
+    return Board(store, drawn=place.rank == 0), others
+
+
+def until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Ask again and again until it is so, or the time is over; whether it is."""
+    limit = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > limit:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error of torch.distributed's, short."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,102 @@
+"""The other workers of `workers: N`: started by worker 0 on this machine, watched by it, and ended with it.
+
+They stay in worker 0's process group, so what signals a group, as Ctrl-C and `docker stop` do, reaches all. The standard input of each is a
+pipe that only worker 0 holds open: however that ends, the pipe does too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline import files
+from pipeline.errors import UserError
+from pipeline.params import PARAMS
+
+FILE = "PIPELINE_WORKERS_FILE"
+"""The environment variable that names the meeting file to a worker that was started here."""
+END_SECONDS = 5.0
+"""How long a worker may take to end by itself."""
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
+
+
+class Others:
+    """The workers that were started here, from 1 on."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        """Where all meet."""
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def ended(self) -> tuple[int, str] | None:
+        """A worker that has ended, and how; None while all run."""
+        for rank, process in enumerate(self.processes, 1):
+            if (code := process.poll()) is not None:
+                return rank, f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        return None
+
+
+@contextlib.contextmanager
+def started(count: int, folder: Path) -> Iterator[Others]:
+    """Start the workers 1 to `count` - 1, which meet in a new file in `folder`; when the block is left, they have ended.
+
+    The caller holds a lock: what is in `folder` is a killed training's.
+
+    Raises:
+        UserError: one cannot be started.
+    """
+    others = Others(folder / secrets.token_hex(8))
+    shutil.rmtree(folder, ignore_errors=True)
+    with files.explained(folder):
+        files.make_folder(folder)
+    try:
+        for rank in range(1, count):
+            others.processes.append(_start(rank, count, others.file))
+        yield others
+        _wait(others.processes)
+    finally:
+        for process in others.processes:
+            if process.stdin:
+                process.stdin.close()
+        _wait(others.processes)
+        for process in others.processes:
+            process.kill()
+            process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(rank: int, count: int, file: Path) -> subprocess.Popen[bytes]:
+    own = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count, FILE: file.resolve()}
+    environment = {**os.environ, **{name: str(value) for name, value in own.items()}}
+    command = [sys.executable, "-m", "pipeline", "train"]
+    try:
+        return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    except OSError as error:
+        raise UserError(f"worker {rank} of {count} cannot be started: {error.strerror}; set fewer workers in {PARAMS}") from error
+
+
+def _wait(processes: list[subprocess.Popen[bytes]]) -> None:
+    """Wait until they have ended, but not for long."""
+    limit = time.monotonic() + END_SECONDS
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0, limit - time.monotonic()))
+
+
+def end_with_worker_0() -> None:
+    """From now on this process ends when the one that started it does, wherever it is."""
+
+    def wait() -> None:
+        os.read(0, 1)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -1,0 +1,310 @@
+"""Real workers: started by `workers: N` and by torchrun, killed, hung, stopped and unlike; always one line, and the next run resumes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import demo, numerics, tensors
+from pipeline.params import Train
+from pipeline.runs import outputs
+from pipeline.runs.outputs import OUTPUTS
+from pipeline.training import loop
+from pipeline.training.checkpoint import UNFINISHED
+from pipeline.training.stage import WORKERS
+from pipeline.training.trainer import Trainer
+from tests.conftest import ROOT
+from tests.pausing import PAUSE
+from tests.settings import set_params
+from tests.steps import CPU, drawn_set
+from tests.torture import start as start_one
+
+LIMIT_SECONDS = 300
+"""No test takes long; this is for one that hangs."""
+IMAGES = 163
+SMALL = {**demo.SETTINGS["train"], "batch_size": 16}
+"""Eleven steps an epoch, 33 in all; the last batch of an epoch has 3 images."""
+TRAIN = [sys.executable, "-m", "pipeline", "train", "--checkpoint-seconds", "0"]
+PAUSING = [sys.executable, "-m", "tests.pausing", "train", "--checkpoint-seconds", "0"]
+"""Worker 0 of this one pauses where a file says so; the other waits for it."""
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_outlives_its_test():
+    yield
+    while STARTED:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(STARTED.pop().pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A workspace with a small set, for two workers."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    demo.lay_out(tmp_path)
+    drawn_set(IMAGES).save(tmp_path / "data" / "dataset.safetensors")
+    set_params(tmp_path, workers=2, train=SMALL)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def fingerprint() -> str:
+    """Of the weights that one process gives in `folder`."""
+    return tensors.fingerprint(loop.train(Trainer(drawn_set(IMAGES), CPU, 0, numerics.select("exact", CPU), Train(**SMALL))).weights)
+
+
+def start(folder: Path, *command: str) -> subprocess.Popen[str]:
+    """A command in a process group of its own, as a terminal starts it."""
+    STARTED.append(start_one(folder, *command))
+    return STARTED[-1]
+
+
+def torchrun(folder: Path, *options: str, train: tuple[str, ...] = ("-m", "pipeline", "train", "--checkpoint-seconds", "0")):
+    return start(folder, sys.executable, "-m", "torch.distributed.run", "--local-addr", "127.0.0.1", *options, *train)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, errors = process.communicate(timeout=LIMIT_SECONDS)
+    return process.returncode, out, errors
+
+
+def running(group: int) -> list[int]:
+    """The processes of a group, but for those that have ended and are still to be waited for."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.getpgid(int(process.name)) == group and (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                found.append(int(process.name))
+    return sorted(found)
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process started, and theirs; torchrun makes each a session of its own."""
+    parents = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for each in found:
+        found += [child for child, parent in parents.items() if parent == each]
+    return found[1:]
+
+
+def assert_gone(group: int) -> None:
+    """Within seconds nothing of a group runs."""
+    limit = time.monotonic() + 60
+    while running(group):
+        assert time.monotonic() < limit, "a worker goes on"
+        time.sleep(0.05)
+
+
+def assert_trained(folder: Path, fingerprint: str) -> None:
+    assert tensors.fingerprint(outputs.read_weights(folder / OUTPUTS)) == fingerprint
+    assert list((folder / UNFINISHED).glob("*")) == [], "when the stage succeeds, the state goes"
+    assert not (folder / WORKERS).exists()
+
+
+def paused(folder: Path) -> tuple[subprocess.Popen[str], int]:
+    """A training of two workers, once worker 0 has saved a state and pauses; and worker 1."""
+    (folder / PAUSE).touch()
+    process = start(folder, *PAUSING)
+    while not list((folder / UNFINISHED).glob("*.safetensors")):
+        assert process.poll() is None, ended(process)
+        time.sleep(0.02)
+    (other,) = (pid for pid in running(process.pid) if pid != process.pid)
+    return process, other
+
+
+def saved_step(folder: Path) -> int:
+    """The step of the newest state."""
+    return max(int(tensors.read(path).content["step"]) for path in (folder / UNFINISHED).glob("*.safetensors"))
+
+
+def resumed(folder: Path, workers: int, fingerprint: str) -> None:
+    """The next run, with another number of workers, goes on from the state and ends in the right weights."""
+    (folder / PAUSE).unlink(missing_ok=True)
+    set_params(folder, workers=workers)
+    code, _, said = ended(start(folder, *TRAIN))
+    assert code == 0, said
+    assert re.search(r"^resumes at step \d+ of 33 from .cache/training$", said, re.MULTILINE)
+    assert_trained(folder, fingerprint)
+
+
+def free_port() -> str:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return str(listening.getsockname()[1])
+
+
+# --- started -----------------------------------------------------------------------------------------------------------
+
+
+def test_workers_in_params_give_the_weights_of_one_process_and_only_worker_0_speaks(folder, fingerprint):
+    process = start(folder, *TRAIN)
+    code, out, said = ended(process)
+    assert code == 0, said
+    assert re.fullmatch(rf"outputs/model\.safetensors: {fingerprint}\n4 logged steps, last loss \S+, on cpu\n", out)
+    assert [line for line in said.splitlines() if not line.startswith("train: ")] == []
+    assert_trained(folder, fingerprint)
+    assert running(process.pid) == []
+    (facts,) = (folder / ".cache" / "environments").rglob("*.json")
+    assert json.loads(facts.read_text())["workers"] == 2
+
+
+def test_one_process_starts_no_other_and_loads_none_of_what_several_need(folder, fingerprint):
+    set_params(folder, workers=1)
+    code = (
+        "import sys\nfrom pipeline import cli\nsys.argv[1:] = ['train']\ntry: cli.main()\nfinally:\n"
+        "    import torch.distributed as dist\n    assert not dist.is_initialized()\n"
+        "    print(sorted(name for name in sys.modules if name.startswith('pipeline.workers')))"
+    )
+    done = ended(start(folder, sys.executable, "-c", code))
+    assert done[0] == 0, done
+    assert done[1].splitlines()[-1] == "['pipeline.workers', 'pipeline.workers.place']"
+    assert_trained(folder, fingerprint)
+
+
+def test_torchrun_with_workers_of_unlike_instructions_and_threads_gives_the_weights_of_one_process(folder, fingerprint):
+    set_params(folder, workers=1)  # torchrun's number counts
+    code, out, said = ended(torchrun(folder, "--standalone", "--nproc-per-node=3", train=("-m", "tests.unlike", "train")))
+    assert code == 0, said
+    assert out.startswith(f"outputs/model.safetensors: {fingerprint}\n4 logged steps")
+    assert out.count("\n") == 2
+    assert_trained(folder, fingerprint)
+
+
+def two_nodes(folder: Path, other: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str, str]]:
+    """How both nodes ended, a worker each: the first in `folder`, the second in `other`."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    rendezvous = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=static", f"--master-port={free_port()}", "--master-addr=127.0.0.1"]
+    nodes = [torchrun(at, *rendezvous, f"--node-rank={rank}") for rank, at in enumerate((folder, other))]
+    return [ended(node) for node in nodes]
+
+
+def test_two_nodes_give_the_weights_of_one_process(folder, fingerprint, monkeypatch):
+    first, second = two_nodes(folder, folder, monkeypatch)
+    assert first[0] == second[0] == 0, first[2] + second[2]
+    assert_trained(folder, fingerprint)
+
+
+@pytest.mark.fault(45)
+def test_a_node_with_other_parameters_is_refused_in_one_line_that_names_the_worker(folder, tmp_path_factory, monkeypatch):
+    other = tmp_path_factory.mktemp("other")
+    demo.lay_out(other)
+    drawn_set(IMAGES).save(other / "data" / "dataset.safetensors")
+    set_params(other, train={**SMALL, "lr": 0.02})
+    first, second = two_nodes(folder, other, monkeypatch)
+    lines = [line for line in first[2].splitlines() if line.startswith("error: ")]
+    assert lines == [
+        "error: worker 1 disagrees with worker 0: train.lr is 0.02, not 0.01; "
+        "give all one params.yaml, one data set and one version of the code"
+    ]
+    assert first[0] != 0 != second[0]
+    assert not (folder / OUTPUTS).exists()
+
+
+@pytest.mark.fault(43)
+def test_a_node_that_cannot_begin_is_told_by_worker_0_in_one_line(folder, tmp_path_factory, monkeypatch):
+    other = tmp_path_factory.mktemp("other")
+    demo.lay_out(other)
+    set_params(other, train=SMALL)
+    first, _ = two_nodes(folder, other, monkeypatch)
+    (line,) = [line for line in first[2].splitlines() if line.startswith("error: ")]
+    assert re.fullmatch(r"error: worker 1 of 2: data/dataset\.safetensors: not found; run .*", line)
+
+
+def test_native_numerics_resume_with_no_other_number_of_workers_and_record_theirs(folder):
+    set_params(folder, numerics="native")
+    process, _ = paused(folder)
+    process.terminate()
+    assert ended(process)[0] == 143
+    set_params(folder, workers=1)
+    code, _, said = ended(start(folder, *TRAIN))
+    assert code == 0, said
+    assert said.count("of another training (workers): not used") == 2
+    assert outputs.read_model(folder / OUTPUTS).provenance.workers == 1
+
+
+# --- killed, hung, stopped -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault(43)
+def test_a_worker_that_is_killed_ends_the_training_with_one_line_that_names_it_and_another_number_resumes(folder, fingerprint):
+    process, other = paused(folder)
+    os.kill(other, signal.SIGKILL)
+    (folder / PAUSE).unlink()
+    code, _, said = ended(process)
+    assert code == 2
+    (line,) = [line for line in said.splitlines() if not line.startswith("train: ")]
+    assert re.fullmatch(r"error: worker 1 of 2 was killed by SIGKILL; run again, which resumes from the last state", line)
+    assert running(process.pid) == []
+    resumed(folder, 1, fingerprint)
+
+
+@pytest.mark.fault(43)
+def test_workers_end_when_worker_0_is_killed_and_another_number_resumes(folder, fingerprint):
+    process, _ = paused(folder)
+    process.kill()
+    assert_gone(process.pid)
+    resumed(folder, 3, fingerprint)
+
+
+@pytest.mark.fault(44)
+def test_a_worker_that_hangs_ends_the_training_after_the_time_out(folder, monkeypatch):
+    monkeypatch.setenv("PIPELINE_WORKERS_TIMEOUT", "3")
+    process, other = paused(folder)
+    os.kill(other, signal.SIGSTOP)
+    (folder / PAUSE).unlink()
+    code, _, said = ended(process)
+    assert code == 2
+    (line,) = [line for line in said.splitlines() if not line.startswith("train: ")]
+    assert re.fullmatch(r"error: worker 1 of 2 died or hangs \(.*\); run again, which resumes from the last state", line), line
+    assert_gone(process.pid)
+    assert saved_step(folder) >= 10
+
+
+@pytest.mark.fault(15)
+@pytest.mark.parametrize(
+    ("number", "to", "code"),
+    [(signal.SIGINT, "all", 130), (signal.SIGTERM, "worker 0", 143), (signal.SIGTERM, "worker 1", 143)],
+)
+def test_a_signal_to_any_worker_ends_all_after_the_same_step_with_a_state(number, to, code, folder):
+    process, other = paused(folder)
+    if to == "all":
+        os.killpg(process.pid, number)
+    else:
+        os.kill(process.pid if to == "worker 0" else other, number)
+    (folder / PAUSE).unlink()
+    found, _, said = ended(process)
+    assert found == code, said
+    step = re.fullmatch(r"stopped: at step (\d+) of 33; the state is saved, the next run resumes", said.splitlines()[-1])[1]
+    assert saved_step(folder) == int(step)
+    assert running(process.pid) == []
+
+
+@pytest.mark.fault(43)
+def test_torchrun_starts_killed_workers_again_and_they_resume(folder, fingerprint):
+    (folder / PAUSE).touch()
+    pausing = ("-m", "tests.pausing", "train", "--checkpoint-seconds", "0")
+    process = torchrun(folder, "--standalone", "--nproc-per-node=2", "--max-restarts=1", train=pausing)
+    while not list((folder / UNFINISHED).glob("*.safetensors")):
+        assert process.poll() is None, ended(process)
+        time.sleep(0.02)
+    (killed,) = [pid for pid in descendants(process.pid) if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()]
+    os.kill(killed, signal.SIGKILL)
+    (folder / PAUSE).unlink()
+    code, _, said = ended(process)
+    assert code == 0, said
+    assert re.search(r"^resumes at step \d+ of 33 from .cache/training$", said, re.MULTILINE)
+    assert_trained(folder, fingerprint)
