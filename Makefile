@@ -27,8 +27,8 @@ demo: $(READY) ## train and evaluate on the synthetic set and prove the claim, i
 repro: $(READY) ## run the stages with params.yaml (dvc repro)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro # dvc.yaml says `python`: this one
 
-test: $(READY) ## run all the tests that this machine can run
-	$(BIN)/python -m pytest
+test: $(READY) ## run all the tests that this machine can run, a file at a time on each CPU
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-cuda: $(READY) ## run the tests that need a GPU
 	$(BIN)/python -m pytest -m cuda

@@ -257,6 +257,7 @@ def export(
 def reproduce(
     run: Annotated[Path, typer.Argument(help="The folder of a kept run.", metavar="RUN")],
     device: Annotated[str, typer.Option(help="Where to compute, as in params.yaml; the CPU by default.")] = "",
+    workers: Annotated[Optional[int], typer.Option(help="Train with so many processes on this machine.", min=1, max=1024)] = None,
     epochs: Annotated[Optional[int], typer.Option(help="Check only the logged losses of the first so many epochs.")] = None,
     data: Annotated[
         Optional[Path], typer.Option(help="The run's data set; by default the one in data/, or made here.", metavar="FILE")
@@ -267,5 +268,5 @@ def reproduce(
     from pipeline import device as devices
     from pipeline import reproduce
 
-    if not reproduce.reproduce(run, device or devices.CPU, epochs, data, checkpoint_seconds):
+    if not reproduce.reproduce(run, device or devices.CPU, epochs, data, checkpoint_seconds, workers):
         raise typer.Exit(1)

@@ -38,11 +38,11 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def demo(folder: Path = FOLDER, others: list[Variant] | None = None) -> bool:
+def demo(folder: Path = FOLDER, others: list[Variant] | None = None, emulator: str | None = None) -> bool:
     """Run the stages in `folder`, train and evaluate again in other ways, print a line each, and leave the machine's record.
 
-    The other ways to train are all `variants()` of this machine, or `others`. Returns whether all fingerprints were right, and
-    all evaluations the same.
+    The other ways to train are all `variants()` of this machine, or `others`; `emulator` is what plays its processor, if any.
+    Returns whether all fingerprints were right, and all evaluations the same.
 
     Raises:
         UserError: a stage failed.
@@ -62,7 +62,7 @@ def demo(folder: Path = FOLDER, others: list[Variant] | None = None) -> bool:
     right = all(each.fingerprint == FINGERPRINT for each in outcomes) and other.evaluation == first.evaluation
     verdict = "every fingerprint is the one in the README" if right else "a fingerprint is NOT the one in the README: please report it"
     print(f"\n{verdict}: {FINGERPRINT}")
-    leave_record(folder / machine.RECORD, outcomes)
+    leave_record(folder / machine.RECORD, outcomes, emulator)
     return right
 
 

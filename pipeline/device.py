@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import platform
 import re
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 
-from pipeline import precision
+from pipeline import memory, precision
 from pipeline.errors import UserError, shown
 from pipeline.params import DEVICE
 
@@ -153,21 +152,7 @@ def prepare(device: torch.device, workers: int = 1) -> None:
     by_torchrun = workers > 1 and "TORCHELASTIC_RUN_ID" in os.environ  # it sets 1 where nothing is set
     if by_torchrun or not re.fullmatch(OMP_THREADS, os.environ.get("OMP_NUM_THREADS", "")):
         torch.set_num_threads(max(1, cpu_limit() // workers) if workers > 1 else min(torch.get_num_threads(), cpu_limit()))
-    _keep_freed_memory()
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep what a step frees for the next one: else its larger tensors are given back and cleared again each time.
-
-    Measured: hundreds of page faults a step become none. Other C libraries have no `mallopt` or ignore it.
-    """
-    trim_threshold, mmap_threshold = -1, -3  # their numbers in malloc.h
-    gibibyte, most_before_2_35 = 2**30, 2**25
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        if not mallopt(mmap_threshold, gibibyte):
-            mallopt(mmap_threshold, most_before_2_35)
-        mallopt(trim_threshold, gibibyte)
+    memory.keep_freed()
 
 
 def cpu_limit() -> int:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import platform
 import re
+import subprocess
 from pathlib import Path
 from typing import Literal
 
@@ -102,7 +103,7 @@ def describe(expected: str, outcomes: list[Outcome], emulator: str | None = None
         numerics=VERSION,
         expected=expected,
         architecture=platform.machine(),
-        processor=emulator or device.available()[device.CPU].rpartition(",")[0],
+        processor=emulator or _processor(),
         emulator=emulator,
         instruction_sets=[] if emulator else _instruction_sets(),
         cpus=device.cpu_limit(),
@@ -130,6 +131,14 @@ def read(path: Path) -> Record:
 def evaluation_digest(outputs: Path) -> str:
     """SHA-256, in hex, over the metrics and the predictions in `outputs`. Raises UserError."""
     return hashlib.sha256(read_bytes(outputs / METRICS) + read_bytes(outputs / PREDICTIONS)).hexdigest()
+
+
+def _processor() -> str:
+    if platform.system() == "Darwin":
+        with contextlib.suppress(OSError):
+            asked = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
+            return asked.stdout.strip() or platform.machine()
+    return device.available()[device.CPU].rpartition(",")[0]
 
 
 def _instruction_sets() -> list[str]:

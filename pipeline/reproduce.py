@@ -23,11 +23,15 @@ from pipeline.errors import UserError, printable
 from pipeline.inputs import CACHE
 from pipeline.numerics import Numerics
 from pipeline.params import Compare, Evaluate, Train
-from pipeline.runs import kept, outputs
+from pipeline.runs import kept, outputs, provenance
 from pipeline.runs.kept import Run
 from pipeline.runs.outputs import Step
+from pipeline.runs.provenance import Provenance
 from pipeline.training import checkpoint, stage
-from pipeline.training.loop import Diverged
+from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.loop import Diverged, Training
+from pipeline.workers import Group, place
+from pipeline.workers.place import Place
 
 REPRODUCED = CACHE / "reproduce"
 """A folder for each run that was reproduced: its unfinished training, then its outputs and, as a kept run, what was computed."""
@@ -48,6 +52,15 @@ class _Plan:
     data: Dataset
     device: torch.device
     numerics: Numerics
+    place: Place
+    """This process among the workers."""
+
+    @property
+    def described(self) -> Provenance:
+        """The training that is computed."""
+        workers = self.place.count if self.numerics.version == "native" else None
+        code = sources.digest("train")
+        return msgspec.structs.replace(self.run.identity.provenance, train=self.train, code=code, workers=workers)
 
     @property
     def whole(self) -> bool:
@@ -61,19 +74,28 @@ def reproduce(
     epochs: int | None = None,
     data_file: Path | None = None,
     checkpoint_seconds: float = checkpoint.SECONDS,
+    workers: int | None = None,
 ) -> bool:
     """Train and evaluate the kept run in `folder` again, say what comes out, and return whether it is what the run claims.
 
-    With `epochs` only the first so many are trained, and their logged losses compared. An unfinished attempt is resumed.
+    With `epochs` only the first so many are trained, and their logged losses compared. An unfinished attempt is resumed. As many
+    workers train as are asked for, or as a native run had, whose bits depend on them, else one.
 
     Raises:
         UserError: the run, its data set or the device cannot be used here; nothing was written.
         Interrupted: a signal came; the state is saved.
     """
     run = kept.load(folder)
-    plan = _plan(run, device_name, epochs, data_file)
-    _announce(plan)
+    count = workers or run.identity.workers or 1
+    options = {"device": device_name, "epochs": epochs, "data": data_file, "workers": count}
+    command = ["reproduce", str(folder), *(f"--{name}={value}" for name, value in options.items() if value is not None)]
+    at = place.here(count, run.identity.numerics, tuple(command))
+    plan = _plan(run, device_name, epochs, data_file, at)
     work = REPRODUCED / Path(os.path.realpath(folder)).name
+    if at.rank:
+        _train(plan, work, checkpoint_seconds)
+        return True  # worker 0 compares
+    _announce(plan)
     with files.only_one(work / "lock", "a reproduction of this run"):
         answer, reason = _answer(plan, work, checkpoint_seconds)
     _say(f"{answer}: {reason}")
@@ -83,7 +105,7 @@ def reproduce(
 # --- what the run asks for -----------------------------------------------------------------------------------------
 
 
-def _plan(run: Run, device_name: str, epochs: int | None, data_file: Path | None) -> _Plan:
+def _plan(run: Run, device_name: str, epochs: int | None, data_file: Path | None, at: Place) -> _Plan:
     """Everything that is needed, checked before anything is computed or written."""
     train = run.identity.train
     if epochs is not None and not 1 <= epochs <= train.epochs:
@@ -91,12 +113,13 @@ def _plan(run: Run, device_name: str, epochs: int | None, data_file: Path | None
     evaluate, evaluated = BATCHES, run.environment.evaluate
     if evaluated and evaluated.batch_size is not None:
         evaluate = params.section(Evaluate, {"batch_size": evaluated.batch_size}, str(run.folder / kept.ENVIRONMENT))
-    device = devices.select(device_name)
-    devices.prepare(device)
+    device = devices.select(device_name, at.local_rank, at.local_count)
+    devices.prepare(device, at.local_count)
     chosen = numerics.select(run.identity.numerics, device)
     if run.identity.numerics != chosen.version:
         raise UserError(f"{run.folder}: numerics {run.identity.numerics!r:.40} without a version; the run was changed by hand")
-    plan = _Plan(run, msgspec.structs.replace(train, epochs=epochs or train.epochs), evaluate, _data_set(run, data_file), device, chosen)
+    train = msgspec.structs.replace(train, epochs=epochs or train.epochs)
+    plan = _Plan(run, train, evaluate, _data_set(run, data_file), device, chosen, at)
     if not plan.whole:
         _check_beginning(plan)
     return plan
@@ -183,12 +206,9 @@ def _differences(run: Run, ours: dict[str, Any]) -> Iterable[str]:
 
 def _answer(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Verdict, str]:
     """Compute again, in `work`; the verdict, and the reason for it."""
-    run, data, device, chosen = plan.run, plan.data, plan.device, plan.numerics
-    alone = 1 if chosen.version == "native" else None
-    described = msgspec.structs.replace(run.identity.provenance, train=plan.train, code=sources.digest("train"), workers=alone)
-    unfinished = stage.checkpoint_of(described, device, work / CACHE / f"epochs-{plan.train.epochs}")
+    run, data, device, chosen, described = plan.run, plan.data, plan.device, plan.numerics, plan.described
     try:
-        _, training = stage.fit(described, data, device, chosen, unfinished, checkpoint_seconds)
+        training, unfinished, group = _train(plan, work, checkpoint_seconds)
     except Diverged as reason:
         where, _, _ = str(reason).partition(";")  # what follows is a remedy for whoever chose the settings
         return "different", f"{where}; {run.folder} claims that it went on"
@@ -197,7 +217,7 @@ def _answer(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Verdict
             evaluated = evaluation.evaluate(training.weights, data, device, chosen, plan.evaluate)
         outputs.write_training(work / outputs.OUTPUTS, training.weights, training.history, described)
         outputs.write_evaluation(work / outputs.OUTPUTS, evaluated.metrics, evaluated.predictions)
-        trained_in = stage.environment(training, device, str(device))
+        trained_in = stage.environment(training, device, str(device), group)
         evaluated_in = evaluation.environment(evaluated, device, plan.evaluate)
         again = kept.load(kept.keep(work / outputs.OUTPUTS, work / kept.RUNS, evaluated_in, trained_in))
         _say(f"computed again: fingerprint {again.identity.fingerprint}, accuracy {again.metrics.accuracy:.2%}, kept as {again.folder}")
@@ -206,6 +226,17 @@ def _answer(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Verdict
         answer = _beginning(plan, training.history)
     unfinished.remove()
     return answer
+
+
+def _train(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Training, Checkpoint, Group]:
+    """Train as planned, with the other workers; only worker 0 saves an unfinished training."""
+    device, described = plan.device, plan.described
+    unfinished = stage.checkpoint_of(described, device, work / CACHE / f"epochs-{plan.train.epochs}")
+    own = unfinished if plan.place.rank == 0 else None
+    with place.together(plan.place, work / "workers") as join, devices.failures_explained(device):
+        group = join(device, provenance.flattened(described))
+        _, training = stage.fit(described, plan.data, device, plan.numerics, own, checkpoint_seconds, group)
+    return training, unfinished, group
 
 
 def _beginning(plan: _Plan, history: list[Step]) -> tuple[Verdict, str]:

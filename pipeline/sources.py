@@ -39,6 +39,7 @@ _MODEL = (
     "data/dataset.py",
     "device.py",
     "draws.py",
+    "memory.py",
     "model.py",
     "precision.py",
     *_NUMERICS,

@@ -53,6 +53,16 @@ def cuda():
         pytest.skip(str(reason))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item):
+    """Skip a test that needs a GPU before a fixture trains for it in vain."""
+    if item.get_closest_marker("cuda"):
+        from pipeline import device
+
+        if not device.accelerators():
+            pytest.skip("no NVIDIA GPU can be used here")
+
+
 REQUIRED = set(filter(None, os.environ.get("PIPELINE_REQUIRED_TESTS", "").split(",")))
 """Markers whose tests may not be skipped, because what they need can be had on this machine."""
 

@@ -39,7 +39,7 @@ def test_a_machine_that_cannot_do_it_is_told_in_one_line(system, processor, prog
     monkeypatch.setattr("platform.machine", lambda: processor)
     monkeypatch.setattr("shutil.which", lambda name: name if programs else None)
     with pytest.raises(SystemExit) as ended:
-        arm64.main()
+        arm64.main([])
     assert (ended.value.code, capsys.readouterr().err) == (2, f"error: make test-arm64: {said}\n")
 
 
@@ -52,7 +52,7 @@ def test_without_debians_archive_the_reason_is_one_line_and_the_next_try_starts_
     monkeypatch.setattr(arm64, "FOLDER", tmp_path / "arm64")
     monkeypatch.setattr(arm64, "missing", lambda: None)
     with pytest.raises(SystemExit) as ended:
-        arm64.main()
+        arm64.main([])
     assert ended.value.code == 2
     assert capsys.readouterr().err == (
         "error: make test-arm64: cannot fetch Debian's list of packages for arm64 (E: no route to the archive); "

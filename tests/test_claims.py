@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -132,3 +134,40 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
     given = record(outcome(settings=OLDEST_INSTRUCTIONS, evaluation="e", evaluation_batch=7), accelerators={"cuda:0": "H100"})
     machine.write(tmp_path / "record.json", given)
     assert machine.read(tmp_path / "record.json") == given
+
+
+def test_on_macos_a_record_names_the_processor_and_the_system_as_apple_does(monkeypatch):
+    asked = []
+
+    def sysctl(command, **_):
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 0, "Apple M9\n", "")
+
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    monkeypatch.setattr("platform.mac_ver", lambda: ("15.1", ("", "", ""), "arm64"))
+    monkeypatch.setattr(machine.subprocess, "run", sysctl)
+    monkeypatch.setattr(machine.revision, "describe", lambda folder: None)
+    given = machine.describe(RIGHT, [outcome()])
+    assert (given.processor, given.system, asked) == ("Apple M9", "macOS 15.1", [["sysctl", "-n", "machdep.cpu.brand_string"]])
+
+
+def test_every_module_is_imported_where_linuxs_own_calls_and_files_are_missing():
+    code = """
+import os, pathlib, pkgutil, importlib, sys
+del os.sched_getaffinity, os.sched_setaffinity, os.posix_fadvise, os.posix_fallocate, os.pipe2, os.sendfile
+for name in ("spwd", "nis", "ossaudiodev"):
+    sys.modules[name] = None
+import pipeline
+def opened(path, *_, open=open, **__):
+    assert not str(path).startswith(("/proc", "/sys")), path
+    return open(path, *_, **__)
+importlib.import_module("builtins").open = opened
+for module in pkgutil.walk_packages(pipeline.__path__, "pipeline."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+from pipeline import device
+assert device.cpu_limit() >= 1
+print("imported")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "imported\n", done.stderr

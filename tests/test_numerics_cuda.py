@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.draws import integers
+from pipeline.draws import random_integers
 from pipeline.numerics import grid, transcendental, update
 from pipeline.numerics.exact import Exact
 from tests.steps import drawn_set, trained_fingerprint, trainer
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.cuda
 
 def floats(label: str, dtype: torch.dtype, count: int = 2**20) -> torch.Tensor:
     """Drawn bit patterns, those of finite normal numbers."""
-    bits = torch.from_numpy(integers(label, 2**63, count))
+    bits = torch.from_numpy(random_integers(label, 2**63, count))
     drawn = (bits.int() if dtype == torch.float32 else bits * 2).view(dtype)
     return torch.where(drawn.isfinite() & (drawn.abs() >= torch.finfo(dtype).tiny), drawn, 1.0)
 

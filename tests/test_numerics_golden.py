@@ -99,7 +99,7 @@ def reciprocal(x: Any, y: Any) -> Any:
     return x * (1 / y)
 
 
-def ieee_then(original: Any, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def half_away_from_zero(original: Any, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Half away from zero instead of half to even."""
     y = x * scale
     return torch.where((y - y.trunc()).abs() == 0.5, y.trunc() + y.sign(), y.round())
@@ -162,7 +162,7 @@ FUNCTIONS, EVALUATION, EDGES = "exact-2-functions", "exact-2-evaluation", "exact
 RULES: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], Any]]] = {
     "operands have 19 bits, not 18": (SMALL, wrapped(grid, "choose", lambda original, m, bits=18: original(m, bits))),
     "operands have 19 bits in a large batch too": (LARGE, wrapped(grid, "place", twice_in_large_batches)),
-    "placing rounds half to even, not away from zero": (EDGES, wrapped(grid, "place", ieee_then)),
+    "placing rounds half to even, not away from zero": (EDGES, wrapped(grid, "place", half_away_from_zero)),
     "a magnitude is at least 2^-40, not 2^-39": (EDGES, constant(grid, "FLOOR", 2.0**-39)),
     "a grid an image, not a batch": (
         SMALL, wrapped(grid, "image_magnitudes", lambda original, x: original(x).amax().expand(len(x))),

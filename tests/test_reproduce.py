@@ -140,6 +140,14 @@ def test_a_run_made_with_one_thread_is_identical_with_three_and_the_oldest_instr
     assert done.stdout.splitlines()[-1].startswith("identical: ")
 
 
+def test_a_run_of_one_process_is_identical_when_three_workers_train_it_again(original, here):
+    done = command("reproduce", str(original["exact"]), "--workers", "3", folder=here)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("identical: ")
+    (again,) = kept.listed(here / reproduce.REPRODUCED / original["exact"].name / kept.RUNS)
+    assert kept.load(again).environment.train.workers == 3
+
+
 @pytest.mark.cuda
 def test_a_run_made_on_a_cpu_is_identical_on_cuda(original, here, capsys, cuda):
     assert reproduce.reproduce(original["exact"], str(cuda))

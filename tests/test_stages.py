@@ -102,8 +102,9 @@ def test_the_demo_leaves_a_record_of_the_machine_with_what_it_gave(demo):
     record = machine.read(demo[0] / machine.RECORD)
     assert f"send it in a pull request as results/machines/{record.slug()}.json\n" in demo[1]
     assert {outcome.fingerprint for outcome in record.outcomes} == {record.expected} == {FINGERPRINT}
-    limit = devices.cpu_limit()
-    assert [(o.threads, o.settings) for o in record.outcomes[1:4]] == [(limit, {}), (1, {}), (limit, machine.OLDEST_INSTRUCTIONS)]
+    limit, oldest = devices.cpu_limit(), machine.OLDEST_INSTRUCTIONS
+    assert [(o.threads, o.settings) for o in record.outcomes[1:5]] == [(limit, {}), (1, {}), (limit, oldest), (1, {})]
+    assert [o.workers for o in record.outcomes[:5]] == [1, 1, 1, 1, 2]
     assert [o.evaluation_batch for o in record.outcomes if o.evaluation] == [1000, 7]
 
 

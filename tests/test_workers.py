@@ -215,12 +215,16 @@ def replaced(given: params.Params, **changed: object) -> params.Params:
     return params.parse(params.dump(params.to_builtins(given) | changed))
 
 
+def place_of(given: params.Params) -> place.Place:
+    return place.here(given.workers, given.numerics)
+
+
 def test_a_place_is_what_params_say_unless_torchrun_says_otherwise(given, monkeypatch):
-    assert place.here(given) == place.Place(0, 1, 0, 1, starts_others=False)
-    assert place.here(replaced(given, workers=3)) == place.Place(0, 3, 0, 3, starts_others=True)
+    assert place_of(given) == place.Place(0, 1, 0, 1, starts_others=False)
+    assert place_of(replaced(given, workers=3)) == place.Place(0, 3, 0, 3, starts_others=True)
     for name, value in {"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 4}.items():
         monkeypatch.setenv(name, str(value))
-    assert place.here(replaced(given, workers=3)) == place.Place(5, 8, 1, 4, starts_others=False)
+    assert place_of(replaced(given, workers=3)) == place.Place(5, 8, 1, 4, starts_others=False)
 
 
 @pytest.mark.parametrize(
@@ -236,15 +240,15 @@ def test_an_environment_that_names_no_worker_is_one_line(environment, said, give
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=said):
-        place.here(given)
+        place_of(given)
 
 
 def test_native_numerics_take_no_other_number_of_workers_than_params_say(given, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    assert place.here(replaced(given, numerics="native", workers=2)).count == 2
+    assert place_of(replaced(given, numerics="native", workers=2)).count == 2
     with pytest.raises(UserError, match=r"params\.yaml: 'workers' is 1, but WORLD_SIZE in the environment is 2, .*; set workers: 2"):
-        place.here(replaced(given, numerics="native"))
+        place_of(replaced(given, numerics="native"))
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "soon"])

@@ -80,7 +80,7 @@ def _on_gpu(resumed: bool) -> Callable[[Record], list[Outcome]]:
     return lambda record: [o for o in record.outcomes if o.device != CPU and bool(o.resumed_from) == resumed]
 
 
-SUMS = "sums are exact, so their order and the instructions change nothing"
+SUMS = "sums are exact in any order"
 CLAIMS = (
     Claim("a second training", "nothing is drawn but by rule", "draws-initial-weights-the-order-of-the-images", _twice),
     Claim("any number of threads", SUMS, "the-bound-with-its-proof", _several(lambda o: o.threads)),

@@ -78,7 +78,7 @@ def use_packages(work: Path) -> None:
 
 def tests(asked: argparse.Namespace) -> None:
     """The tests that need a GPU; on a GPU none may be skipped."""
-    needing = sorted(str(path) for path in (PROJECT / "tests").glob("test_*.py") if "@pytest.mark.cuda" in path.read_text())
+    needing = sorted(str(path) for path in (PROJECT / "tests").glob("test_*.py") if "pytest.mark.cuda" in path.read_text())
     required = {"PIPELINE_REQUIRED_TESTS": "cuda"} if asked.device.startswith("cuda") else {}
     run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "cuda", *needing],

@@ -1,7 +1,7 @@
 """`make gpu-kit`: the project, and the packages that it needs beside PyTorch and Typer, for a machine with a GPU and no network.
 
 The folder holds the files as they stand here, the name of their commit, and the packages in one file. There, `python3 -m tools.gpu`
-does the rest (docs/gpu.md).
+does the rest (docs/machines.md).
 """
 
 from __future__ import annotations

@@ -36,7 +36,9 @@ class Grid:
 
 
 def magnitude(x: Tensor) -> Tensor:
-    """The largest magnitude in `x`, or FLOOR: float32, 0-dim; NaN if there is one."""
+    """The largest magnitude in `x`, or FLOOR: float32, 0-dim; NaN if there is one, 0 of no images."""
+    if not x.numel():
+        return x.new_zeros(())
     # aminmax copies what is not contiguous: so in the order in which it lies in memory
     low, high = x.permute(sorted(range(x.dim()), key=x.stride, reverse=True)).aminmax()
     return torch.maximum(-low, high).clamp_min_(FLOOR)

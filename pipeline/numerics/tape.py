@@ -41,7 +41,6 @@ class Tape:
         self.learns, self.batch_images = weights is not None, batch_images
         self.gradients: dict[str, Tensor] = {}
         """Of the weights, by name, as `add_up` gives them."""
-        self._images = images
         self._names = {id(weight): name for name, weight in (weights or {}).items()}
         self._used: set[str] = set()
         self._steps: list[tuple[Tensor, tuple[Tensor, ...], Backward]] = []
@@ -74,12 +73,8 @@ class Tape:
         self._used.add(name)
         return name
 
-    def needs_gradient(self, x: Tensor) -> bool:
-        """Whether the gradient of `x` is wanted: that of the images is not."""
-        return x is not self._images
-
     def record(self, y: Tensor, inputs: tuple[Tensor, ...], backward: Backward) -> Tensor:
-        """Note that `y` was made from `inputs`, and how its gradient gives theirs (None where it is not wanted). Gives y."""
+        """Note that `y` was made from `inputs`, and how its gradient gives theirs (None for bytes). Gives y."""
         if self.learns:
             self._steps.append((y, inputs, backward))
             self._values[id(y)] = y
@@ -106,14 +101,15 @@ class Tape:
         Raises:
             UserError: a weight takes no part in the loss, so it has no gradient.
         """
-        magnitudes = group.maximum(torch.stack([m for sums in self._waiting for m in sums.magnitudes]))
+        waiting, self._waiting = self._waiting, []  # they hold this tape, which would live on until Python's collector comes
+        magnitudes = group.maximum(torch.stack([m for sums in waiting for m in sums.magnitudes]))
         chosen = grid.choose(magnitudes)
         scales, units = list(chosen.scale.unbind()), list(chosen.unit.unbind())
-        dtype = torch.float64 if all(sums.fit_float64 for sums in self._waiting) else torch.int64
-        mine = [part for sums in self._waiting for part in sums.integers(_take(scales, len(sums.magnitudes)))]
+        dtype = torch.float64 if all(sums.fit_float64 for sums in waiting) else torch.int64
+        mine = [part for sums in waiting for part in sums.integers(_take(scales, len(sums.magnitudes)))]
         total = group.total(torch.cat([part.flatten().to(dtype) for part in mine]))
         totals = list(torch.split(total, [part.numel() for part in mine]))
-        for sums in self._waiting:
+        for sums in waiting:
             sums.round(_take(totals, len(sums.magnitudes)), _take(units, len(sums.magnitudes)))
         if missing := [name for name in self._names.values() if name not in self.gradients]:
             raise refusal(f"a weight that takes no part in the loss, as '{missing[0]}' does not")

@@ -67,7 +67,6 @@ class _Layer:
     def __init__(self, tape: Tape, operation: Operation, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         self.tape, self.operation, self.bias, self.x_shape = tape, operation, bias, x.shape
         self.names = [tape.weight(each, operation.name) for each in (weight, bias) if each is not None]
-        self.wants_input_gradient = tape.needs_gradient(x)
         image_terms = operation.image_terms(x.shape, weight.shape)
         if tape.learns:
             _check_batch(operation, image_terms, tape.batch_images)
@@ -94,15 +93,17 @@ class _Layer:
         return y if self.bias is None else y.add_(self.bias.view(-1, *[1] * (y.dim() - 2)))
 
     def backward(self, g: Tensor) -> tuple[Tensor | None]:
-        """The gradient of x where it is wanted, from that of y. Those of weight and bias wait."""
-        largest = grid.image_magnitudes(g)
-        self.g, self.magnitudes = g, [grid.largest(largest if self.x_grid is None else largest * self.x_grid.unit)]
-        if self.bias is not None and self.x_grid is not None:
-            self.magnitudes.append(grid.largest(largest))
+        """The gradient of x from that of y; None of bytes. Those of weight and bias wait."""
+        self.g = g
         self.tape.wait(self)
-        if not self.wants_input_gradient:
+        if self.x_grid is None:  # bytes: one unit for all images
+            self.magnitudes = [grid.magnitude(g)]
             return (None,)
-        g_grid = grid.choose(largest)
+        of_images = grid.image_magnitudes(g)
+        self.magnitudes = [grid.largest(of_images * self.x_grid.unit)]
+        if self.bias is not None:
+            self.magnitudes.append(grid.largest(of_images))
+        g_grid = grid.choose(of_images)
 
         def d_x(part: slice) -> Tensor:
             placed = grid.place(g[part], _an_image(g_grid.scale[part], g)).double()

@@ -42,7 +42,7 @@ def train(inputs: Inputs, checkpoint_seconds: float = checkpoint.SECONDS) -> Non
         Interrupted: a signal came; the state is saved.
     """
     params = inputs.params
-    at = place.here(params)
+    at = place.here(params.workers, params.numerics)
     with files.only_one(LOCK, "a stage") if at.rank == 0 else contextlib.nullcontext():
         inputs.watch(dataset.DATASET)
         with place.together(at, WORKERS) as join:

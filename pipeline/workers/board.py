@@ -69,7 +69,7 @@ def opened(place: Place, folder: Path, held: contextlib.ExitStack, seconds: floa
         os.environ.setdefault("GLOO_SOCKET_IFNAME", launch.LOOPBACK)  # the machine's name need not resolve
     others = None
     if place.starts_others:
-        others = held.enter_context(launch.started(place.count, folder))
+        others = held.enter_context(launch.started(place, folder))
         store = FileStore(str(others.file), place.count)
     elif file := os.environ.get(launch.FILE):
         launch.end_with_worker_0()

@@ -21,6 +21,7 @@ from pathlib import Path
 from pipeline import files
 from pipeline.errors import UserError
 from pipeline.params import PARAMS
+from pipeline.workers.place import Place
 
 FILE = "PIPELINE_WORKERS_FILE"
 """The environment variable that names the meeting file to a worker that was started here."""
@@ -46,8 +47,8 @@ class Others:
 
 
 @contextlib.contextmanager
-def started(count: int, folder: Path) -> Iterator[Others]:
-    """Start the workers 1 to `count` - 1, which meet in a new file in `folder`; when the block is left, they have ended.
+def started(place: Place, folder: Path) -> Iterator[Others]:
+    """Start the workers after worker 0, at `place`, which meet in a new file in `folder`; when the block is left, they have ended.
 
     The caller holds a lock: what is in `folder` is a killed training's.
 
@@ -59,8 +60,8 @@ def started(count: int, folder: Path) -> Iterator[Others]:
     with files.explained(folder):
         files.make_folder(folder)
     try:
-        for rank in range(1, count):
-            others.processes.append(_start(rank, count, others.file))
+        for rank in range(1, place.count):
+            others.processes.append(_start(rank, place, others.file))
         yield others
         _wait(others.processes)
     finally:
@@ -74,10 +75,11 @@ def started(count: int, folder: Path) -> Iterator[Others]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(rank: int, count: int, file: Path) -> subprocess.Popen[bytes]:
+def _start(rank: int, place: Place, file: Path) -> subprocess.Popen[bytes]:
+    count = place.count
     own = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count, FILE: file.resolve()}
     environment = {**os.environ, **{name: str(value) for name, value in own.items()}}
-    command = [sys.executable, "-m", "pipeline", "train"]
+    command = [sys.executable, "-m", "pipeline", *place.command]
     try:
         return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     except OSError as error:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed
 
 from pipeline.errors import UserError, shown
-from pipeline.params import PARAMS, Params
+from pipeline.params import PARAMS
 from pipeline.workers import ALONE, Group
 
 Join = Callable[[torch.device, Mapping[str, object]], Group]
@@ -29,16 +29,18 @@ class Place:
     local_count: int
     starts_others: bool
     """Whether this is worker 0 and the others are still to be started, on this machine."""
+    command: tuple[str, ...] = ("train",)
+    """The words of the command that the others are started with."""
 
 
-def here(params: Params) -> Place:
-    """The place of this process. WORLD_SIZE in the environment, as torchrun sets it, comes before `workers` in params.yaml.
+def here(workers: int, numerics: str, command: tuple[str, ...] = ("train",)) -> Place:
+    """The place of this process, one of `workers`. WORLD_SIZE in the environment, as torchrun sets it, comes before that number.
 
     Raises:
         UserError: the environment contradicts itself, or has another number of workers than native numerics were told.
     """
     if "WORLD_SIZE" not in os.environ:
-        return Place(0, params.workers, 0, params.workers, starts_others=params.workers > 1)
+        return Place(0, workers, 0, workers, starts_others=workers > 1, command=command)
     count, rank = _number("WORLD_SIZE"), _number("RANK")
     local_count, local_rank = _number("LOCAL_WORLD_SIZE", 1), _number("LOCAL_RANK", 0)
     if not (0 <= rank < count and 0 <= local_rank < local_count <= count):
@@ -46,9 +48,9 @@ def here(params: Params) -> Place:
             f"RANK={rank} WORLD_SIZE={count} LOCAL_RANK={local_rank} LOCAL_WORLD_SIZE={local_count} in the environment name no worker; "
             "unset them, or start with torchrun"
         )
-    if params.numerics == "native" and count != params.workers:
+    if numerics == "native" and count != workers:
         raise UserError(
-            f"{PARAMS}: 'workers' is {params.workers}, but WORLD_SIZE in the environment is {count}, and the bits of numerics 'native' "
+            f"{PARAMS}: 'workers' is {workers}, but WORLD_SIZE in the environment is {count}, and the bits of numerics 'native' "
             f"depend on it; set workers: {count}"
         )
     return Place(rank, count, local_rank, local_count, starts_others=False)
