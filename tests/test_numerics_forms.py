@@ -94,13 +94,41 @@ def walked_back(form, *inputs: torch.Tensor, **arguments) -> tuple[torch.Tensor,
         y = form(tape, *inputs, **arguments)
         _, made_from, backward = tape._steps[-1]
         assert [id(x) for x in made_from] == [id(x) for x in inputs]
-        return y, list(backward(torch.ones_like(y)))
+        return tape.input(y, "a test"), list(backward(torch.ones_like(y)))
 
 
 def test_relu_passes_the_gradient_where_its_output_is_positive():
     y, (d_x,) = walked_back(elementwise.relu, torch.tensor([-1.0, -0.0, 0.0, 1e-45, 2.0]))
     assert y.tolist() == [0, 0, 0, float(np.float32(1e-45)), 2]
     assert d_x.tolist() == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("used_before", [False, True])
+@pytest.mark.parametrize("batch_innermost", [True, False])
+def test_max_pool_after_relu_has_the_bits_of_pytorchs_whether_it_takes_relus_input_or_its_output(used_before, batch_innermost):
+    x = torch.from_numpy((random_integers("pool", 4, 4 * 5 * 8 * 6) - 2).astype(np.float32)).view(4, 5, 8, 6).requires_grad_()  # many ties
+    g = ints("pool g", 10, 4, 5, 4, 3).float()
+    wanted = F.max_pool2d(torch.relu(x), 2)
+    (d_wanted,) = torch.autograd.grad(wanted, x, g)
+    given = x.detach().movedim(0, -1).contiguous().movedim(-1, 0) if batch_innermost else x.detach()
+    gradients = []
+    with torch.no_grad():
+        tape = Tape(torch.zeros(0), {}, 1)
+        tape.record(given, (), lambda d_x: (gradients.append(d_x), ())[1])
+        y = elementwise.relu(tape, given)
+        if used_before:
+            tape.input(y, "a test")
+        pooled = pooling.max_pool2d(tape, y, 2)
+        tape.walk_back(pooled, g)
+    assert torch.equal(pooled, wanted)
+    assert torch.equal(gradients[0], d_wanted)
+
+
+def test_a_relu_that_is_not_computed_yet_is_nan_so_that_none_is_used_by_mistake():
+    x = torch.ones(2, 3)
+    y = elementwise.relu(Tape(x), x)
+    assert y.shape == x.shape
+    assert y.isnan().all()
 
 
 def test_an_addition_passes_the_gradient_to_both():

@@ -35,6 +35,15 @@ def test_the_grid_is_the_one_that_python_chooses(largest, sign):
     assert chosen(sign * largest) == by_python(largest, 19)
 
 
+@pytest.mark.parametrize("largest", [*EDGES, math.inf, -math.inf, math.nan])
+def test_the_grid_of_a_whole_tensor_is_the_same_by_a_look_at_its_value_on_a_cpu_and_without_one(largest):
+    x = torch.tensor([0.25 * largest, largest, 0.0])
+    seen, unseen = grid.of_tensor(x), grid.choose(grid.magnitude(x))
+    for value, tensor in ((seen.scale, unseen.scale), (seen.unit, unseen.unit)):
+        assert isinstance(value, float)
+        assert torch.equal(torch.tensor(value).nan_to_num(-1.0), tensor.nan_to_num(-1.0))
+
+
 def test_the_grids_of_many_images_are_those_of_each():
     drawn = torch.from_numpy(random_integers("magnitudes", 2**31, 4096).astype(np.int32)).view(torch.float32)
     magnitudes = torch.cat((torch.tensor(EDGES), drawn[drawn.isfinite()]))

@@ -237,6 +237,28 @@ def test_the_gradients_of_a_tensor_are_added_in_the_reverse_of_the_order_of_its_
     assert sums == [1 + 2.0**-23]  # the last use's first: (2^-24 + 2^-24) + 1
 
 
+class RectifiedTwice(nn.Module):
+    """A ReLU whose output is pooled, added and pooled again, and one whose output is the model's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 4, 5), nn.Linear(4 * 14 * 14, 10)
+
+    def forward(self, x):
+        y = F.relu(self.conv(x))
+        pooled = F.max_pool2d(y, 2) + F.max_pool2d(y + y, 2)
+        return F.relu(self.last((pooled + F.max_pool2d(y, 2)).flatten(1)))
+
+
+def test_gradients_of_a_relu_that_is_pooled_and_used_otherwise_are_native_ones_to_rounding():
+    torch.manual_seed(0)
+    model, given = RectifiedTwice(), batch(16)
+    for a, b in zip(step(model, *given), step(model, *given, "native"), strict=True):
+        assert (a - b).abs().max() <= 2e-5 * b.abs().max()
+    assert torch.equal(Exact().logits(model, given[0])[3:4], Exact().logits(model, given[0][3:4]))
+    assert Exact().logits(model, given[0]).isfinite().all()
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -6,10 +6,13 @@ workers: a maximum), add integers exactly (over all workers: a sum), round once.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from pipeline import device
 
 FLOAT64_BITS = 53
 """Integers up to 2^53 are float64s, and so is every partial sum that stays within."""
@@ -29,7 +32,18 @@ _RECIPROCAL = 254 << _FRACTION_BITS  # minus the bits of a power of two: the bit
 
 @dataclass(frozen=True)
 class Grid:
-    """The multiples of `unit`; `scale` is 1 / `unit`. Both are powers of two, float32 on the operand's device, of one shape."""
+    """The multiples of `unit`; `scale` is 1 / `unit`. Both are powers of two, float32 on the operand's device, of one shape.
+
+    That of one tensor on a CPU has Python's floats: there a look at a value costs less than arithmetic with small tensors.
+    """
+
+    scale: Tensor | float
+    unit: Tensor | float
+
+
+@dataclass(frozen=True)
+class TensorGrid(Grid):
+    """One of tensors, whose values nobody looks at."""
 
     scale: Tensor
     unit: Tensor
@@ -48,7 +62,7 @@ def image_magnitudes(x: Tensor) -> Tensor:
     """The largest magnitude of each image in `x` [N, ...], or FLOOR: float32 [N]; NaN where there is one."""
     order = sorted(range(1, x.dim()), key=x.stride, reverse=True)
     images = x.permute(*order, 0).flatten(0, -2) if x.stride(0) == 1 else x.flatten(1).t()  # a view where the batch is innermost
-    return torch.maximum(images.amax(0), -images.amin(0)).clamp_min_(FLOOR)
+    return images.abs().amax(0).clamp_min_(FLOOR)
 
 
 def largest(magnitudes: Tensor) -> Tensor:
@@ -56,7 +70,20 @@ def largest(magnitudes: Tensor) -> Tensor:
     return magnitudes.amax() if len(magnitudes) else magnitudes.new_zeros(())
 
 
-def choose(largest: Tensor, bits: int = OPERAND_BITS) -> Grid:
+def of_tensor(x: Tensor) -> Grid:
+    """The grid of the whole of `x`, float32: `choose(magnitude(x))`, on a CPU by a look at the value."""
+    return _seen(x) if device.is_cpu(x) else choose(magnitude(x))
+
+
+def _seen(x: Tensor) -> Grid:
+    low, high = (float(extreme) for extreme in x.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return Grid(math.nan, math.nan)
+    exponent = math.frexp(max(-low, high, FLOOR))[1]  # the power of two above
+    return Grid(math.ldexp(1.0, OPERAND_BITS - exponent), math.ldexp(1.0, exponent - OPERAND_BITS))
+
+
+def choose(largest: Tensor, bits: int = OPERAND_BITS) -> TensorGrid:
     """The finest grids on which magnitudes up to `largest` (float32, any shape, at least 2^-98) take at most `bits` bits.
 
     With 2^e the power of two at or below `largest`, |x| * 2^(bits-1-e) is below 2^bits and rounds to at most that. The
@@ -67,10 +94,10 @@ def choose(largest: Tensor, bits: int = OPERAND_BITS) -> Grid:
     power = largest.view(torch.int32) & _EXPONENT_BITS
     zero_or_nan = largest - largest
     scale = ((_RECIPROCAL + ((bits - 1) << _FRACTION_BITS)) - power).view(torch.float32)
-    return Grid(scale + zero_or_nan, (power.view(torch.float32) * 2.0 ** (1 - bits)).add_(zero_or_nan))
+    return TensorGrid(scale + zero_or_nan, (power.view(torch.float32) * 2.0 ** (1 - bits)).add_(zero_or_nan))
 
 
-def place(x: Tensor, scale: Tensor) -> Tensor:
+def place(x: Tensor, scale: Tensor | float) -> Tensor:
     """`x` (float32) on a grid: integers in float32, each rounded once, half to even.
 
     The product is exact (a power of two; where it underflows, it rounds to 0 all the same).

@@ -73,7 +73,7 @@ class _Layer:
         self.fit_float64 = image_terms * tape.batch_images <= operation.terms
         at_once = max(1, min(operation.images_at_once, operation.terms // image_terms))
         self.parts = [slice(first, min(first + at_once, len(x))) for first in range(0, max(len(x), 1), at_once)]
-        self.w_grid = grid.choose(grid.magnitude(weight))
+        self.w_grid = grid.of_tensor(weight)
         self.w = grid.place(weight, self.w_grid.scale).double()
         self.x_grid = None if x.dtype == torch.uint8 else grid.choose(grid.image_magnitudes(x))  # bytes are integers already
         self.operands: list[Tensor] = []
