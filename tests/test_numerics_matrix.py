@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipeline import device as devices
 from pipeline.numerics.exact import Exact
 from pipeline.workers import ALONE
 from tests.chaos import Chaos
@@ -82,7 +83,19 @@ def test_training_and_evaluation_call_no_aten_operation_outside_the_list():
     assert called <= ALLOWED
 
 
-def test_a_step_and_logits_look_at_no_value():
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """What is computed otherwise on a CPU is computed as it is on a GPU, but on CPU tensors."""
+    monkeypatch.setattr(devices, "is_cpu", lambda tensor: False)
+
+
+def test_the_gpus_own_ways_give_the_cpus_bits(as_on_a_gpu, monkeypatch):
+    on_a_gpu = trained_fingerprint(steps=4)
+    monkeypatch.undo()
+    assert on_a_gpu == trained_fingerprint(steps=4)
+
+
+def test_a_step_and_logits_look_at_no_value_on_a_gpu(as_on_a_gpu):
     looks = {"_local_scalar_dense", "equal", "nonzero", "item", "is_nonzero", "masked_select", "unique"}
     called = set()
 
