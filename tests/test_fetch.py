@@ -261,7 +261,9 @@ def test_a_server_that_does_not_have_it_is_asked_once(path, code):
 
 @pytest.mark.fault(4)
 @pytest.mark.parametrize(
-    ("asked", "waited"), [("7", 7), ("86400", 10), (formatdate(time.time() + 86400, usegmt=True), 10), ("soon", 1), ("-1", 1)]
+    ("asked", "waited"),
+    [("7", 7), ("86400", 10), (formatdate(time.time() + 86400, usegmt=True), 10), ("soon", 1), ("-1", 1)],
+    ids=["7", "86400", "tomorrow", "soon", "-1"],
 )
 def test_the_wait_that_a_server_asks_for_is_kept_within_bounds(path, asked, waited, monkeypatch):
     waits = []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -25,7 +27,7 @@ from pipeline.training.loop import train
 from pipeline.training.trainer import Trainer
 from pipeline.workers import ALONE, Group
 from tests.chaos import Chaos
-from tests.steps import CPU, drawn_set, trained_fingerprint, trainer
+from tests.steps import CPU, drawn_set, run_steps, trained_fingerprint, trainer
 
 
 class Viewed(nn.Module):
@@ -391,3 +393,20 @@ def test_every_gradient_that_a_value_which_is_not_finite_reaches_is_nan(images, 
     loss, *gradients = step(given.model, *batch(3), of=images)
     assert loss.isnan()
     assert all(g.isnan().all() for g in gradients)
+
+
+def test_what_a_step_recorded_is_gone_when_it_ends_without_pythons_collector(monkeypatch):
+    tapes = []
+    start = Tape.__init__
+
+    def noted(self, *arguments):
+        start(self, *arguments)
+        tapes.append(weakref.ref(self))
+
+    monkeypatch.setattr(Tape, "__init__", noted)
+    gc.disable()
+    try:
+        run_steps(trainer(data=drawn_set(128)), 3)
+        assert [each() for each in tapes] == [None] * 3
+    finally:
+        gc.enable()

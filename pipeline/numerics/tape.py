@@ -101,14 +101,15 @@ class Tape:
         Raises:
             UserError: a weight takes no part in the loss, so it has no gradient.
         """
-        magnitudes = group.maximum(torch.stack([m for sums in self._waiting for m in sums.magnitudes]))
+        waiting, self._waiting = self._waiting, []  # they hold this tape, which would live on until Python's collector comes
+        magnitudes = group.maximum(torch.stack([m for sums in waiting for m in sums.magnitudes]))
         chosen = grid.choose(magnitudes)
         scales, units = list(chosen.scale.unbind()), list(chosen.unit.unbind())
-        dtype = torch.float64 if all(sums.fit_float64 for sums in self._waiting) else torch.int64
-        mine = [part for sums in self._waiting for part in sums.integers(_take(scales, len(sums.magnitudes)))]
+        dtype = torch.float64 if all(sums.fit_float64 for sums in waiting) else torch.int64
+        mine = [part for sums in waiting for part in sums.integers(_take(scales, len(sums.magnitudes)))]
         total = group.total(torch.cat([part.flatten().to(dtype) for part in mine]))
         totals = list(torch.split(total, [part.numel() for part in mine]))
-        for sums in self._waiting:
+        for sums in waiting:
             sums.round(_take(totals, len(sums.magnitudes)), _take(units, len(sums.magnitudes)))
         if missing := [name for name in self._names.values() if name not in self.gradients]:
             raise refusal(f"a weight that takes no part in the loss, as '{missing[0]}' does not")
