@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from pipeline import files, machine, params, sources, tensors
+from pipeline.data.dataset import DATASET
 from pipeline.device import CPU, accelerators, cpu_limit, threads
 from pipeline.errors import UserError
 from pipeline.inputs import CACHE
@@ -139,9 +140,8 @@ def evaluate_again(folder: Path, first: Outcome, batch: int = 7) -> Outcome:
     """Evaluate what was trained in `folder`, in batches of another size; what it gave. Raises UserError."""
     own = folder / "variants" / "other-batches"
     shutil.rmtree(own, ignore_errors=True)
-    for name in ("data", str(outputs.OUTPUTS)):
-        with files.explained(own):
-            shutil.copytree(folder / name, own / name)
+    for path in [folder / DATASET, *(folder / outputs.OUTPUTS).iterdir()]:
+        files.write_bytes(own / path.relative_to(folder), path.read_bytes())
     _set(folder, own, {"evaluate": {"batch_size": batch}})
     _run([*PIPELINE, "evaluate"], own, {"PYTHONPATH": _importable(folder)}, quiet=True)
     digest = machine.evaluation_digest(own / outputs.OUTPUTS)

@@ -184,7 +184,7 @@ def _steps(program: list[str], threads: int, *names: str) -> list[str]:
     """The fingerprints that `tests.steps` prints for these numerics."""
     done = _run([*program, "-m", "tests.steps", *names], threads)
     if done.returncode:
-        raise UserError(f"the steps failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+        raise UserError(f"the steps ended with {done.returncode}: {(done.stderr.strip().splitlines() or ['nothing was said'])[-1]}")
     return done.stdout.split()
 
 
