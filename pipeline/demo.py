@@ -16,7 +16,6 @@ from typing import Any
 import msgspec
 
 from pipeline import files, machine, params, sources, tensors
-from pipeline.data.dataset import DATASET
 from pipeline.device import CPU, accelerators, cpu_limit, threads
 from pipeline.errors import UserError
 from pipeline.inputs import CACHE
@@ -140,8 +139,9 @@ def evaluate_again(folder: Path, first: Outcome, batch: int = 7) -> Outcome:
     """Evaluate what was trained in `folder`, in batches of another size; what it gave. Raises UserError."""
     own = folder / "variants" / "other-batches"
     shutil.rmtree(own, ignore_errors=True)
-    for path in [folder / DATASET, *(folder / outputs.OUTPUTS).iterdir()]:
-        files.write_bytes(own / path.relative_to(folder), path.read_bytes())
+    for source in [*(folder / "data").rglob("*"), *(folder / outputs.OUTPUTS).rglob("*")]:
+        if source.is_file():
+            files.write_bytes(own / source.relative_to(folder), source.read_bytes())
     _set(folder, own, {"evaluate": {"batch_size": batch}})
     _run([*PIPELINE, "evaluate"], own, {"PYTHONPATH": _importable(folder)}, quiet=True)
     digest = machine.evaluation_digest(own / outputs.OUTPUTS)
