@@ -197,14 +197,35 @@ def demo(folder: Annotated[Path, typer.Option(help="Where to run; made if need b
         raise typer.Exit(1)
 
 
+def _trace() -> int:
+    from pipeline import device as devices
+    from pipeline import params
+    from pipeline import trace as traces
+
+    device = devices.select(params.load().device)
+    lines = traces.trace(device)
+    difference = traces.first_difference(lines, traces.golden())
+    print(
+        f"on {device} "
+        + (f"differs first: {difference}" if difference else f"all {len(lines)} tensors of two training steps are the golden's")
+    )
+    return 1 if difference else 0
+
+
 @app.command()
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", help="Only look at the device of params.yaml, and only speak if it cannot be used.")
     ] = False,
+    trace: Annotated[
+        bool,
+        typer.Option("--trace", help="Find the first operation whose exact result on the device of params.yaml is not the expected one."),
+    ] = False,
 ) -> None:
     """Say what this environment can do; exit code 0 if the device of params.yaml can be used, 1 if not."""
+    if trace:
+        raise typer.Exit(_trace())
     import json
 
     from pipeline import doctor

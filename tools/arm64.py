@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -87,13 +88,15 @@ def check() -> bool:
     start = time.monotonic()
     program = emulated()
     print(f"Debian's Python and PyTorch {TORCH} for aarch64 are in {FOLDER} ({time.monotonic() - start:.0f} s)", flush=True)
-    here = _steps([sys.executable], 1, "exact", "native")
-    one, two = _steps(program, 1, "exact", "native"), _steps(program, 2, "exact")
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(_run, [*program, "-c", GOLDENS], 1)  # the longest
+        asked = [(program, 1, "exact", "native"), (program, 2, "exact"), ([sys.executable], 1, "exact", "native")]
+        one, two, here = pool.map(lambda words: _steps(*words), asked)
+        goldens = running.result()
     print(f"the weights after some steps: x86-64 {here[0]}, ARM64 with 1 thread {one[0]}, with 2 threads {two[0]}")
     print(f"native numerics:              x86-64 {here[1]}, ARM64 {one[1]}", flush=True)
     same = here[0] == one[0] == two[0]
     other = here[1] != one[1]
-    goldens = _run([*program, "-c", GOLDENS], 1)
     print(goldens.stdout + "".join(goldens.stderr.splitlines(keepends=True)[-1:] if goldens.returncode else []), end="", flush=True)
     golden = goldens.returncode == 0
     said = "exact is the same" if same else "exact is NOT the same"
@@ -181,7 +184,7 @@ def _steps(program: list[str], threads: int, *names: str) -> list[str]:
     """The fingerprints that `tests.steps` prints for these numerics."""
     done = _run([*program, "-m", "tests.steps", *names], threads)
     if done.returncode:
-        raise UserError(f"the steps failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+        raise UserError(f"the steps ended with {done.returncode}: {(done.stderr.strip().splitlines() or ['nothing was said'])[-1]}")
     return done.stdout.split()
 
 

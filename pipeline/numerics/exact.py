@@ -5,6 +5,8 @@ A mode around the model puts exact forms in the place of its operations (registr
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +24,8 @@ class Exact:
     """Exact numerics, as `numerics.select` returns them."""
 
     version = VERSION
+    tape: Callable[[Tensor, Mapping[str, Tensor], int], Tape] = Tape
+    """What records a training step; another may note what passes (trace.py)."""
 
     def model_input(self, images: Tensor) -> Tensor:
         """What the model is given for uint8 images [N, 3, 32, 32]: the bytes themselves, standing for byte / 255."""
@@ -50,7 +54,7 @@ class Exact:
         """
         inputs, weights = self.model_input(images), dict(model.named_parameters())
         with torch.no_grad():
-            tape = Tape(inputs, weights, batch_images)
+            tape = self.tape(inputs, weights, batch_images)
             with ExactForms(tape):
                 logits = model(inputs)
             logits = tape.input(logits, "the loss")

@@ -1,0 +1,120 @@
+"""Where exact numerics first differ from what they must give: every tensor of two training steps, hashed, against a golden.
+
+A fingerprint says that something differs; the trace says which operation was the first to. `python -m pipeline doctor --trace` computes
+it on the device of params.yaml. It computes without the self-test of the kernels, which would refuse a device before it could be traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import device as devices
+from pipeline import tensors
+from pipeline.draws import random_integers
+from pipeline.model import SimpleCNN, initialise
+from pipeline.numerics.exact import VERSION, Exact
+from pipeline.numerics.tape import Backward, Tape
+from pipeline.workers import ALONE, Group
+
+GOLDEN = Path(__file__).with_name(f"trace-{VERSION}.txt")
+"""A line a tensor: the first 16 hexadecimal digits of its hash, and which it is."""
+STEPS, IMAGES = 2, 16
+LR, MOMENTUM = 0.01, 0.9
+
+Note = Callable[[str, Tensor], None]
+
+
+class NotingTape(Tape):
+    """A tape that notes each tensor when it is there: an operation's output, the gradients of its inputs, those of the weights."""
+
+    def __init__(self, note: Note, images: Tensor, weights: Mapping[str, Tensor], batch_images: int) -> None:
+        super().__init__(images, weights, batch_images)
+        self._note, self._operation, self._layer, self._count = note, "", "", 0
+
+    def input(self, x: Tensor, what: str) -> None:
+        """Remember the operation."""
+        super().input(x, what)
+        self._operation = what
+
+    def weight(self, weight: Tensor, what: str) -> str:
+        """Remember the layer."""
+        name = super().weight(weight, what)
+        self._layer = f" {name.rpartition('.')[0]}"
+        return name
+
+    def record(self, y: Tensor, inputs: tuple[Tensor, ...], backward: Backward) -> Tensor:
+        """Note the output, and leave to note the gradients."""
+        self._count += 1
+        operation, self._layer = f"{self._count} {self._operation}{self._layer}", ""
+        self._note(f"forward, {operation}, output", y)
+
+        def noted(g: Tensor) -> tuple[Tensor | None, ...]:
+            gradients = backward(g)
+            for number, gradient in enumerate(gradients, 1):
+                if gradient is not None:
+                    self._note(f"backward, {operation}, gradient of input {number}", gradient)
+            return gradients
+
+        return super().record(y, inputs, noted)
+
+    def walk_back(self, y: Tensor, gradient: Tensor) -> None:
+        """Note the loss's own gradient first."""
+        self._note("backward, loss, gradient of the logits", gradient)
+        super().walk_back(y, gradient)
+
+    def add_up(self, group: Group) -> None:
+        """Note the gradients of the weights."""
+        super().add_up(group)
+        for name, gradient in self.gradients.items():
+            self._note(f"backward, {name}, gradient", gradient)
+
+
+def trace(device: torch.device) -> list[str]:
+    """Train two steps on drawn bytes on a device; the lines of the golden as they are here."""
+    devices.prepare(device)
+    lines: list[str] = []
+    model = SimpleCNN()
+    initialise(model, 0)
+    parameters = dict(model.named_parameters())
+    sizes = [parameter.numel() for parameter in parameters.values()]
+    weights = torch.cat([parameter.detach().flatten() for parameter in parameters.values()]).to(device)
+    for parameter, part in zip(parameters.values(), torch.split(weights, sizes), strict=True):
+        parameter.data = part.view(parameter.shape)
+    pixels = random_integers("trace/images", 256, STEPS * IMAGES * 3072).astype(np.uint8)
+    images = torch.from_numpy(pixels.reshape(STEPS, IMAGES, 3, 32, 32)).to(device)
+    labels = torch.from_numpy(random_integers("trace/labels", 2**32, STEPS * IMAGES) % 10).to(device).view(STEPS, IMAGES)
+    exact = Exact()
+    optimizer = exact.optimizer(weights, LR, MOMENTUM)
+    for step in range(STEPS):
+
+        def note(which: str, tensor: Tensor, step: int = step) -> None:
+            lines.append(f"{tensors.fingerprint({'': tensor.detach().cpu().numpy()})[:16]}  step {step + 1}, {which}")
+
+        exact.tape = partial(NotingTape, note)
+        loss, gradients = exact.loss_and_gradients(model, images[step], labels[step], ALONE, IMAGES)
+        note("loss, mean", loss)
+        optimizer.step(torch.cat([gradient.flatten() for gradient in gradients]))
+        for kind, vector in {"velocity": optimizer.state["velocity"], "weights": weights}.items():
+            for name, part in zip(parameters, torch.split(vector, sizes), strict=True):
+                note(f"update, {name}, {kind}", part)
+    return lines
+
+
+def golden() -> list[str]:
+    """The lines as they must be."""
+    return GOLDEN.read_text(encoding="utf-8").splitlines()
+
+
+def first_difference(lines: list[str], wanted: list[str]) -> str | None:
+    """The first tensor that is not the golden's, with both hashes, or None."""
+    for line, other in zip(lines, wanted, strict=True):
+        (found, which), (expected, _) = line.split("  ", 1), other.split("  ", 1)
+        if line != other:
+            return f"{which}: {found}, but the golden has {expected}"
+    return None
