@@ -32,7 +32,8 @@ def main() -> NoReturn:
     settle_variables()
     code = answer(sys.argv[1:])
     for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
+        if signal.getsignal(number) is _stop:  # else one has come already, and no other may take the place of its exit code
+            signal.signal(number, signal.SIG_DFL)
     sys.exit(streams.exit_code(code))
 
 
