@@ -139,9 +139,9 @@ def evaluate_again(folder: Path, first: Outcome, batch: int = 7) -> Outcome:
     """Evaluate what was trained in `folder`, in batches of another size; what it gave. Raises UserError."""
     own = folder / "variants" / "other-batches"
     shutil.rmtree(own, ignore_errors=True)
-    for name in ("data", str(outputs.OUTPUTS)):
-        with files.explained(own):
-            shutil.copytree(folder / name, own / name)
+    for source in [*(folder / "data").rglob("*"), *(folder / outputs.OUTPUTS).rglob("*")]:
+        if source.is_file():
+            files.write_bytes(own / source.relative_to(folder), source.read_bytes())
     _set(folder, own, {"evaluate": {"batch_size": batch}})
     _run([*PIPELINE, "evaluate"], own, {"PYTHONPATH": _importable(folder)}, quiet=True)
     digest = machine.evaluation_digest(own / outputs.OUTPUTS)

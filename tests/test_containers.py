@@ -333,7 +333,17 @@ def test_a_second_container_on_the_checkout_is_told_busy_and_harms_neither(cpu, 
 def test_an_image_holds_no_compiler_data_git_or_dvc_cache(image, request):
     look = ("-c", "ls -A /opt/pipeline; which cc gcc g++ nvcc; true")
     inside = docker("run", "--rm", *LIMITS, "--entrypoint", "sh", request.getfixturevalue(image), *look).stdout
-    assert sorted(inside.split()) == [".dvc", ".dvcignore", "LICENSE", "docker", "dvc.yaml", "params.yaml", "pipeline", "requirements"]
+    assert sorted(inside.split()) == [
+        ".dvc",
+        ".dvcignore",
+        ".revision",
+        "LICENSE",
+        "docker",
+        "dvc.yaml",
+        "params.yaml",
+        "pipeline",
+        "requirements",
+    ]
 
 
 def test_an_image_runs_as_an_ordinary_user_under_tini(cpu):

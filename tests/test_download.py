@@ -201,7 +201,7 @@ def test_a_killed_download_leaves_a_part_that_the_next_one_resumes(settings, sma
             time.sleep(0.01)
         running.send_signal(number)
         assert running.wait() == status
-        assert sorted(file.name for file in folder.rglob("*") if file.is_file()) == [".lock", f"{NAME}.part", "params.yaml"]
+        assert sorted(file.name for file in folder.rglob("*") if file.is_file()) == [".lock", f"{NAME}.part", "params.yaml", "stage.lock"]
         done = command("download", folder=folder, PIPELINE_CIFAR10_MIRROR=stalled.url)
         assert (done.returncode, stalled.ranges) == (0, [None, "bytes=200000-"]), done.stderr
     assert not part.exists()

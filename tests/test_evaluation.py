@@ -7,7 +7,6 @@ import os
 import pickle
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -137,7 +136,7 @@ def test_the_command_lists_the_differences_and_ends_with_2(weights, tmp_path):
     shutil.copy(ROOT / "params.yaml", tmp_path)
     data = drawn_set(64)
     data.save(tmp_path / "data" / "dataset.safetensors")
-    described = provenance.described_by(params.load(tmp_path / "params.yaml"), "exact-1", data.description, "c" * 64)
+    described = provenance.described_by(params.load(tmp_path / "params.yaml"), "exact-2", data.description, "c" * 64)
     lacking = {name: array for name, array in weights.items() if name != "fc2.bias"}
     outputs.write_training(tmp_path / OUTPUTS, lacking, [Step(1, 1, 2.25)], described)
     done = command("evaluate", folder=tmp_path)
@@ -162,7 +161,7 @@ def made_on_cuda(weights, tmp_path, monkeypatch) -> Path:
     data = drawn_set(64)
     data.save()
     evaluation = evaluate(weights, data, CPU, numerics.select("exact", CPU), Evaluate(batch_size=20))
-    outputs.write_training(OUTPUTS, weights, [Step(1, 1, 2.25)], kept_runs.provenance(data=data.description))
+    outputs.write_training(OUTPUTS, weights, [Step(1, 1, 2.25)], kept_runs.provenance(data=data.description, numerics="exact-2"))
     outputs.write_evaluation(OUTPUTS, evaluation.metrics, evaluation.predictions)
     environments.await_evaluation(outputs.read_model(OUTPUTS), Facts(device="cuda:0", hardware="NVIDIA"))
     return kept.keep(evaluated_in=Facts(device="cuda:0", hardware="NVIDIA"))
@@ -177,7 +176,7 @@ def test_a_run_that_was_made_on_cuda_is_evaluated_on_a_cpu(made_on_cuda, capsys)
 @pytest.mark.fault(29)
 def test_a_run_with_predictions_of_fewer_images_than_the_data_set_has_is_not_evaluated(made_on_cuda):
     run = kept.load(made_on_cuda)
-    all_right = [replace(p, predicted=p.actual) for p in run.predictions[:-1]]
+    all_right = [kept_runs.replaced(p, {"predicted": p.actual}) for p in run.predictions[:-1]]
     accuracies = {"accuracy": 1.0, "accuracy_per_class": dict.fromkeys(run.metrics.accuracy_per_class, 1.0)}
     outputs.write_evaluation(OUTPUTS, kept_runs.replaced(run.metrics, accuracies), all_right)
     shorter = kept.keep(evaluated_in=Facts(hardware="another"))

@@ -169,8 +169,9 @@ class Planted(TorchDispatchMode):
 
     def _flushed_subnormals(self, name, func, args, kwargs):
         result = func(*args, **kwargs)
-        if isinstance(result, torch.Tensor) and result.dtype == torch.float32:
-            return torch.where(result.abs() < 2.0**-126, 0, result)
+        if name in ("mul", "mul_") and result.dtype == torch.float32:
+            flushed = torch.where(result.abs() < 2.0**-126, 0, result)
+            return args[0].copy_(flushed) if name == "mul_" else flushed
         return result
 
     def _reciprocals(self, name, func, args, kwargs):

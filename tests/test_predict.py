@@ -65,11 +65,9 @@ def command(monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture
     def run(*arguments: str | Path, folder: Path, columns: int = 80) -> Done:
         monkeypatch.chdir(folder)
         monkeypatch.setenv("COLUMNS", str(columns))
-        monkeypatch.setattr(sys, "argv", ["pipeline", "predict", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
+        code = cli.answer(["predict", *map(str, arguments)])
         written = capsysbinary.readouterr()
-        return Done(int(ended.value.code or 0), written.out, written.err.decode())
+        return Done(code, written.out, written.err.decode())
 
     return run
 

@@ -145,7 +145,7 @@ def test_exact_resumes_with_other_threads_in_the_same_bits(uninterrupted, tmp_pa
         with pytest.raises(Killed):
             attempt(Checkpoint(tmp_path, {}))
     torch.set_num_threads(3)
-    monkeypatch.setenv("OMP_NUM_THREADS", "set by hand")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert_same(attempt(Checkpoint(tmp_path, {})), uninterrupted["exact"])
     assert torch.get_num_threads() == 3
     torch.set_num_threads(1)

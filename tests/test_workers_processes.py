@@ -128,7 +128,7 @@ def paused(folder: Path) -> tuple[subprocess.Popen[str], int]:
 
 def saved_step(folder: Path) -> int:
     """The step of the newest state."""
-    return max(int(tensors.read(path).content["step"]) for path in (folder / UNFINISHED).glob("*.safetensors"))
+    return max(int(tensors.read(path).tensors["step"]) for path in (folder / UNFINISHED).glob("*.safetensors"))
 
 
 def resumed(folder: Path, workers: int, fingerprint: str) -> None:
