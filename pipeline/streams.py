@@ -58,8 +58,11 @@ def prepare() -> None:
 def _stream(given: TextIO | None, number: int) -> TextIO:
     if given is None:
         return Stream(io.BufferedWriter(io.FileIO(number, "w", closefd=False)), encoding="utf-8", errors="replace")
-    if not isinstance(given, io.TextIOWrapper) or given.fileno() != number:
-        return given  # no stream of the shell's
+    try:
+        if not isinstance(given, io.TextIOWrapper) or given.fileno() != number:
+            return given  # no stream of the shell's
+    except io.UnsupportedOperation:  # a stream in memory
+        return given
     return Stream(
         given.buffer, encoding=given.encoding, errors="replace", line_buffering=given.line_buffering, write_through=given.write_through
     )

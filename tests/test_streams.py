@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import shutil
@@ -157,3 +158,13 @@ def test_a_stream_keeps_its_first_failure_and_tells_what_follows_to_nobody(tmp_p
         stream.write("more")
         stream.flush()
         assert os.path.samestat(os.fstat(full.fileno()), os.stat(os.devnull))
+
+
+def test_streams_that_are_not_the_shells_are_left_alone(monkeypatch, tmp_path):
+    with open(tmp_path / "file", "w") as file:
+        for given in (io.StringIO(), io.TextIOWrapper(io.BytesIO()), file):
+            monkeypatch.setattr(sys, "stdout", given)
+            monkeypatch.setattr(sys, "stderr", given)
+            streams.prepare()
+            assert sys.stdout is sys.stderr is given
+            assert streams.exit_code(1) == 1
