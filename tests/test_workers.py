@@ -16,6 +16,7 @@ from pipeline import numerics, params, tensors
 from pipeline.errors import UserError
 from pipeline.numerics import loss
 from pipeline.params import Train
+from pipeline.runs import provenance
 from pipeline.training import loop, signals
 from pipeline.training.trainer import Trainer
 from pipeline.workers import ALONE, Group, meeting, place, processes
@@ -249,6 +250,12 @@ def test_native_numerics_take_no_other_number_of_workers_than_params_say(given, 
     assert place_of(replaced(given, numerics="native", workers=2)).count == 2
     with pytest.raises(UserError, match=r"params\.yaml: 'workers' is 1, but WORLD_SIZE in the environment is 2, .*; set workers: 2"):
         place_of(replaced(given, numerics="native"))
+
+
+def test_the_number_of_workers_is_part_of_what_trained_native_weights_and_of_no_exact_ones(given):
+    data = drawn_set(2).description
+    for name, wanted in (("exact", None), ("native", 3)):
+        assert provenance.described_by(replaced(given, workers=3, numerics=name), name, data, "c" * 64).workers == wanted
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "soon"])
