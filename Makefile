@@ -1,6 +1,5 @@
 # One command for each habit. Plain `make` lists them.
 PYTHON ?= python3
-TORCH_INDEX_URL ?=
 DOCKER ?= docker
 IMAGE ?= pipeline
 VENV := .venv
@@ -14,11 +13,11 @@ help: ## list the targets
 
 setup: $(READY) ## make the environment in .venv (TORCH_INDEX_URL=... chooses where PyTorch comes from)
 
-$(READY): requirements/dev.txt requirements/torch.txt
+$(READY): requirements/uv.txt requirements/dev.txt requirements/torch.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or later is needed; set PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) -r requirements/torch.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	$(BIN)/python -m tools.setup
 	touch $@
 
 demo: $(READY) ## train and evaluate on the synthetic set and prove the claim, in demo/
@@ -68,7 +67,7 @@ torture: $(READY) ## kill dvc repro 50 times at random moments; each time the ne
 	$(BIN)/python -m tests.torture
 
 lock: $(READY) ## lock the requirements again
-	cd requirements && for set in run dev export; do \
+	cd requirements && for set in run dev export uv; do \
 	  ../$(BIN)/python -m uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-header $$set.in -o $$set.txt; done
 
 # PIPELINE_DOCKER_BUILD_ARGS and PIPELINE_DOCKER_RUN_ARGS in the environment add options, such as --build-arg TORCH_INDEX_URL=

@@ -160,8 +160,8 @@ def test_no_command_shows_the_help():
 
 def test_make_repro_runs_the_environments_python_whatever_the_path_has(tmp_path):
     (tmp_path / "requirements").mkdir()
-    for name in ("requirements/dev.txt", "requirements/torch.txt"):
-        (tmp_path / name).touch()
+    for name in ("uv.txt", "dev.txt", "torch.txt"):
+        (tmp_path / "requirements" / name).touch()
     programs = tmp_path / ".venv" / "bin"
     programs.mkdir(parents=True)
     for name, line in (("dvc", "exec python"), ("python", "echo the python of .venv")):
