@@ -87,6 +87,16 @@ def test_the_demo_learns_between_60_and_98_percent_of_the_synthetic_set(outputs)
     assert 0.60 < parts.read_metrics(outputs).accuracy < 0.98
 
 
+def test_the_demo_says_at_its_start_what_it_will_do_and_about_how_long_that_takes(demo):
+    folder, said, _ = demo
+    others = sum(line.startswith(f"  {FINGERPRINT}  ") for line in said.splitlines()) - 1
+    assert said.startswith(
+        f"In {folder}/ this makes a synthetic set, trains the tutorial's SimpleCNN on it for 3 epochs and evaluates it.\n"
+        f"Then it trains in {others} other ways, and evaluates in other batches: all must give the same bits.\n"
+        "It takes about three minutes on two CPU cores, 110 MB of disk, and no network.\n\n"
+    )
+
+
 def test_the_demo_prints_the_same_fingerprint_for_every_way_to_train_and_the_same_digest_for_every_way_to_evaluate(demo):
     trained, evaluated = (
         [line.split("  ") for line in part.splitlines() if line.startswith("  ")] for part in demo[1].split("The same evaluation")
