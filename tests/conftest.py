@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,29 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[Path
     done = command("demo", "--folder", str(folder), folder=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done.stdout, dict(own_files().items() ^ before.items())
+
+
+def git(*words: str, folder: Path) -> str:
+    """Run Git in `folder`; what it printed."""
+    return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="session")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of this project's files as they are here, committed or not yet."""
+    folder = tmp_path_factory.mktemp("origin")
+    try:
+        names = git("ls-files", "--cached", "--others", "--exclude-standard", "-z", folder=ROOT).split("\0")
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no Git, or not its repository")
+    for path in (ROOT / name for name in names if name):
+        if path.is_file() and not path.is_symlink():
+            (folder / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder / path.relative_to(ROOT))
+    git("init", "--quiet", folder=folder)
+    git("add", "--all", "--force", folder=folder)
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--message", "all", folder=folder)
+    return folder
 
 
 @pytest.fixture

@@ -5,34 +5,11 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from pipeline import doctor, files
-from tests.conftest import ROOT
-
-
-def git(*words: str, folder: Path) -> str:
-    return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout
-
-
-@pytest.fixture(scope="module")
-def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository of this project's files as they are here, committed or not yet."""
-    folder = tmp_path_factory.mktemp("origin")
-    try:
-        names = git("ls-files", "--cached", "--others", "--exclude-standard", "-z", folder=ROOT).split("\0")
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("no Git, or not its repository")
-    for path in (ROOT / name for name in names if name):
-        if path.is_file() and not path.is_symlink():
-            (folder / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, folder / path.relative_to(ROOT))
-    git("init", "--quiet", folder=folder)
-    git("add", "--all", "--force", folder=folder)
-    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--message", "all", folder=folder)
-    return folder
+from tests.conftest import git
 
 
 @pytest.mark.fault(50)

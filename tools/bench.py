@@ -27,11 +27,12 @@ SIZES = ((12_500, 1), (12_500, 2), (12_500, 4), (12_500, 8), (25_000, 1), (50_00
 """Images and epochs of the trainings that are measured alone."""
 PAGE = Path("docs/performance.md")
 NAME = "bench"
-"""Of the block in the page."""
+"""Of the block in the page, and of the README's."""
+README = Path("README.md")
 
 
 def main() -> None:
-    """Measure, print the table, and write it to results/ and, where the CPU was measured, into docs/performance.md."""
+    """Measure, print the table, and write it to results/ and, where the CPU was measured, into docs/performance.md and the README."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench")
     parser.add_argument("--device", help="where to measure, as in params.yaml; the CPU by default")
     parser.add_argument("--quick", action="store_true", help="a few rounds, to see that it works; nothing is written")
@@ -65,7 +66,11 @@ def bench(device: torch.device, quick: bool = False) -> str:
 
 
 def write(table: str, device: torch.device, page: Path = PAGE, results: Path = RESULTS) -> Path:
-    """Keep the table in results/, and put that of a CPU into docs/performance.md. Raises UserError when the page has no place for it."""
+    """Keep the table in results/, and put that of a CPU into its page and its ratios into the README.
+
+    Raises:
+        UserError: one of them has no place for it.
+    """
     from pipeline import device as devices
 
     facts = devices.describe(device)
@@ -74,7 +79,24 @@ def write(table: str, device: torch.device, page: Path = PAGE, results: Path = R
     files.write_text(path, table)
     if device.type == devices.CPU:
         markers.replace(page, NAME, table)
+        markers.replace(README, NAME, cost(table))
     return path
+
+
+def cost(table: str) -> str:
+    """The README's small table: the ratios in a table of `bench`, and where they were measured."""
+    rows = re.findall(r"^\| (native|exact) \|.* ([\d.]+) \|$", table, re.MULTILINE)
+    step, evaluation = dict(rows[:2]), dict(rows[2:4])
+    return "\n".join(
+        [
+            "| times the tutorial's own script | native | exact |",
+            "|---|---|---|",
+            f"| a training step | {step['native']} | {step['exact']} |",
+            f"| evaluation | {evaluation['native']} | {evaluation['exact']} |",
+            "",
+            f"{table.partition(';')[0]}.",
+        ]
+    )
 
 
 if __name__ == "__main__":
