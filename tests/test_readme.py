@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +11,11 @@ import pytest
 from PIL import Image
 
 from pipeline.data import synthetic
-from tests import archives
+from tests import archives, pages
 from tests.conftest import ROOT, git
 from tests.settings import set_params
 
 README = (ROOT / "README.md").read_text()
-SMALL = "synthetic-small"
 NOT_RUN = {
     "make demo": "tests/test_stages.py runs the demo",
     "make test": "this is one of its tests",
@@ -29,22 +27,11 @@ NOT_RUN = {
 """Commands that are not run here, and why."""
 
 
-def blocks(page: str) -> list[list[tuple[str, str]]]:
-    """The indented blocks of a page: each command, and what it prints there. Where no line has a `$`, each line is a command."""
-    found = []
-    for block in re.findall(r"(?:^    .*\n|^\n(?=    ))+", page, re.MULTILINE):
-        lines = "".join(line[4:] or "\n" for line in block.splitlines(keepends=True))
-        shown = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", lines, re.MULTILINE)
-        found.append(shown or [(line, "") for line in lines.splitlines() if line])
-    return found
-
-
-SHOWN = [pair for block in blocks(README) for pair in block if pair[0] not in NOT_RUN]
-COMMANDS = [command for command, _ in SHOWN]
+SHOWN = {command: shown for command, shown in pages.commands(README) if command not in NOT_RUN}
 
 
 def test_what_is_not_run_is_in_the_readme():
-    assert set(NOT_RUN) <= {command for block in blocks(README) for command, _ in block}
+    assert set(NOT_RUN) <= {command for command, _ in pages.commands(README)}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +45,7 @@ def clone(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / ".venv" / part.name).symlink_to(part)
     (folder / ".venv" / ".ready").touch()  # newer than the requirements, so `make setup` has nothing to do
     small = synthetic.make(320, 2000)
-    archives.use(folder, SMALL, small)
+    archives.use(folder, pages.SMALL, small)
     set_params(folder, train={"epochs": 2, "batch_size": 16, "lr": 0.05, "momentum": 0.9, "log_every": 10})
     Image.fromarray(small.test_images[0].transpose(1, 2, 0)).save(folder / "photo.png")
     git("config", "user.name", "tests", folder=folder)
@@ -70,36 +57,14 @@ def clone(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def answers(clone: Path) -> dict[str, tuple[int, str]]:
     """The exit code of each command and what it printed: all in one shell, in order."""
-    script = "".join(f'{command} 2>&1\necho "@@ $?"\n' for command in COMMANDS)
-    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(clone.parent / "site"), "COLUMNS": "80",
-                   "PATH": f"{clone}/.venv/bin{os.pathsep}{os.environ['PATH']}"}  # fmt: skip
-    done = subprocess.run(["bash", "-c", script], cwd=clone, env=environment, capture_output=True, text=True)
-    parts = re.split(r"@@ (\d+)\n", done.stdout)
-    assert len(parts) == 2 * len(COMMANDS) + 1, done.stdout + done.stderr
-    return {command: (int(code), said) for command, said, code in zip(COMMANDS, parts[::2], parts[1::2], strict=False)}
+    path = f"{clone}/.venv/bin{os.pathsep}{os.environ['PATH']}"
+    return dict(zip(SHOWN, pages.run(list(SHOWN), clone, PATH=path, DVC_SITE_CACHE_DIR=str(clone.parent / "site")), strict=True))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_ends_well(command, answers):
+@pytest.mark.parametrize("command", SHOWN)
+def test_a_command_ends_well_and_prints_what_is_shown(command, answers):
     code, said = answers[command]
-    assert code == 0, said
-
-
-@pytest.mark.parametrize(("command", "shown"), [pair for pair in SHOWN if pair[1].strip()], ids=lambda text: text.split("\n")[0])
-def test_a_command_prints_what_is_shown(command, shown, answers):
-    """But for numbers, digests and names of classes, which are those of another set, and for what an ellipsis cuts."""
-    said = skeleton(answers[command][1])
-    for part in shown.split("…"):
-        assert skeleton(part) in said
-        said = said[said.index(skeleton(part)) + len(skeleton(part)) :]
-
-
-def skeleton(text: str) -> str:
-    """What of a text does not depend on the data set, without the lines of progress."""
-    text = re.sub(r"^train: .*\n", "", text.replace(SMALL, "synthetic"), flags=re.MULTILINE)
-    text = re.sub("|".join(synthetic.CLASSES), "class", re.sub(r"\w+\.(weight|bias)\b", "tensor", text))
-    text = re.sub(r"\b[0-9a-f]{7,64}\b|[-+]?\d+(?:[.,]\d+)*(?:e-\d+)?", "#", text)
-    return " ".join(text.split())
+    assert (code, pages.missing(SHOWN[command], said)) == (0, None), said
 
 
 @pytest.mark.parametrize("words", ["fingerprint", "compare --html page.html"])
