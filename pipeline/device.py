@@ -1,4 +1,4 @@
-"""The only room that knows devices: select, check, describe, synchronise, capture."""
+"""All device-specific code but that of precision: select, check, describe, synchronise, capture."""
 
 from __future__ import annotations
 

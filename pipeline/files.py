@@ -40,7 +40,7 @@ def explained(path: Path) -> Iterator[None]:
                 f"cannot write {where}: {error.strerror}; {owner}"
                 f"this process is {os.getuid()}:{os.getgid()} (in a container: docker run --user UID:GID)"
             ) from error
-        raise UserError(f"cannot write {where}: {error.strerror or error}; no file is torn, run again when that is mended") from error
+        raise UserError(f"cannot write {where}: {error.strerror or error}; no file is torn, run again when that is fixed") from error
 
 
 def _owner(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The project's own shape: stages name what they import and read, one room knows devices, help answers at once."""
+"""The project's own shape: stages name what they import and read, two modules have all device-specific code, help answers at once."""
 
 from __future__ import annotations
 

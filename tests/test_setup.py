@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import http.server
 import json
@@ -103,9 +104,20 @@ def test_no_network_means_the_default_index(index, monkeypatch):
     assert setup.torch_index()[0] == ""
 
 
-def test_an_index_that_hangs_is_not_waited_for(wheels, monkeypatch):
-    monkeypatch.setattr(Quiet, "do_GET", lambda self: time.sleep(60))
-    monkeypatch.setattr(setup, "SECONDS", 0.2)
+def test_an_index_whose_page_trickles_is_not_waited_for(wheels, monkeypatch):
+    def trickle(self: Quiet) -> None:
+        with contextlib.suppress(OSError):  # nobody listens any more
+            self.send_response(200)
+            self.end_headers()
+            for _ in range(20):
+                time.sleep(0.05)
+                self.wfile.write(b" ")
+            self.wfile.write(Path(self.translate_path(self.path), "index.html").read_bytes())
+
+    monkeypatch.setattr(Quiet, "do_GET", trickle)
+    monkeypatch.setattr(setup, "SECONDS", 60)
+    assert setup.torch_index()[0] == setup.CPU_WHEELS
+    monkeypatch.setattr(setup, "SECONDS", 0.5)
     assert setup.torch_index()[0] == ""
 
 
