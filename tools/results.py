@@ -1,4 +1,4 @@
-"""`make results`: the table of results in results/README.md, from the kept runs in results/. No row that was not measured."""
+"""`make results`: the table of results in results/README.md, from the kept runs in results/."""
 
 from __future__ import annotations
 
