@@ -70,6 +70,14 @@ def start(folder: Path, *command: str) -> subprocess.Popen[str]:
     return STARTED[-1]
 
 
+def elastic(folder: Path, endpoint: str, host: bool) -> subprocess.Popen[str]:
+    """A node of one worker, in a group of one or two, which meets at `host`; torchrun notices within seconds that the other is lost."""
+    rendezvous = f"is_host={host},last_call_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=2"
+    options = ["--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=2", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}"]
+    pausing = ("-m", "tests.pausing", "train", "--checkpoint-seconds", "0")
+    return torchrun(folder, *options, f"--rdzv-conf={rendezvous}", train=pausing)
+
+
 def torchrun(folder: Path, *options: str, train: tuple[str, ...] = ("-m", "pipeline", "train", "--checkpoint-seconds", "0")):
     return start(folder, sys.executable, "-m", "torch.distributed.run", "--local-addr", "127.0.0.1", *options, *train)
 
@@ -305,6 +313,27 @@ def test_torchrun_starts_killed_workers_again_and_they_resume(folder, fingerprin
     os.kill(killed, signal.SIGKILL)
     (folder / PAUSE).unlink()
     code, _, said = ended(process)
+    assert code == 0, said
+    assert re.search(r"^resumes at step \d+ of 33 from .cache/training$", said, re.MULTILINE)
+    assert_trained(folder, fingerprint)
+
+
+@pytest.mark.fault(43)
+def test_torchrun_goes_on_with_one_node_when_the_other_is_lost(folder, fingerprint, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    (folder / PAUSE).touch()
+    endpoint = f"127.0.0.1:{free_port()}"
+    first, second = elastic(folder, endpoint, host=True), elastic(folder, endpoint, host=False)
+    while not list((folder / UNFINISHED).glob("*.safetensors")):
+        assert first.poll() is None, ended(first)
+        assert second.poll() is None, ended(second)
+        time.sleep(0.02)
+    environments = [Path(f"/proc/{pid}/environ").read_bytes() for node in (first, second) for pid in descendants(node.pid)]
+    assert [b"\0WORLD_SIZE=2\0" in environment for environment in environments] == [True, True]
+    for pid in [second.pid, *descendants(second.pid)]:
+        os.kill(pid, signal.SIGKILL)
+    (folder / PAUSE).unlink()
+    code, _, said = ended(first)
     assert code == 0, said
     assert re.search(r"^resumes at step \d+ of 33 from .cache/training$", said, re.MULTILINE)
     assert_trained(folder, fingerprint)
