@@ -28,6 +28,7 @@ from tests.pausing import PAUSE
 from tests.settings import set_params
 from tests.steps import CPU, drawn_set
 from tests.torture import start as start_one
+from tools import scaling
 
 LIMIT_SECONDS = 300
 """No test takes long; this is for one that hangs."""
@@ -204,6 +205,11 @@ def test_two_nodes_give_the_weights_of_one_process(folder, fingerprint, monkeypa
     first, second = two_nodes(folder, folder, monkeypatch)
     assert first[0] == second[0] == 0, first[2] + second[2]
     assert_trained(folder, fingerprint)
+
+
+def test_the_scaling_table_times_collectives_where_there_are_several_workers_alone(folder):
+    one, two = (scaling._step(folder, 16, workers, 1, 11) for workers in (1, 2))
+    assert one.collectives == 0 < two.collectives < two.all
 
 
 @pytest.mark.fault(45)
