@@ -19,7 +19,7 @@ from pipeline import tensors
 from pipeline.draws import random_integers
 from pipeline.model import SimpleCNN, initialise
 from pipeline.numerics.exact import VERSION, Exact
-from pipeline.numerics.tape import Backward, Tape
+from pipeline.numerics.tape import Backward, Later, Tape
 from pipeline.workers import ALONE, Group
 
 GOLDEN = Path(__file__).with_name(f"trace-{VERSION}.txt")
@@ -37,10 +37,10 @@ class NotingTape(Tape):
         super().__init__(images, weights, batch_images)
         self._note, self._operation, self._layer, self._count = note, "", "", 0
 
-    def input(self, x: Tensor, what: str) -> None:
+    def input(self, x: Tensor, what: str) -> Tensor:
         """Remember the operation."""
-        super().input(x, what)
         self._operation = what
+        return super().input(x, what)
 
     def weight(self, weight: Tensor, what: str) -> str:
         """Remember the layer."""
@@ -49,7 +49,9 @@ class NotingTape(Tape):
         return name
 
     def record(self, y: Tensor, inputs: tuple[Tensor, ...], backward: Backward) -> Tensor:
-        """Note the output, and leave to note the gradients."""
+        """Note the output, computed now so that there is one, and leave to note the gradients."""
+        if (later := Later.of(y)) is not None:
+            y = later.compute()
         self._count += 1
         operation, self._layer = f"{self._count} {self._operation}{self._layer}", ""
         self._note(f"forward, {operation}, output", y)
