@@ -318,8 +318,9 @@ def _object(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _of_another_run(folder: Path) -> None:
-    shutil.copy(keep(seed=7, confidence=0.25) / PREDICTIONS, folder)
+def _of_another_run(folder: Path, **other: Any) -> None:
+    """Replace the predictions by those of a run of another seed, and what else is `other`."""
+    shutil.copy(keep(seed=7, **other) / PREDICTIONS, folder)
 
 
 def _cut(text: str) -> str:
@@ -338,6 +339,7 @@ def _cut(text: str) -> str:
         (lambda f: _rewrite(f / PREDICTIONS, lambda _: ""), PREDICTIONS, "damaged"),
         (lambda f: _rewrite(f / HISTORY, lambda text: text.splitlines()[0]), HISTORY, "no rows"),
         (lambda f: _rewrite(f / HISTORY, lambda text: text.replace("\n11,", "\n1,")), HISTORY, "must increase"),
+        (lambda f: _rewrite(f / HISTORY, lambda text: text.replace("\n11,", "\n12,")), HISTORY, "not the history of model.safetensors"),
         (lambda f: _rewrite(f / METRICS, lambda _: ""), METRICS, "not JSON"),
         (lambda f: _rewrite(f / METRICS, lambda text: text.replace("1.25", "NaN")), METRICS, "JSON is malformed"),
         (lambda f: _rewrite(f / METRICS, lambda text: text.replace("1.25", "1e999")), METRICS, "not JSON (Number out of range"),
@@ -363,7 +365,8 @@ def _cut(text: str) -> str:
         ),
         (lambda f: (f / ENVIRONMENT).write_text('{"evaluate": {"cudnn": 1' + "0" * 400 + "}}"), ENVIRONMENT, "allowed: a whole number"),
         (lambda f: _rewrite(f / PREDICTIONS, _cut), METRICS, "but by predictions.csv it is"),
-        (_of_another_run, PREDICTIONS, "another run"),
+        (lambda f: _of_another_run(f, confidence=0.25), PREDICTIONS, "of another run"),
+        (lambda f: _of_another_run(f, predicted=guesses(1000, [5])), PREDICTIONS, "of another run"),  # and with another accuracy
         (_one_weight_changed, MODEL, "changed after the run"),
         (lambda f: _other_weights(f, weights(math.nan)), MODEL, "'fc1.bias' holds NaN"),
         (lambda f: _other_weights(f, {"w": np.zeros(2, np.complex64)}), MODEL, "'w' is complex64, not float32"),

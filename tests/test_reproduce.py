@@ -601,7 +601,7 @@ def test_what_is_no_run_of_this_format_is_refused(original, here):
 def test_a_damaged_run_is_refused(original, here):
     copy = claim(original["exact"], here / "copy")
     (copy / outputs.HISTORY).write_text((copy / outputs.HISTORY).read_text().replace("\n3,", "\n4,"))
-    refused("history.csv: not the history of model.safetensors", copy)
+    refused("history.csv: changed after the run, or of another run", copy)
 
 
 @pytest.mark.parametrize(
