@@ -40,14 +40,14 @@ def explained(path: Path) -> Iterator[None]:
                 f"cannot write {where}: {error.strerror}; {owner}"
                 f"this process is {os.getuid()}:{os.getgid()} (in a container: docker run --user UID:GID)"
             ) from error
-        raise UserError(f"cannot write {where}: {error.strerror or error}; no file is torn, run again when that is mended") from error
+        raise UserError(f"cannot write {where}: {error.strerror or error}; no file is torn, run again when that is fixed") from error
 
 
 def _owner(path: Path) -> str:
     for folder in (path, *path.absolute().parents):
         with contextlib.suppress(OSError):
-            found = folder.stat()
-            return f"{folder} belongs to {found.st_uid}:{found.st_gid}, "
+            status = folder.stat()
+            return f"{folder} belongs to {status.st_uid}:{status.st_gid}, "
     return ""
 
 

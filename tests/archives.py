@@ -43,11 +43,11 @@ def python2(value):
             case dict():
                 return noted(b"}") + b"(" + b"".join(dump(k) + dump(v) for k, v in value.items()) + b"u"
             case np.ndarray():
-                made = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+                reconstruct = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
                 shape = b"(" + b"".join(map(dump, value.shape)) + b"t"
                 kind = value.dtype.str.lstrip("|<").encode()
                 dtype = b"cnumpy\ndtype\n" + dump(kind) + b"K\x00K\x01\x87R(K\x03U\x01|NNN" + b"J\xff\xff\xff\xff" * 2 + b"K\x00tb"
-                return noted(made) + b"(K\x01" + shape + dtype + b"\x89" + dump(value.tobytes()) + b"tb"
+                return noted(reconstruct) + b"(K\x01" + shape + dtype + b"\x89" + dump(value.tobytes()) + b"tb"
         raise TypeError(type(value))
 
     return b"\x80\x02" + dump(value) + b"."
@@ -65,12 +65,12 @@ def pixels(count, seed=0):
 
 def contents(per_batch=10):
     """What the official archive's members hold, with few images: each batch has each class as often as it can."""
-    made = {"batches.meta": {"num_cases_per_batch": per_batch, "label_names": list(CLASSES), "num_vis": 3072}}
+    by_member = {"batches.meta": {"num_cases_per_batch": per_batch, "label_names": list(CLASSES), "num_vis": 3072}}
     for n, name in enumerate(BATCHES):
         labels = [(i + n) % 10 for i in range(per_batch)]
         filenames = [f"{CLASSES[label]}_{i:06d}.png" for i, label in enumerate(labels)]
-        made[name] = {"batch_label": name, "labels": labels, "data": pixels(per_batch, n), "filenames": filenames}
-    return made
+        by_member[name] = {"batch_label": name, "labels": labels, "data": pixels(per_batch, n), "filenames": filenames}
+    return by_member
 
 
 def members(per_batch=10, pickled=python2):
@@ -87,14 +87,14 @@ def header(name, size=0, kind=tarfile.REGTYPE):
 
 def pack(path, files, extra=(), form=tarfile.USTAR_FORMAT):
     """Write a gzipped tar archive: the folder, `files` (name in it -> bytes), then `extra` (pairs of header and bytes)."""
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w", format=form) as tar:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w", format=form) as tar:
         tar.addfile(header(FOLDER, kind=tarfile.DIRTYPE))
         for name, content in files.items():
             tar.addfile(header(f"{FOLDER}/{name}", len(content)), io.BytesIO(content))
         for info, content in extra:
             tar.addfile(info, io.BytesIO(content))
-    Path(path).write_bytes(gzip.compress(made.getvalue(), 1, mtime=0))
+    Path(path).write_bytes(gzip.compress(archive.getvalue(), 1, mtime=0))
     return Path(path)
 
 

@@ -58,13 +58,13 @@ def with_pickle(path, pickled):
     ids=["Python 2", "Python 3", "protocol 4", "keys in bytes", "NumPy 1"],
 )
 def test_an_archive_gives_the_images_in_order_whoever_wrote_it(pickled, tmp_path):
-    found = archive.read(archives.small(tmp_path / "a.tar.gz", 20, pickled), "small")
-    assert (found.name, found.classes) == ("small", archives.CLASSES)
+    data = archive.read(archives.small(tmp_path / "a.tar.gz", 20, pickled), "small")
+    assert (data.name, data.classes) == ("small", archives.CLASSES)
     images = np.concatenate([archives.pixels(20, n) for n in range(5)])
-    assert np.array_equal(found.train_images, images.reshape(100, 3, 32, 32))
-    assert np.array_equal(found.test_images, archives.pixels(20, 5).reshape(20, 3, 32, 32))
-    assert found.train_labels.tolist() == [(i + n) % 10 for n in range(5) for i in range(20)]
-    assert found.test_labels.tolist() == [(i + 5) % 10 for i in range(20)]
+    assert np.array_equal(data.train_images, images.reshape(100, 3, 32, 32))
+    assert np.array_equal(data.test_images, archives.pixels(20, 5).reshape(20, 3, 32, 32))
+    assert data.train_labels.tolist() == [(i + n) % 10 for n in range(5) for i in range(20)]
+    assert data.test_labels.tolist() == [(i + 5) % 10 for i in range(20)]
 
 
 def test_an_array_that_was_pickled_by_columns_is_the_same_array(tmp_path):

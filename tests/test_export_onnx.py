@@ -43,12 +43,12 @@ def test_the_model_takes_bytes_in_any_number_and_gives_the_runs_classes(folder: 
 
 def test_its_metadata_names_the_classes_and_the_weights(folder: Path) -> None:
     export(Path("run"), Path("net.onnx"))
-    made, model = onnx.load("net.onnx"), network_runs.outputs.read_model(folder / "run")
-    facts = {entry.key: entry.value for entry in made.metadata_props}
+    onnx_model, model = onnx.load("net.onnx"), network_runs.outputs.read_model(folder / "run")
+    facts = {entry.key: entry.value for entry in onnx_model.metadata_props}
     assert json.loads(facts["classes"]) == list(DATA.classes)
     assert facts["fingerprint"] == model.fingerprint
     assert (facts["data"], facts["numerics"], facts["seed"]) == ("synthetic", model.provenance.numerics, "3")
-    assert "no promise of bits" in made.doc_string
+    assert "no promise of bits" in onnx_model.doc_string
 
 
 def test_the_same_run_gives_the_same_file(folder: Path) -> None:

@@ -291,12 +291,12 @@ def test_a_page_instead_of_the_file_is_a_checksum_mismatch_and_costs_no_part(pat
 @pytest.mark.parametrize("known", [True, False])
 def test_a_wrong_file_is_a_checksum_mismatch_with_url_expected_and_got(path, known):
     wrong = bytes(len(CONTENT))
-    wanted, found = of(CONTENT), of(wrong)
+    wanted, served = of(CONTENT), of(wrong)
     size = f"bytes {len(CONTENT)}, " if known else ""
     with Server(wrong) as bad:
         assert (
             f"{bad.url}: checksum mismatch: expected {size}md5 {wanted.md5}, sha256 {wanted.sha256}; "
-            f"got {size}md5 {found.md5}, sha256 {found.sha256}"
+            f"got {size}md5 {served.md5}, sha256 {served.sha256}"
         ) in refused(path, bad.url, expected=of(CONTENT, size=known))
         assert len(bad.requests) == 1
         assert not part_of(path).exists()

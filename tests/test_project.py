@@ -197,10 +197,10 @@ def test_make_repro_runs_the_environments_python_whatever_the_path_has(tmp_path)
         (programs / name).write_text(f"#!/bin/sh\n{line}\n")
         (programs / name).chmod(0o755)
     (tmp_path / ".venv" / ".ready").touch()
-    made = subprocess.run(
+    done = subprocess.run(
         ["make", "--silent", "-f", ROOT / "Makefile", "repro"], cwd=tmp_path, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}
     )
-    assert (made.returncode, made.stdout) == (0, "the python of .venv\n")
+    assert (done.returncode, done.stdout) == (0, "the python of .venv\n")
 
 
 def test_the_readme_names_every_command_and_every_make_target():

@@ -81,12 +81,12 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 def running(group: int) -> list[int]:
     """The processes of a group, but for those that have ended and are still to be waited for."""
-    found = []
+    pids = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if os.getpgid(int(process.name)) == group and (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                found.append(int(process.name))
-    return sorted(found)
+                pids.append(int(process.name))
+    return sorted(pids)
 
 
 def descendants(pid: int) -> list[int]:
@@ -95,10 +95,10 @@ def descendants(pid: int) -> list[int]:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-    found = [pid]
-    for each in found:
-        found += [child for child, parent in parents.items() if parent == each]
-    return found[1:]
+    pids = [pid]
+    for each in pids:
+        pids += [child for child, parent in parents.items() if parent == each]
+    return pids[1:]
 
 
 def assert_gone(group: int) -> None:
@@ -286,8 +286,8 @@ def test_a_signal_to_any_worker_ends_all_after_the_same_step_with_a_state(number
     else:
         os.kill(process.pid if to == "worker 0" else other, number)
     (folder / PAUSE).unlink()
-    found, _, said = ended(process)
-    assert found == code, said
+    exit_code, _, said = ended(process)
+    assert exit_code == code, said
     step = re.fullmatch(r"stopped: at step (\d+) of 33; the state is saved, the next run resumes", said.splitlines()[-1])[1]
     assert saved_step(folder) == int(step)
     assert running(process.pid) == []

@@ -55,21 +55,21 @@ def command(workers: int, by_torchrun: bool) -> list[str]:
 
 def rank_of(pid: int) -> str:
     """What a process is."""
-    if found := re.search(rb"\0RANK=(\d+)\0", b"\0" + Path(f"/proc/{pid}/environ").read_bytes()):
-        return "worker 0" if found[1] == b"0" else "another worker"
+    if rank := re.search(rb"\0RANK=(\d+)\0", b"\0" + Path(f"/proc/{pid}/environ").read_bytes()):
+        return "worker 0" if rank[1] == b"0" else "another worker"
     return "torchrun's agent" if b"torch.distributed.run" in Path(f"/proc/{pid}/cmdline").read_bytes() else "worker 0"
 
 
 def alive(pids: list[int]) -> list[int]:
     """Those that run."""
-    found = []
+    running = []
     for pid in pids:
         try:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                found.append(pid)
+                running.append(pid)
         except OSError:
             continue
-    return found
+    return running
 
 
 def repro(folder: Path) -> str:
@@ -129,8 +129,8 @@ def sweep(folder: Path, kills: int, seed: int) -> collections.Counter[str]:
         others = draw.choice([number for number in (1, 2, 3, 4) if number != workers])
         set_params(folder, workers=others)
         said = repro(folder)
-        found = tensors.fingerprint(outputs.read_weights(folder / OUTPUTS))
-        assert found == wanted, f"{found} with {others} workers after {kind} of {workers} was killed"
+        of_weights = tensors.fingerprint(outputs.read_weights(folder / OUTPUTS))
+        assert of_weights == wanted, f"{of_weights} with {others} workers after {kind} of {workers} was killed"
         assert not list((folder / UNFINISHED).glob("*"))
         resumed = re.search(r"resumes at step \d+ of \d+", said)
         figures["resumed"] += resumed is not None
