@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from pipeline import offline, params
+from pipeline import offline
 from pipeline.comparison import figures, page, verdict
 from pipeline.comparison.report import ORDER
 from pipeline.data import dataset, pictures
 from tests import browser, kept_runs
+from tests.comparisons import SETTINGS
 from tests.kept_runs import DATA, guesses, keep, losses, replaced, weights
 
-SETTINGS = params.load(Path(__file__).parent.parent / params.PARAMS).compare
 HOSTILE = "<script>window.hostile = 1</script>"
 CLASSES = (HOSTILE, "<b>auto</b>", *kept_runs.CLASSES[2:])
 PACKAGE = Path(offline.__file__).parent
