@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo repro test test-cuda test-arm64 check format compare results claims gpu-kit bench seeds torture lock image-cpu image-cuda run-cpu run-cuda
+.PHONY: help setup demo repro test test-cuda test-arm64 check format compare results claims gpu-kit bench scaling seeds torture lock image-cpu image-cuda run-cpu run-cuda
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ gpu-kit: $(READY) ## put all that a machine with a GPU and no network needs into
 
 bench: $(READY) ## measure the tutorial's script, native and exact side by side
 	$(BIN)/python -m tools.bench
+
+scaling: $(READY) ## measure one worker, two and four on this machine's CPUs
+	$(BIN)/python -m tools.scaling
 
 seeds: $(READY) ## train ten seeds with exact and native numerics on the set in data/, and write docs/quality.md
 	$(BIN)/python -m tools.seeds

@@ -131,6 +131,14 @@ def test_dvc_lock_from_a_container_equals_the_hosts_byte_for_byte(in_a_container
     assert (in_a_container / "dvc.lock").read_bytes() == (on_the_host / "dvc.lock").read_bytes()
 
 
+def test_two_workers_in_a_container_give_the_hosts_fingerprint(cpu, make_checkout, on_the_host):
+    folder = make_checkout(STRANGER, {"workers: 1": "workers: 2"})
+    run(cpu, folder, user=STRANGER)
+    assert fingerprint(folder) == fingerprint(on_the_host)
+    (environment,) = folder.glob("runs/*/environment.json")
+    assert json.loads(environment.read_text())["train"]["workers"] == 2
+
+
 @pytest.mark.fault(30)
 def test_all_that_a_container_wrote_belongs_to_the_caller_whoever_that_is(in_a_container):
     assert {"outputs", "runs", "data", ".cache", ".dvc"} <= {path.name for path in in_a_container.iterdir()}
@@ -309,6 +317,22 @@ def test_a_container_resumes_where_a_signal_stopped_the_one_before(cpu, killed, 
             docker("kill", "--signal", signal, container.name)
             assert container.ended() not in (0, 137)
             steps.append([int(step) for step in re.findall(r"at step (\d+)", container.logs())])
+    assert steps[1][0] == steps[0][-1]
+
+
+@pytest.mark.fault(15)
+def test_docker_stop_ends_all_workers_with_a_state_and_no_lock_and_another_number_resumes(cpu, make_checkout):
+    folder = make_checkout(settings={"epochs: 2": "epochs: 10000", "workers: 1": "workers: 2"})
+    steps = []
+    for workers in (2, 1):
+        (folder / "params.yaml").write_text((folder / "params.yaml").read_text().replace("workers: 2", f"workers: {workers}"))
+        with Container(cpu, folder) as container:
+            container.says(TRAINING)
+            docker("stop", container.name)
+            assert container.ended() not in (0, 137), "137: something went on, and was killed after ten seconds"
+            steps.append([int(step) for step in re.findall(r"at step (\d+)", container.logs())])
+        assert json.loads((folder / ".dvc" / "tmp" / "rwlock").read_text()) == {}
+        assert list((folder / ".cache" / "training").glob("*.safetensors"))
     assert steps[1][0] == steps[0][-1]
 
 

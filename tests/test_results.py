@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import device, machine, params, tensors
+from pipeline import device, machine, params, revision, tensors
 from pipeline.errors import UserError
 from pipeline.model import SimpleCNN
 from pipeline.runs import kept
@@ -20,7 +20,7 @@ from pipeline.runs.kept import ENVIRONMENT, IDENTITY
 from pipeline.runs.outputs import MODEL, PARTS
 from tests.conftest import ROOT
 from tests.kept_runs import keep, losses, weights
-from tools import bench, markers, results
+from tools import bench, commit, markers, results, scaling, seeds
 
 RESULTS_BEGIN = "<!-- results: made by `make results` -->"
 SETTINGS = params.load(ROOT / params.PARAMS).compare
@@ -156,8 +156,17 @@ def test_a_block_is_read_as_it_was_written(readme: Path) -> None:
     assert readme.read_text() == f"# A\n\n{RESULTS_BEGIN}\n| a |\n\n| b |\n<!-- /results -->\n\nthe end\n"
 
 
+@pytest.mark.parametrize("described", [None, "0123456789ab-dirty"])
+def test_what_is_measured_names_a_commit(described: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(revision, "describe", lambda folder: described)
+    with pytest.raises(UserError, match=r"the sources are those of no commit \(.+\); commit first, then measure"):
+        commit.measured()
+    monkeypatch.setattr(revision, "describe", lambda folder: "0123456789ab")
+    assert commit.measured() == "0123456789ab"
+
+
 def test_the_projects_pages_have_a_place_for_each_block() -> None:
-    for module in (results, bench):
+    for module in (results, bench, scaling, seeds):
         assert markers.read(ROOT / module.PAGE, module.NAME)
 
 

@@ -28,6 +28,7 @@ from tests.pausing import PAUSE
 from tests.settings import set_params
 from tests.steps import CPU, drawn_set
 from tests.torture import start as start_one
+from tools import scaling
 
 LIMIT_SECONDS = 300
 """No test takes long; this is for one that hangs."""
@@ -68,6 +69,14 @@ def start(folder: Path, *command: str) -> subprocess.Popen[str]:
     """A command in a process group of its own, as a terminal starts it."""
     STARTED.append(start_one(folder, *command))
     return STARTED[-1]
+
+
+def elastic(folder: Path, endpoint: str, host: bool) -> subprocess.Popen[str]:
+    """A node of one worker, in a group of one or two, which meets at `host`; torchrun notices within seconds that the other is lost."""
+    rendezvous = f"is_host={host},last_call_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=2"
+    options = ["--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=2", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}"]
+    pausing = ("-m", "tests.pausing", "train", "--checkpoint-seconds", "0")
+    return torchrun(folder, *options, f"--rdzv-conf={rendezvous}", train=pausing)
 
 
 def torchrun(folder: Path, *options: str, train: tuple[str, ...] = ("-m", "pipeline", "train", "--checkpoint-seconds", "0")):
@@ -198,6 +207,11 @@ def test_two_nodes_give_the_weights_of_one_process(folder, fingerprint, monkeypa
     assert_trained(folder, fingerprint)
 
 
+def test_the_scaling_table_times_collectives_where_there_are_several_workers_alone(folder):
+    one, two = (scaling._step(folder, 16, workers, 1, 11) for workers in (1, 2))
+    assert one.collectives == 0 < two.collectives < two.all
+
+
 @pytest.mark.fault(45)
 def test_a_node_with_other_parameters_is_refused_in_one_line_that_names_the_worker(folder, tmp_path_factory, monkeypatch):
     other = tmp_path_factory.mktemp("other")
@@ -305,6 +319,27 @@ def test_torchrun_starts_killed_workers_again_and_they_resume(folder, fingerprin
     os.kill(killed, signal.SIGKILL)
     (folder / PAUSE).unlink()
     code, _, said = ended(process)
+    assert code == 0, said
+    assert re.search(r"^resumes at step \d+ of 33 from .cache/training$", said, re.MULTILINE)
+    assert_trained(folder, fingerprint)
+
+
+@pytest.mark.fault(43)
+def test_torchrun_goes_on_with_one_node_when_the_other_is_lost(folder, fingerprint, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    (folder / PAUSE).touch()
+    endpoint = f"127.0.0.1:{free_port()}"
+    first, second = elastic(folder, endpoint, host=True), elastic(folder, endpoint, host=False)
+    while not list((folder / UNFINISHED).glob("*.safetensors")):
+        assert first.poll() is None, ended(first)
+        assert second.poll() is None, ended(second)
+        time.sleep(0.02)
+    environments = [Path(f"/proc/{pid}/environ").read_bytes() for node in (first, second) for pid in descendants(node.pid)]
+    assert [b"\0WORLD_SIZE=2\0" in environment for environment in environments] == [True, True]
+    for pid in [second.pid, *descendants(second.pid)]:
+        os.kill(pid, signal.SIGKILL)
+    (folder / PAUSE).unlink()
+    code, _, said = ended(first)
     assert code == 0, said
     assert re.search(r"^resumes at step \d+ of 33 from .cache/training$", said, re.MULTILINE)
     assert_trained(folder, fingerprint)

@@ -27,8 +27,8 @@ FOLDER = PROJECT / ".cache" / "arm64"
 TORCH = "2.10.0"
 """The newest whose aarch64 wheel on the package index computes on the CPU alone: later ones need NVIDIA's packages to be imported."""
 DEBIAN = ("python3", "libstdc++6", "qemu-user-static:amd64")
-PYTHON = ("numpy", "safetensors", "msgspec", "ruamel.yaml", "typer")
-"""What the pipeline imports for goldens and training, beside PyTorch."""
+PYTHON = ("numpy", "safetensors", "msgspec", "ruamel.yaml", "typer", "requests")
+"""What the pipeline imports for goldens and the demo, beside PyTorch."""
 GOLDENS = """
 import sys
 from tests import goldens

@@ -1,81 +1,136 @@
-"""`python -m tools.scaling`: what more workers cost or give on this machine's CPUs, from trainings that take turns."""
+"""`make scaling`: what more workers cost or give on this machine's CPUs, from trainings that take turns, into docs/performance.md."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import msgspec
 
-from pipeline import demo, params
+from pipeline import cli, demo, files, params
 from pipeline import device as devices
 from pipeline.data.dataset import DATASET
-from pipeline.errors import UserError
+from pipeline.errors import UserError, printable
 from pipeline.runs.environments import WAITING, Facts
+from tools import commit, markers
 from tools.variants import random_set
 
+PAGE = Path("docs/performance.md")
+NAME = "scaling"
+"""Of the block in that page."""
 BATCHES = (64, 1024)
+WORKERS = (1, 2, 4)
+"""Of one thread each."""
 IMAGES = 20_480
 ROUNDS = 5
+COLLECTIVES = Path("collectives.json")
+"""Where a training that is measured leaves its seconds in collectives."""
+
+
+class Step(NamedTuple):
+    """Milliseconds of a training step."""
+
+    all: float
+    collectives: float
+    """Of them in worker 0's collectives, waiting for the others included."""
 
 
 def main() -> None:
-    """Measure, and print the table."""
+    """Measure, and put the table into its page."""
     parser = argparse.ArgumentParser(prog="python -m tools.scaling", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=IMAGES, help="of an epoch, which is a measurement")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--train", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        print(scaling(Path(name), asked.images, asked.rounds))
+    if asked.train:
+        train()
+        return
+    try:
+        measured_at = commit.measured()
+        with tempfile.TemporaryDirectory() as name:
+            table = scaling(Path(name), measured_at, asked.images, asked.rounds)
+        print(table)
+        markers.replace(PAGE, NAME, table)
+    except UserError as error:
+        sys.exit(f"error: {printable(str(error))}")
 
 
-def scaling(folder: Path, images: int = IMAGES, rounds: int = ROUNDS) -> str:
-    """Measure in `folder`; a table of milliseconds a step, with their ratio to those of one process of one thread."""
+def scaling(folder: Path, measured_at: str, images: int = IMAGES, rounds: int = ROUNDS) -> str:
+    """Measure in `folder`; a table of milliseconds a step, with their ratio to those of one process of one thread.
+
+    Raises:
+        UserError: a training failed.
+    """
     limit = devices.cpu_limit()
     demo.lay_out(folder)
     random_set(images, 10).save(folder / DATASET)
-    ways = [(1, 1), *((1, limit) for _ in range(limit > 1)), *((workers, 1) for workers in (2, 4, 8, 16) if workers <= limit)]
-    keys = [(batch, *way) for batch in BATCHES for way in ways]
-    seconds: dict[tuple[int, int, int], list[float]] = {key: [] for key in keys}
+    ways = [*((workers, 1) for workers in WORKERS), *((1, limit) for _ in range(limit > 1))]
+    steps: dict[tuple[int, int, int], list[Step]] = {(batch, *way): [] for batch in BATCHES for way in ways}
     for _ in range(rounds):
-        for batch, workers, threads in keys:
-            seconds[batch, workers, threads].append(_epoch_seconds(folder, batch, workers, threads) / -(-images // batch))
+        for (batch, workers, threads), measured in steps.items():
+            measured.append(_step(folder, batch, workers, threads, -(-images // batch)))
     facts = devices.describe(devices.select(devices.CPU))
     lines = [
-        f"Measured {time.strftime('%Y-%m-%d')} on {facts['hardware']}, {facts['cpu_capability']}, CPU limit {limit}, PyTorch "
-        f"{facts['torch']}; the median of {rounds} trainings each, which took turns.",
+        f"Measured {time.strftime('%Y-%m-%d')} at commit {measured_at} on {facts['hardware']}, {facts['cpu_capability']}, {limit} CPUs, "
+        f"PyTorch {facts['torch']}; the median of {rounds} trainings each, which took turns.",
         "",
-        "| batch | workers | threads of each | ms a step | ratio |",
-        "|---|---|---|---|---|",
+        "| batch | workers | threads of each | ms a step | of them in collectives | ratio to one worker of one thread |",
+        "|---|---|---|---|---|---|",
     ]
-    for batch, workers, threads in keys:
-        median, one = (statistics.median(seconds[batch, *way]) for way in ((workers, threads), (1, 1)))
-        lines.append(f"| {batch} | {workers} | {threads} | {median * 1e3:.1f} | {median / one:.2f} |")
+    for (batch, workers, threads), measured in steps.items():
+        one = statistics.median(step.all for step in steps[batch, 1, 1])
+        median = statistics.median(step.all for step in measured)
+        collectives = statistics.median(step.collectives for step in measured)
+        lines.append(f"| {batch} | {workers} | {threads} | {median:.1f} | {collectives:.1f} | {median / one:.2f} |")
     return "\n".join(lines)
 
 
-def _epoch_seconds(folder: Path, batch: int, workers: int, threads: int) -> float:
-    """Seconds of an epoch of `python -m pipeline train` in `folder`, as its environment records them."""
+def _step(folder: Path, batch: int, workers: int, threads: int, steps: int) -> Step:
+    """A step's share of an epoch of `python -m pipeline train` in `folder`."""
     path = folder / params.PARAMS
     settings = msgspec.to_builtins(params.load(path)) | {"workers": workers}
     settings["train"] |= {"epochs": 1, "batch_size": batch}
     path.write_text(params.dump(settings))
     for before in (folder / WAITING).rglob("*.json"):
         before.unlink()
-    done = subprocess.run(
-        [*demo.PIPELINE, "train"], cwd=folder, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, capture_output=True, text=True
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(demo.PROJECT)}
+    done = subprocess.run([sys.executable, "-m", "tools.scaling", "--train"], cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"the training failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
     (waiting,) = (folder / WAITING).rglob("*.json")
-    measured = msgspec.json.decode(waiting.read_bytes(), type=Facts).seconds_per_epoch
-    assert measured is not None, "nothing was left to train"
-    return measured
+    seconds = msgspec.json.decode(waiting.read_bytes(), type=Facts).seconds_per_epoch
+    assert seconds is not None, "nothing was left to train"
+    return Step(seconds / steps * 1e3, json.loads((folder / COLLECTIVES).read_bytes()) / steps * 1e3)
+
+
+def train() -> None:
+    """`python -m pipeline train` in the current folder, which leaves its seconds in collectives; worker 0's, for it starts the others."""
+    import torch.distributed
+
+    all_reduce, seconds = torch.distributed.all_reduce, 0.0
+
+    def timed(*arguments: Any, **options: Any) -> Any:
+        nonlocal seconds
+        began = time.perf_counter()
+        try:
+            return all_reduce(*arguments, **options)
+        finally:
+            seconds += time.perf_counter() - began
+
+    torch.distributed.all_reduce = timed
+    sys.argv = ["pipeline", "train"]
+    try:
+        cli.main()
+    finally:
+        files.write_json(COLLECTIVES, seconds)
 
 
 if __name__ == "__main__":

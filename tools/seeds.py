@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from pipeline import device as devices
-from pipeline import files, numerics, revision, sources
+from pipeline import files, numerics, sources
 from pipeline.data import dataset
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError, printable
@@ -27,9 +27,11 @@ from pipeline.numerics.exact import VERSION
 from pipeline.params import Evaluate, Train
 from pipeline.training import loop
 from pipeline.training.trainer import Trainer
-from tools import markers
+from tools import commit, markers
 
 PAGE = Path("docs/quality.md")
+NAME = "seeds"
+"""Of the block in the page."""
 SEEDS = 10
 SETTINGS = Train(epochs=5, batch_size=64, lr=0.01, momentum=0.9, log_every=100)
 STUDENT_9 = 2.262157162740992
@@ -50,7 +52,7 @@ def accuracy(name: str, seed: int, data: Dataset) -> float:
     return percent
 
 
-def table(exact: list[float], native: list[float], data: Dataset, commit: str) -> str:
+def table(exact: list[float], native: list[float], data: Dataset, measured_at: str) -> str:
     """The accuracies and the interval, as Markdown."""
     differences = [a - b for a, b in zip(exact, native, strict=True)]
     mean = statistics.mean(differences)
@@ -60,7 +62,7 @@ def table(exact: list[float], native: list[float], data: Dataset, commit: str) -
     for name, accuracies in (("exact", exact), ("native", native)):
         rows.append([name, *(f"{value:.2f}" for value in accuracies), f"{statistics.mean(accuracies):.2f}"])
     return "\n".join([
-        f"Measured {time.strftime('%Y-%m-%d')} at commit {commit}; {data.name}, {len(data.train_labels):,} training and "
+        f"Measured {time.strftime('%Y-%m-%d')} at commit {measured_at}; {data.name}, {len(data.train_labels):,} training and "
         f"{len(data.test_labels):,} test images; {settings}. Test accuracy in %:",
         "",
         *("| " + " | ".join(row) + " |" for row in rows),
@@ -83,14 +85,12 @@ def _measure() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--part", type=int, choices=(0, 1), help="train only this half of the seeds, and write no page")
     part = arguments.parse_args().part
-    commit = revision.describe(sources.PACKAGE)
-    if part is None and (commit is None or commit.endswith("-dirty")):
-        raise UserError(f"the sources are those of no commit ({commit}); commit first, then measure")
+    measured_at = None if part is not None else commit.measured()
     data = dataset.load()
     seeds = [seed for seed in range(SEEDS) if part in (None, seed % 2)]
     exact, native = ([accuracy(name, seed, data) for seed in seeds] for name in ("exact", "native"))
-    if part is None:
-        markers.replace(PAGE, "seeds", table(exact, native, data, str(commit)))
+    if measured_at:
+        markers.replace(PAGE, NAME, table(exact, native, data, measured_at))
 
 
 if __name__ == "__main__":
