@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -108,6 +108,15 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waits: list[float] = []
     monkeypatch.setattr(fetch, "time", SimpleNamespace(sleep=waits.append, monotonic=time.monotonic, time=time.time))
     return waits
+
+
+@pytest.fixture
+def nothing_outlives_its_test() -> Iterator[None]:
+    """What `processes.start` started ends with the test."""
+    from tests import processes
+
+    yield
+    processes.end_all()
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def a_state(step: int) -> State:
 
 
 def keep_a_run(folder: Path) -> None:
-    kept_runs.write_outputs(folder / "outputs", kept_runs.provenance())
+    kept_runs.write_outputs(folder / "outputs")
     kept.keep(folder / "outputs", folder / "runs", Facts(threads=1))
 
 
