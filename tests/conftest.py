@@ -1,4 +1,4 @@
-"""What the tests share: a finished demo, and where a GPU is."""
+"""What the tests share: fixtures, whose helpers are in the modules beside this one, and where a GPU is."""
 
 from __future__ import annotations
 
