@@ -7,6 +7,7 @@ between workers and no more: the largest magnitudes of all sums, and the integer
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -46,7 +47,7 @@ class Later:
 
     def placeholder(self) -> Tensor:
         """The tensor."""
-        x = torch.full((), torch.nan, device=self.source.device).expand(self.source.shape)
+        x = _nan(self.source.device).expand(self.source.shape)
         x.later = self  # type: ignore[attr-defined]
         return x
 
@@ -54,6 +55,11 @@ class Later:
     def of(x: Tensor) -> Later | None:
         """What stands behind `x`, if it is such a tensor."""
         return getattr(x, "later", None)
+
+
+@cache
+def _nan(device: torch.device) -> Tensor:
+    return torch.full((), torch.nan, device=device)
 
 
 class Tape:
