@@ -57,6 +57,13 @@ def test_the_same_run_gives_the_same_file(folder: Path) -> None:
     assert Path("a.onnx").read_bytes() == Path("b.onnx").read_bytes()
 
 
+def test_the_model_goes_into_what_the_user_names_through_a_link(folder: Path) -> None:
+    Path("net.onnx").symlink_to("published.onnx")
+    export(Path("run"), Path("net.onnx"))
+    assert (Path("net.onnx").is_symlink(), Path("published.onnx").is_symlink()) == (True, False)
+    onnx.checker.check_model("published.onnx")
+
+
 def test_it_is_checked_on_the_test_images_where_they_are_there_and_else_on_drawn_ones(folder: Path) -> None:
     assert "on 1,000 drawn images (data/dataset.safetensors does not hold the run's data set)" in export(Path("run"), Path("net.onnx"))[1]
     DATA.save()

@@ -42,7 +42,7 @@ def write(path: Path, model: Model) -> list[str]:
         raise UserError(
             f"export to ONNX needs the package '{missing.name}': pip install --require-hashes -r requirements/export.txt"
         ) from None
-    files.write_bytes(path, content)
+    files.write_output(path, content)
     return [f"wrote {path}: bytes [N, 3, 32, 32] -> logits and probabilities; float32 kernels, no promise of bits", checked]
 
 

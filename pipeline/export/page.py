@@ -27,7 +27,7 @@ def write(path: Path, model: Model) -> list[str]:
     network = Network(model, CPU, VERSION if native else model.provenance.numerics)
     if network.numerics.version != VERSION:
         raise UserError(f"numerics '{network.numerics.version}': the page computes {VERSION}; use the version of the pipeline that has it")
-    files.write_bytes(path, render(model, network))
+    files.write_output(path, render(model, network))
     if native:
         return [f"wrote {path}: it computes with {VERSION}; the run's numerics are native, so it is close to `predict`, not bit for bit"]
     return [f"wrote {path}: it computes with {VERSION}, bit for bit as `predict` does"]
