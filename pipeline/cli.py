@@ -231,15 +231,15 @@ def doctor(
     from pipeline import doctor
 
     findings = doctor.examine(doctor.DEVICE) if quiet else doctor.examine()
-    usable = all(found.ok for found in findings if found.about == doctor.DEVICE)
+    usable = all(finding.ok for finding in findings if finding.about == doctor.DEVICE)
     if quiet:
         if not usable:
             print(f"error: {findings[0].text}", file=sys.stderr)
     elif as_json:
         print(json.dumps({"usable": usable, "findings": {f.about: {"ok": f.ok, "text": f.text} for f in findings}}, indent=2))
     else:
-        for found in findings:
-            print(f"{'ok' if found.ok else '!!'}  {found.about:<12} {found.text}")
+        for finding in findings:
+            print(f"{'ok' if finding.ok else '!!'}  {finding.about:<12} {finding.text}")
     raise typer.Exit(0 if usable else 1)
 
 

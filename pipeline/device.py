@@ -1,4 +1,4 @@
-"""All device-specific code but that of precision: select, check, describe, synchronise, capture."""
+"""The only module that knows devices: select, check, describe, synchronise, capture."""
 
 from __future__ import annotations
 
@@ -113,10 +113,10 @@ def accelerators() -> dict[str, str]:
 
 def available() -> dict[str, str]:
     """The devices that `select` would give here: name for params.yaml -> what it is."""
-    found = {"cpu": f"{_name(torch.device('cpu'))}, {torch.backends.cpu.get_cpu_capability()}", **accelerators()}
+    devices = {"cpu": f"{_name(torch.device('cpu'))}, {torch.backends.cpu.get_cpu_capability()}", **accelerators()}
     if torch.backends.mps.is_available():
-        found["mps"] = "Apple GPU; no float64, so numerics: native alone"
-    return found
+        devices["mps"] = "Apple GPU; no float64, so numerics: native alone"
+    return devices
 
 
 def threads() -> int:

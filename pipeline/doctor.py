@@ -136,10 +136,10 @@ def _driver() -> str:
     _needs_pytorch()
     from pipeline import device
 
-    found = device.driver_version()
+    version = device.driver_version()
     if device.driver_too_old():
-        raise UserError(f"NVIDIA {found} is too old for this PyTorch, which needs at least {device.needed_driver()}; update it")
-    return f"NVIDIA {found}" if found else "no NVIDIA driver is visible"
+        raise UserError(f"NVIDIA {version} is too old for this PyTorch, which needs at least {device.needed_driver()}; update it")
+    return f"NVIDIA {version}" if version else "no NVIDIA driver is visible"
 
 
 def _threads() -> str:

@@ -46,8 +46,8 @@ def explained(path: Path) -> Iterator[None]:
 def _owner(path: Path) -> str:
     for folder in (path, *path.absolute().parents):
         with contextlib.suppress(OSError):
-            found = folder.stat()
-            return f"{folder} belongs to {found.st_uid}:{found.st_gid}, "
+            status = folder.stat()
+            return f"{folder} belongs to {status.st_uid}:{status.st_gid}, "
     return ""
 
 

@@ -1,7 +1,7 @@
 """An HTML file that opens offline: its scripts, style and data inside, and a policy that forbids it any request.
 
-What a template is given is text, which Jinja escapes; no script can come of it, for the policy names the page's own scripts and
-style by their SHA-256.
+What a template is given is text, which Jinja escapes; no script can come of it, for the policy names the page's own scripts by
+their SHA-256.
 """
 
 from __future__ import annotations
@@ -13,17 +13,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+_FOLDER = Path(__file__).parent
 
-def render(template: Path, scripts: Sequence[str], style: str, content: Any, **names: Any) -> bytes:
-    """The page that `template` makes of `scripts`, `style`, `content` (anything that JSON can hold) and other names, in UTF-8."""
+
+def render(package: str, scripts: Sequence[str], content: Any, *, inline_styles: bool = False, **names: Any) -> bytes:
+    """The page of one of the pipeline's packages, in UTF-8: its page.html in offline.html, its page.css after offline.css.
+
+    Args:
+        package: the package's name, such as "export".
+        scripts: what the page runs.
+        content: anything that JSON can hold; the scripts find it in the element "content".
+        inline_styles: whether elements may have styles of their own, which the policy cannot name one by one.
+        names: what page.html asks for.
+    """
     import jinja2
 
+    style = "".join((_FOLDER / name).read_text(encoding="utf-8") for name in ("offline.css", f"{package}/page.css"))
+    styles = "'unsafe-inline'" if inline_styles else _source(style)
     policy = (
-        f"default-src 'none'; script-src {' '.join(map(_source, scripts))}; style-src {_source(style)}; img-src data:; "
+        f"default-src 'none'; script-src {' '.join(map(_source, scripts))}; style-src {styles}; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(template.read_text(encoding="utf-8"))
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=jinja2.FileSystemLoader(_FOLDER)
+    )
+    page = environment.get_template(f"{package}/page.html")
     text = page.render(policy=policy, scripts=scripts, style=style, content=_in_script(content), **names)
     return text.encode(errors="replace")  # not every name of a class or a folder can be written as UTF-8
 

@@ -147,10 +147,10 @@ def _data_set(run: Run, path: Path | None) -> Dataset:
     if path is None and wanted.name == "synthetic":
         data, where = synthetic.make(), "this version's synthetic set"
     else:
-        place = path or dataset.DATASET
-        if not os.path.exists(place):
-            raise UserError(f"{_needs(run)}, and {place} is not there: {_remedy(wanted)}")
-        data, where = dataset.load(place), str(place)
+        file = path or dataset.DATASET
+        if not os.path.exists(file):
+            raise UserError(f"{_needs(run)}, and {file} is not there: {_remedy(wanted)}")
+        data, where = dataset.load(file), str(file)
     if data.digest != wanted.digest:
         raise UserError(f"{_needs(run)}, but {where} is '{data.name}' ({data.digest:.12}...): {_remedy(wanted)}")
     if data.classes != wanted.classes:

@@ -24,6 +24,7 @@ _NUMERICS = tuple(
         "grid",
         "loss",
         "native",
+        "native_forms",
         "pooling",
         "reductions",
         "registry",

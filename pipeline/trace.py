@@ -116,7 +116,7 @@ def golden() -> list[str]:
 def first_difference(lines: list[str], wanted: list[str]) -> str | None:
     """The first tensor that is not the golden's, with both hashes, or None."""
     for line, other in zip(lines, wanted, strict=True):
-        (found, which), (expected, _) = line.split("  ", 1), other.split("  ", 1)
+        (computed, which), (expected, _) = line.split("  ", 1), other.split("  ", 1)
         if line != other:
-            return f"{which}: {found}, but the golden has {expected}"
+            return f"{which}: {computed}, but the golden has {expected}"
     return None

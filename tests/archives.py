@@ -9,9 +9,12 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from msgspec import to_builtins
 
 from pipeline import params
+from pipeline.data import archive
+from pipeline.errors import UserError
 from tests.settings import set_params
 
 FOLDER = "cifar-10-batches-py"
@@ -43,11 +46,11 @@ def python2(value):
             case dict():
                 return noted(b"}") + b"(" + b"".join(dump(k) + dump(v) for k, v in value.items()) + b"u"
             case np.ndarray():
-                made = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+                reconstruct = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
                 shape = b"(" + b"".join(map(dump, value.shape)) + b"t"
                 kind = value.dtype.str.lstrip("|<").encode()
                 dtype = b"cnumpy\ndtype\n" + dump(kind) + b"K\x00K\x01\x87R(K\x03U\x01|NNN" + b"J\xff\xff\xff\xff" * 2 + b"K\x00tb"
-                return noted(made) + b"(K\x01" + shape + dtype + b"\x89" + dump(value.tobytes()) + b"tb"
+                return noted(reconstruct) + b"(K\x01" + shape + dtype + b"\x89" + dump(value.tobytes()) + b"tb"
         raise TypeError(type(value))
 
     return b"\x80\x02" + dump(value) + b"."
@@ -65,12 +68,12 @@ def pixels(count, seed=0):
 
 def contents(per_batch=10):
     """What the official archive's members hold, with few images: each batch has each class as often as it can."""
-    made = {"batches.meta": {"num_cases_per_batch": per_batch, "label_names": list(CLASSES), "num_vis": 3072}}
+    by_member = {"batches.meta": {"num_cases_per_batch": per_batch, "label_names": list(CLASSES), "num_vis": 3072}}
     for n, name in enumerate(BATCHES):
         labels = [(i + n) % 10 for i in range(per_batch)]
         filenames = [f"{CLASSES[label]}_{i:06d}.png" for i, label in enumerate(labels)]
-        made[name] = {"batch_label": name, "labels": labels, "data": pixels(per_batch, n), "filenames": filenames}
-    return made
+        by_member[name] = {"batch_label": name, "labels": labels, "data": pixels(per_batch, n), "filenames": filenames}
+    return by_member
 
 
 def members(per_batch=10, pickled=python2):
@@ -87,14 +90,14 @@ def header(name, size=0, kind=tarfile.REGTYPE):
 
 def pack(path, files, extra=(), form=tarfile.USTAR_FORMAT):
     """Write a gzipped tar archive: the folder, `files` (name in it -> bytes), then `extra` (pairs of header and bytes)."""
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w", format=form) as tar:
+    tar_file = io.BytesIO()
+    with tarfile.open(fileobj=tar_file, mode="w", format=form) as tar:
         tar.addfile(header(FOLDER, kind=tarfile.DIRTYPE))
         for name, content in files.items():
             tar.addfile(header(f"{FOLDER}/{name}", len(content)), io.BytesIO(content))
         for info, content in extra:
             tar.addfile(info, io.BytesIO(content))
-    Path(path).write_bytes(gzip.compress(made.getvalue(), 1, mtime=0))
+    Path(path).write_bytes(gzip.compress(tar_file.getvalue(), 1, mtime=0))
     return Path(path)
 
 
@@ -110,13 +113,36 @@ def use(folder, name, dataset):
     """Have the params.yaml in `folder` name an archive of this data set, which is put there."""
     path = of(folder / f"{name}.tar.gz", dataset)
     data = to_builtins(params.load(folder / params.PARAMS).data)
-    archive = {"name": name, "url": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    set_params(folder, data={**data, "source": "archive", "archive": archive})
+    named = {"name": name, "url": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    set_params(folder, data={**data, "source": "archive", "archive": named})
 
 
 def small(path, per_batch=10, pickled=python2):
     """Write a good archive."""
     return pack(path, members(per_batch, pickled))
+
+
+def refused(path):
+    """The message with which the archive is refused."""
+    with pytest.raises(UserError) as error:
+        archive.read(path, "small")
+    message = str(error.value)
+    assert message.startswith(f"{path}: ")
+    assert len(message.splitlines()) == 1
+    return message.removeprefix(f"{path}: ")
+
+
+def with_batch(path, **changes):
+    """An archive whose second batch differs in the given keys; None takes a key away."""
+    by_member = contents()
+    batch = by_member["data_batch_2"] | changes
+    by_member["data_batch_2"] = {key: value for key, value in batch.items() if value is not None}
+    return pack(path, {name: python3(content) for name, content in by_member.items()})
+
+
+def with_pickle(path, pickled):
+    """An archive whose second batch is `pickled`."""
+    return pack(path, members() | {"data_batch_2": pickled})
 
 
 def damaged(content, cuts):

@@ -1,4 +1,4 @@
-"""What the tests share: a finished demo, and where a GPU is."""
+"""What the tests share: fixtures, whose helpers are in the modules beside this one, and where a GPU is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
@@ -63,6 +66,80 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     git("add", "--all", "--force", folder=folder)
     git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--message", "all", folder=folder)
     return folder
+
+
+@pytest.fixture
+def folder_with_params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder is the test's own, with the project's params.yaml."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # durability is another test's subject, and slow
+
+
+@pytest.fixture
+def compare(folder_with_params: None, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """The command `compare`: its exit code, what it prints and its errors."""
+    from pipeline import cli
+
+    def run_command(*arguments: object) -> tuple[int, str, str]:
+        return cli.answer(["compare", *map(str, arguments)]), *capsys.readouterr()
+
+    return run_command
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout with its own Git and DVC, a small set, and one finished run, committed. Who changes it puts it back."""
+    from tests import dvc_clone
+
+    folder = tmp_path_factory.mktemp("clone")
+    dvc_clone.make(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Numerics -> a kept run for the tests of `reproduce`, which change only copies of it."""
+    from tests import reproductions
+
+    return {name: reproductions.make(tmp_path_factory.mktemp("made") / name, name) for name in ("exact", "native")}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with nothing in it but those runs' data set: no params.yaml, no Git, no DVC."""
+    from tests import reproductions
+
+    monkeypatch.chdir(tmp_path)
+    reproductions.small_set().save()
+    return tmp_path
+
+
+@pytest.fixture
+def destination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a download is to be; whatever proxy the machine has, the loopback is reached directly."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    return tmp_path / "downloads" / "file.tar.gz"
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds of a download's waits between attempts, which end at once."""
+    from pipeline.data import fetch
+
+    waits: list[float] = []
+    monkeypatch.setattr(fetch, "time", SimpleNamespace(sleep=waits.append, monotonic=time.monotonic, time=time.time))
+    return waits
+
+
+@pytest.fixture
+def nothing_outlives_its_test() -> Iterator[None]:
+    """What `processes.start` started ends with the test."""
+    from tests import processes
+
+    yield
+    processes.end_all()
 
 
 @pytest.fixture

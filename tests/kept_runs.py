@@ -83,7 +83,6 @@ def replaced(structure: Any, changes: dict[str, Any] | None) -> Any:
 
 def write_outputs(
     folder: Path,
-    trained: Provenance,
     *,
     tensors: Tensors | None = None,
     history: Sequence[float] | None = None,
@@ -91,23 +90,25 @@ def write_outputs(
     actual: Sequence[int] | None = None,
     confidence: float = 0.5,
     metrics: dict[str, Any] | None = None,
+    **trained: Any,
 ) -> None:
-    """Write the four outputs of a run; `metrics` holds what is not as the predictions say."""
+    """Write the four outputs of a run; `metrics` holds what is not as the predictions say, `trained` is what `provenance` takes."""
     layers = weights() if tensors is None else tensors
     curve = losses() if history is None else history
     guessed = guesses(1000) if predicted is None else predicted
     true = labels(len(guessed)) if actual is None else actual
-    classes = trained.data.classes
+    training = provenance(**trained)
+    classes = training.data.classes
     hits = [a == p for a, p in zip(true, guessed, strict=True)]
     of_class = {name: [h for h, a in zip(hits, true, strict=True) if a == i] for i, name in enumerate(classes)}
     counted = Metrics(
         accuracy=sum(hits) / len(hits),
         loss=1.25,
         accuracy_per_class={name: sum(of) / len(of) for name, of in of_class.items() if of},
-        numerics=trained.numerics,
+        numerics=training.numerics,
         fingerprint=fingerprint(layers),
     )
-    outputs.write_training(folder, layers, [Step(1 + 10 * i, 1 + 2 * i // len(curve), loss) for i, loss in enumerate(curve)], trained)
+    outputs.write_training(folder, layers, [Step(1 + 10 * i, 1 + 2 * i // len(curve), loss) for i, loss in enumerate(curve)], training)
     rows = [Prediction(i, classes[a], classes[p], confidence) for i, (a, p) in enumerate(zip(true, guessed, strict=True))]
     outputs.write_evaluation(folder, replaced(counted, metrics), rows)
 
@@ -122,22 +123,15 @@ def keep(
     trained_by: int | None = 1,
     seconds_per_epoch: float | None = 12.5,
     trained_here: bool = True,
-    tensors: Tensors | None = None,
-    history: Sequence[float] | None = None,
-    predicted: Sequence[int] | None = None,
-    actual: Sequence[int] | None = None,
-    confidence: float = 0.5,
-    metrics: dict[str, Any] | None = None,
-    **trained: Any,
+    **written: Any,
 ) -> Path:
     """Keep a run under `runs` and return its folder. Its environment waits in .cache/, so the current folder must be the test's own.
 
-    `trained` is what `provenance` takes; `trained_by` is the number of workers in the training's environment.
+    `written` is what `write_outputs` takes; `trained_by` is the number of workers in the training's environment.
     """
     facts = Facts(device=device, hardware=hardware, threads=threads, cpu_capability=capability, python="3.11.2", torch="2.14.1")
     folder = Path(tempfile.mkdtemp())
-    written = {"tensors": tensors, "history": history, "predicted": predicted, "actual": actual, "metrics": metrics}
-    write_outputs(folder, provenance(**trained), confidence=confidence, **written)
+    write_outputs(folder, **written)
     if trained_here:
         measured = {"seconds_per_epoch": seconds_per_epoch, "images_per_second": 4000.0, "peak_memory_bytes": 300_000_000}
         environments.await_evaluation(outputs.read_model(folder), replaced(facts, {"workers": trained_by, **measured}))

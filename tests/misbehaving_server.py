@@ -63,8 +63,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def wanted_range(self):
         """The first byte that the request's Range asks for, or 0."""
-        found = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        return int(found[1]) if found else 0
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        return int(asked[1]) if asked else 0
 
 
 def whole(handler, content, send=None, **headers):
@@ -172,8 +172,8 @@ def in_turn(*answers, requests=50):
     """These answers over and over; after `requests` of them there is nothing more, so that a client that never gives up fails."""
 
     def answer(handler, content):
-        made = len(handler.server.requests)
-        (answers[(made - 1) % len(answers)] if made <= requests else status(404))(handler, content)
+        number = len(handler.server.requests)
+        (answers[(number - 1) % len(answers)] if number <= requests else status(404))(handler, content)
 
     return answer
 

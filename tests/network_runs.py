@@ -33,7 +33,9 @@ def write(folder: Path, name: str = VERSION, data: Dataset = DATA, scale: float 
     outputs.write_training(folder, weights, [outputs.Step(1, 1, 2.0)], provenance)
     if name in (VERSION, "native"):
         on = torch.device(device.CPU)
-        some = Dataset(data.name, data.classes, data.train_images, data.train_labels, data.test_images[:images], data.test_labels[:images])
-        done = evaluation.evaluate(weights, some, on, numerics.select(name, on), Evaluate(batch_size=500))
-        outputs.write_evaluation(folder, done.metrics, done.predictions)
+        subset = Dataset(
+            data.name, data.classes, data.train_images, data.train_labels, data.test_images[:images], data.test_labels[:images]
+        )
+        evaluated = evaluation.evaluate(weights, subset, on, numerics.select(name, on), Evaluate(batch_size=500))
+        outputs.write_evaluation(folder, evaluated.metrics, evaluated.predictions)
     return outputs.read_model(folder)

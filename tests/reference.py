@@ -1,6 +1,6 @@
 """`exact-2` a second time: NumPy alone, written from docs/exact-numerics.md, sharing no line with pipeline/numerics.
 
-Plain loops over layers. Where this and the pipeline disagree, the text is corrected first.
+Plain loops over layers. Where this and the pipeline disagree, the text is fixed first.
 """
 
 from __future__ import annotations

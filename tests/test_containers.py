@@ -65,7 +65,7 @@ def cuda(cpu) -> str:
 @pytest.fixture(scope="module")
 def make_checkout(cpu, tmp_path_factory):
     """A function that makes a fresh checkout, without .git, which belongs to `owner`; in the end all belong to us again."""
-    made: list[Path] = []
+    checkouts: list[Path] = []
 
     def give(folder: Path, owner: str) -> None:
         chown = ("--entrypoint", "chown", "--volume", f"{folder}:/w", cpu, "-R", owner, "/w")
@@ -79,13 +79,13 @@ def make_checkout(cpu, tmp_path_factory):
             assert old in text
             text = text.replace(old, new, 1)
         (folder / "params.yaml").write_text(text)
-        made.append(folder)
+        checkouts.append(folder)
         if owner != CALLER:
             give(folder, owner)
         return folder
 
     yield make
-    for folder in made:
+    for folder in checkouts:
         give(folder, CALLER)
 
 
@@ -154,8 +154,8 @@ def test_threads_follow_the_containers_cpu_limit(in_a_container):
 @pytest.mark.fault(33)
 def test_compare_in_a_container_finds_host_and_container_identical(cpu, in_a_container, on_the_host, make_checkout):
     folder = make_checkout()
-    for name, made in (("host", on_the_host), ("container", in_a_container)):
-        (kept,) = made.glob("runs/*")
+    for name, checkout in (("host", on_the_host), ("container", in_a_container)):
+        (kept,) = checkout.glob("runs/*")
         shutil.copytree(kept, folder / "runs" / name)
     assert "identical" in run(cpu, folder, "python", "-m", "pipeline", "compare", "runs/host", "runs/container").stdout
 
@@ -378,7 +378,7 @@ def test_an_image_runs_as_an_ordinary_user_under_tini(cpu):
 @pytest.mark.parametrize("image", ["cpu", "cuda"])
 def test_doctor_in_an_image_finds_nothing_wrong(image, request, make_checkout):
     report = json.loads(run(request.getfixturevalue(image), make_checkout(), "python", "-m", "pipeline", "doctor", "--json").stdout)
-    assert [about for about, found in report["findings"].items() if not found["ok"]] == []
+    assert [about for about, finding in report["findings"].items() if not finding["ok"]] == []
     assert report["usable"] is True
 
 

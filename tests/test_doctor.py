@@ -83,9 +83,9 @@ def test_doctor_ends_with_1_and_names_gpus_all_when_no_gpu_is_there(checkout, mo
 def test_a_cpu_only_build_is_named_as_such(checkout, monkeypatch):
     monkeypatch.setattr(device.torch.version, "cuda", None)
     set_device(checkout, "cuda")
-    found = finding(doctor.DEVICE)
-    assert found.ok is False
-    assert found.text.startswith("device 'cuda': this PyTorch is a CPU-only build (")
+    answer = finding(doctor.DEVICE)
+    assert answer.ok is False
+    assert answer.text.startswith("device 'cuda': this PyTorch is a CPU-only build (")
     assert doctor._pytorch().endswith(", a CPU-only build")
 
 
@@ -110,11 +110,11 @@ def test_a_torchvision_of_another_build_is_said_in_one_line(monkeypatch):
 
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
-    found = finding("torchvision")
-    assert found.ok is False
-    assert "does not match torch" in found.text
-    assert "operator torchvision::nms does not exist" in found.text
-    assert "\n" not in found.text
+    answer = finding("torchvision")
+    assert answer.ok is False
+    assert "does not match torch" in answer.text
+    assert "operator torchvision::nms does not exist" in answer.text
+    assert "\n" not in answer.text
 
 
 def test_a_pytorch_that_does_not_load_is_a_finding_with_the_remedy(monkeypatch):
@@ -147,10 +147,10 @@ def test_more_threads_than_the_cpu_limit_allows_are_a_finding(monkeypatch):
 @pytest.mark.fault(31)
 def test_a_workspace_of_another_user_is_named_with_the_right_user_option(checkout, monkeypatch):
     monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)
-    found = finding("workspace")
+    answer = finding("workspace")
     owner = checkout.stat()
-    assert found.ok is False
-    assert f"(in a container: docker run --user {owner.st_uid}:{owner.st_gid})" in found.text
+    assert answer.ok is False
+    assert f"(in a container: docker run --user {owner.st_uid}:{owner.st_gid})" in answer.text
 
 
 def test_the_cache_is_the_one_that_dvc_uses(checkout):
@@ -162,17 +162,17 @@ def test_the_cache_is_the_one_that_dvc_uses(checkout):
 @pytest.mark.fault(32)
 def test_a_folder_without_dvc_is_told_in_one_line(checkout):
     shutil.rmtree(checkout / ".dvc")
-    found = finding("cache")
-    assert found.ok is False
-    assert found.text.startswith("there is no .dvc folder here, so DVC cannot run")
+    answer = finding("cache")
+    assert answer.ok is False
+    assert answer.text.startswith("there is no .dvc folder here, so DVC cannot run")
 
 
 def test_too_little_space_is_a_finding(monkeypatch):
     Usage = namedtuple("Usage", "total used free")
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: Usage(10**10, 10**10 - 10**8, 10**8))
-    found = finding("disk")
-    assert found.ok is False
-    assert found.text.startswith("0.1 GB free here; CIFAR-10, DVC's copy of it and the runs need about 1 GB")
+    answer = finding("disk")
+    assert answer.ok is False
+    assert answer.text.startswith("0.1 GB free here; CIFAR-10, DVC's copy of it and the runs need about 1 GB")
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,8 @@ def folder_with(tmp_path, data):
 
 
 def test_the_synthetic_set_needs_neither_network_nor_cache(settings, tmp_path):
-    made = download(structs.replace(settings, source="synthetic"), tmp_path / "cache")
-    assert made.digest == synthetic.make().digest
+    data = download(structs.replace(settings, source="synthetic"), tmp_path / "cache")
+    assert data.digest == synthetic.make().digest
     assert not (tmp_path / "cache").exists()
 
 
@@ -69,9 +69,9 @@ def test_a_mirror_of_the_users_own_comes_first(settings, small, tmp_path, monkey
     with Server(small.read_bytes()) as mine, Server(small.read_bytes()) as listed:
         settings = structs.replace(settings, cifar10=structs.replace(settings.cifar10, mirrors=(listed.url,)))
         monkeypatch.setenv("PIPELINE_CIFAR10_MIRROR", mine.url)
-        made = download(settings, tmp_path, POLICY)
+        data = download(settings, tmp_path, POLICY)
         assert (len(mine.requests), len(listed.requests)) == (1, 0)
-    assert (made.name, made.digest) == ("cifar10", archive.read(small, "small").digest)
+    assert (data.name, data.digest) == ("cifar10", archive.read(small, "small").digest)
 
 
 def test_a_mirror_that_is_no_url_is_refused(settings, tmp_path, monkeypatch):
@@ -247,8 +247,8 @@ def test_the_command_says_so_in_one_line_and_exits_with_2(settings, tmp_path):
 @pytest.mark.fault(7)
 def test_the_archive_put_there_by_hand_needs_no_network_and_no_writing(settings, small, tmp_path):
     (tmp_path / NAME).write_bytes(small.read_bytes())
-    made = download(settings, tmp_path)
-    assert (made.name, made.digest) == ("cifar10", archive.read(small, "small").digest)
+    data = download(settings, tmp_path)
+    assert (data.name, data.digest) == ("cifar10", archive.read(small, "small").digest)
     assert [file.name for file in tmp_path.iterdir()] == [NAME]
 
 

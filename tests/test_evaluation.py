@@ -193,9 +193,11 @@ def test_weights_saved_on_one_device_are_evaluated_on_the_other_with_the_same_me
     trained.step()
     tensors.write(tmp_path / MODEL, trained.named_weights())
     data = drawn_set(64)
-    found = []
+    evaluations = []
     for device in (first, second):
         devices.prepare(device)
-        found.append(evaluate(outputs.read_weights(tmp_path), data, device, numerics.select("exact", device), Evaluate(batch_size=20)))
-    assert found[0].metrics == found[1].metrics
-    assert found[0].predictions == found[1].predictions
+        evaluations.append(
+            evaluate(outputs.read_weights(tmp_path), data, device, numerics.select("exact", device), Evaluate(batch_size=20))
+        )
+    assert evaluations[0].metrics == evaluations[1].metrics
+    assert evaluations[0].predictions == evaluations[1].predictions

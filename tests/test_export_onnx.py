@@ -43,18 +43,25 @@ def test_the_model_takes_bytes_in_any_number_and_gives_the_runs_classes(folder: 
 
 def test_its_metadata_names_the_classes_and_the_weights(folder: Path) -> None:
     export(Path("run"), Path("net.onnx"))
-    made, model = onnx.load("net.onnx"), network_runs.outputs.read_model(folder / "run")
-    facts = {entry.key: entry.value for entry in made.metadata_props}
+    onnx_model, model = onnx.load("net.onnx"), network_runs.outputs.read_model(folder / "run")
+    facts = {entry.key: entry.value for entry in onnx_model.metadata_props}
     assert json.loads(facts["classes"]) == list(DATA.classes)
     assert facts["fingerprint"] == model.fingerprint
     assert (facts["data"], facts["numerics"], facts["seed"]) == ("synthetic", model.provenance.numerics, "3")
-    assert "no promise of bits" in made.doc_string
+    assert "no promise of bits" in onnx_model.doc_string
 
 
 def test_the_same_run_gives_the_same_file(folder: Path) -> None:
     export(Path("run"), Path("a.onnx"))
     export(Path("run"), Path("b.onnx"))
     assert Path("a.onnx").read_bytes() == Path("b.onnx").read_bytes()
+
+
+def test_the_model_goes_into_what_the_user_names_through_a_link(folder: Path) -> None:
+    Path("net.onnx").symlink_to("published.onnx")
+    export(Path("run"), Path("net.onnx"))
+    assert (Path("net.onnx").is_symlink(), Path("published.onnx").is_symlink()) == (True, False)
+    onnx.checker.check_model("published.onnx")
 
 
 def test_it_is_checked_on_the_test_images_where_they_are_there_and_else_on_drawn_ones(folder: Path) -> None:

@@ -90,6 +90,14 @@ def test_the_same_run_gives_the_same_page(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "page.html").read_bytes() == (folder / "page.html").read_bytes()
 
 
+def test_the_page_goes_into_what_the_user_names_through_a_link(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "published").mkdir()
+    (tmp_path / "net.html").symlink_to(tmp_path / "published" / "net.html")
+    export(folder / "run", tmp_path / "net.html")
+    assert (tmp_path / "net.html").is_symlink()
+    assert (tmp_path / "published" / "net.html").read_bytes() == (folder / "page.html").read_bytes()
+
+
 def test_a_native_runs_page_says_that_its_bits_are_not_predicts(tmp_path: Path) -> None:
     network_runs.write(tmp_path / "run", "native", images=10)
     (said,) = export(tmp_path / "run", tmp_path / "page.html")

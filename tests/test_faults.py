@@ -16,15 +16,15 @@ from tests.conftest import ROOT
 @functools.cache
 def claims() -> dict[int, set[str]]:
     """Row -> the names of the tests that carry its number; a module's own mark counts for all of its tests."""
-    found = collections.defaultdict(set)
+    names_of = collections.defaultdict(set)
     for path in (ROOT / "tests").glob("test_*.py"):
         body = ast.parse(path.read_text()).body
         of_module = [row for node in body if isinstance(node, ast.Assign) and "pytestmark" in ast.unparse(node) for row in rows_in(node)]
         for node in body:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 for row in [*of_module, *(row for decorator in node.decorator_list for row in rows_in(decorator))]:
-                    found[row] |= {node.name, f"tests/{path.name}"}
-    return found
+                    names_of[row] |= {node.name, f"tests/{path.name}"}
+    return names_of
 
 
 def rows_in(code: ast.AST) -> list[int]:

@@ -109,7 +109,7 @@ def a_state(step: int) -> State:
 
 
 def keep_a_run(folder: Path) -> None:
-    kept_runs.write_outputs(folder / "outputs", kept_runs.provenance())
+    kept_runs.write_outputs(folder / "outputs")
     kept.keep(folder / "outputs", folder / "runs", Facts(threads=1))
 
 
@@ -188,10 +188,10 @@ def test_whichever_call_fails_while_a_state_is_saved_one_whole_state_can_be_load
             reason = failure_of(lambda checkpoint=checkpoint: checkpoint.save(a_state(3)))
             hit = faults.disarm()
             assert bool(reason) == bool(hit) or (hit, error) == ("os.open", errno.EACCES)
-            found = Checkpoint(checkpoint.folder, {"seed": 0}).load()
-            assert found.step in ((2, 3) if hit else (3,))
-            assert (found.tensors["weights"] == found.step).all()
-            assert found.history == [Step(found.step, 1, 0.5)]
+            loaded = Checkpoint(checkpoint.folder, {"seed": 0}).load()
+            assert loaded.step in ((2, 3) if hit else (3,))
+            assert (loaded.tensors["weights"] == loaded.step).all()
+            assert loaded.history == [Step(loaded.step, 1, 0.5)]
         assert call > 7
 
 

@@ -34,8 +34,8 @@ def test_the_loss_and_its_gradient_are_pytorchs_to_float32_rounding():
     (d_wanted,) = torch.autograd.grad(wanted, logits)
     with torch.no_grad():
         _, gradient = loss.cross_entropy(Tape(logits, {}, 64), logits, labels)
-        found = loss.mean(loss.Softmax(logits).losses(labels))
-    assert found.item() == pytest.approx(wanted.item(), rel=1e-9)
+        computed = loss.mean(loss.Softmax(logits).losses(labels))
+    assert computed.item() == pytest.approx(wanted.item(), rel=1e-9)
     assert (gradient - d_wanted).abs().max() < 1e-9
 
 

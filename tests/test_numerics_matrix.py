@@ -56,11 +56,11 @@ def matrix() -> dict[tuple[str, str, str], list[str]]:
 
 
 def test_exact_gives_one_fingerprint_over_instruction_sets_threads_and_mkl_modes(matrix):
-    assert {found[0] for found in matrix.values()} == {trained_fingerprint("exact")}
+    assert {fingerprints[0] for fingerprints in matrix.values()} == {trained_fingerprint("exact")}
 
 
 def test_native_gives_several_over_the_same_matrix_so_the_matrix_proves_something(matrix):
-    assert len({found[1] for found in matrix.values()}) > 1
+    assert len({fingerprints[1] for fingerprints in matrix.values()}) > 1
 
 
 ALLOWED = set((ROOT / "tests" / "golden" / "aten-operations.txt").read_text().split())

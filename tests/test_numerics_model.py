@@ -61,8 +61,8 @@ def step(
     return [loss, *gradients]
 
 
-def equal(some: list[Tensor], others: list[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+def equal(tensors: list[Tensor], others: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(tensors, others, strict=True))
 
 
 def test_a_users_own_network_of_these_layers_computes_exactly_and_close_to_native():
@@ -90,8 +90,8 @@ def test_an_images_logits_are_the_same_alone_in_any_batch_and_in_any_order(model
 def evaluated(data, batch_size: int):
     weights = trainer().named_weights()
     scaled = {name: array * np.float32(2) for name, array in weights.items()}
-    found = evaluate(scaled, data, CPU, numerics.select("exact", CPU), Evaluate(batch_size=batch_size))
-    return found.metrics, found.predictions
+    evaluated = evaluate(scaled, data, CPU, numerics.select("exact", CPU), Evaluate(batch_size=batch_size))
+    return evaluated.metrics, evaluated.predictions
 
 
 def test_evaluation_gives_the_same_metrics_and_predictions_with_any_batch_size_and_order():
@@ -197,8 +197,8 @@ def test_native_workers_add_up_to_one_whatever_their_shares():
     for first, last in ((0, 0), (0, 37), (37, 100)):
         step(model, images[first:last], labels[first:last], "native", group, 100)
         total = total + group.given["total"]
-    found = step(model, images[:1], labels[:1], "native", type("Told", (Group,), {"count": 3, "total": lambda self, x: total})(), 100)
-    for a, b in zip(found, alone, strict=True):
+    of_three = step(model, images[:1], labels[:1], "native", type("Told", (Group,), {"count": 3, "total": lambda self, x: total})(), 100)
+    for a, b in zip(of_three, alone, strict=True):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
 
@@ -222,8 +222,8 @@ class Residual(nn.Module):
 def test_gradients_of_a_tensor_that_is_used_several_times_are_added():
     torch.manual_seed(0)
     model, given = Residual(), batch(16)
-    found, wanted = step(model, *given), step(model, *given, "native")
-    for a, b in zip(found, wanted, strict=True):
+    computed, wanted = step(model, *given), step(model, *given, "native")
+    for a, b in zip(computed, wanted, strict=True):
         assert (a - b).abs().max() <= 2e-5 * b.abs().max()
 
 

@@ -127,9 +127,9 @@ def test_a_convolutions_sums_longer_than_float64_holds_are_added_in_int64(monkey
         long.forward(long.operand(x, w.shape), w), long.input_gradient(g, w, x.shape),
         long.weight_gradient(g, long.operand(x, w.shape), w.shape),
     )  # fmt: skip
-    for found, wanted in zip(sums, (y, d_x, d_w), strict=True):
-        assert found.dtype == torch.int64
-        assert torch.equal(found, wanted.long())
+    for computed, wanted in zip(sums, (y, d_x, d_w), strict=True):
+        assert computed.dtype == torch.int64
+        assert torch.equal(computed, wanted.long())
 
 
 def test_the_fast_convolution_is_chosen_where_it_applies_and_float64_holds_its_sums():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -11,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from pipeline import params
+from pipeline import offline
 from pipeline.comparison import figures, page, verdict
 from pipeline.comparison.report import ORDER
-from pipeline.data import dataset
+from pipeline.data import dataset, pictures
 from tests import browser, kept_runs
+from tests.comparisons import SETTINGS
 from tests.kept_runs import DATA, guesses, keep, losses, replaced, weights
 
-SETTINGS = params.load(Path(__file__).parent.parent / params.PARAMS).compare
 HOSTILE = "<script>window.hostile = 1</script>"
 CLASSES = (HOSTILE, "<b>auto</b>", *kept_runs.CLASSES[2:])
-TEMPLATE = (Path(page.__file__).parent / "page.html").read_text()
+PACKAGE = Path(offline.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,8 @@ def test_the_verdict_comes_first(text: str) -> None:
 
 def test_plotly_is_in_the_page_once_and_nothing_is_loaded_from_elsewhere(text: str) -> None:
     assert text.count("* plotly.js v") == 1
-    assert re.findall(r"<script[^>]*\ssrc=|<link[^>]*href=\"(?!data:)|@import|url\(", _visible(text) + TEMPLATE) == []
+    without_scripts = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
+    assert re.findall(r"<script[^>]*\ssrc=|<link[^>]*href=\"(?!data:)|@import|url\(", without_scripts) == []
     assert set(re.findall(r"(?:src|href)=\"(\w+:)", _visible(text))) == {"data:"}
 
 
@@ -87,8 +89,8 @@ def test_what_comes_from_a_runs_files_is_escaped(text: str) -> None:
 
 def test_nothing_ends_the_figures_script_element_early() -> None:
     content = {"name": "</script><script>"}
-    assert "<" not in page._in_script(content)
-    assert json.loads(page._in_script(content)) == content
+    assert "<" not in offline._in_script(content)
+    assert json.loads(offline._in_script(content)) == content
 
 
 def test_images_on_which_runs_disagree_are_shown_up_to_a_number_and_counted(text: str) -> None:
@@ -101,13 +103,13 @@ def test_the_pictures_are_the_data_sets(folder: Path, text: str) -> None:
     data = dataset.load()
     first = re.search(r'<img src="([^"]+)" width="96" height="96" loading="lazy" alt="test image (\d+): ([^"]+)"', text)
     assert first is not None
-    assert first[1] == page._picture(data.test_images[int(first[2])])
+    assert first[1] == "data:image/png;base64," + base64.b64encode(pictures.png(data.test_images[int(first[2])])).decode()
     assert first[3] == data.classes[data.test_labels[int(first[2])]].replace("<", "&lt;").replace(">", "&gt;")
 
 
 def test_without_the_data_set_the_images_are_named_by_their_numbers(folder: Path) -> None:
     runs = verdict.load(sorted(Path("runs").iterdir()))
-    rendered = page.render(verdict.report(runs, SETTINGS), runs, None)
+    rendered = page.render(verdict.report(runs, SETTINGS), runs, None).decode()
     assert "<img" not in _visible(rendered)
     assert "image 50</span>" in rendered
     assert "data/ does not hold their data set" in rendered
@@ -168,7 +170,7 @@ def test_a_folder_whose_name_is_no_unicode_does_not_stop_the_page(alone: None) -
 
 def test_equal_runs_have_no_difference_to_draw_and_no_disagreement(folder: Path) -> None:
     runs = verdict.load(sorted(Path("runs").glob("*-exact-1-*-seed0-*")))
-    rendered = page.render(verdict.report(runs, SETTINGS), runs, None)
+    rendered = page.render(verdict.report(runs, SETTINGS), runs, None).decode()
     assert "There is no difference to draw: run 2 and run 1 are equal at all 40 logged steps" in rendered
     assert 'id="loss-differences"' not in rendered
     assert "There is none: all 1,000 test images are predicted alike by run 1, 2." in rendered
@@ -177,7 +179,7 @@ def test_equal_runs_have_no_difference_to_draw_and_no_disagreement(folder: Path)
 def test_the_figures_are_what_plotly_accepts(text: str) -> None:
     from plotly import graph_objects
 
-    script = re.search(r'<script type="application/json" id="figures">(.*?)</script>', text)
+    script = re.search(r'<script type="application/json" id="content">(.*?)</script>', text)
     assert script is not None
     drawn = json.loads(re.sub(r"var\(--[a-z0-9-]+\)", "#123456", script[1]))
     assert [figure["key"] for figure in drawn] == ["losses", "loss-differences", "per-class", *(f"confusion-{n}" for n in (1, 2, 3, 4))]
@@ -207,8 +209,9 @@ def _contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_colours_have_the_contrast_that_wcag_asks_for(scheme: str) -> None:
-    blocks = re.findall(r":root \{(.*?)\}", TEMPLATE, re.DOTALL)
-    light, dark = (dict(re.findall(r"(--[a-z0-9-]+): (#[0-9a-f]{6});", block)) for block in blocks)
+    style = "".join((PACKAGE / name).read_text() for name in ("offline.css", "comparison/page.css"))
+    blocks = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
+    light, dark = (dict(re.findall(r"(--[a-z0-9-]+): (#[0-9a-f]{6});", "".join(blocks[scheme::2]))) for scheme in (0, 1))
     assert light.keys() == dark.keys()
     colours = light if scheme == "light" else dark
     pairs = [("--ink", "--heat-0"), ("--ink", "--heat-1")]

@@ -42,10 +42,10 @@ def changed(**keys):
 
 
 def test_the_projects_own_file_is_the_tutorials_training_on_the_official_archive():
-    found = params.load(FILE)
-    assert (found.device, found.seed, found.numerics, found.data.source) == ("cpu", 0, "exact", "cifar10")
-    assert (found.train.epochs, found.train.batch_size, found.train.lr, found.train.momentum) == (2, 64, 0.001, 0.9)
-    assert found.data.cifar10.bytes == 170_498_071
+    loaded = params.load(FILE)
+    assert (loaded.device, loaded.seed, loaded.numerics, loaded.data.source) == ("cpu", 0, "exact", "cifar10")
+    assert (loaded.train.epochs, loaded.train.batch_size, loaded.train.lr, loaded.train.momentum) == (2, 64, 0.001, 0.9)
+    assert loaded.data.cifar10.bytes == 170_498_071
 
 
 def test_params_are_frozen():
@@ -332,9 +332,9 @@ valid = st.builds(
 
 
 @given(valid)
-def test_every_valid_file_gives_the_params_that_it_was_written_from(made):
-    assert params.parse(params.dump(made)) == made
-    assert params.parse(json.dumps(msgspec.to_builtins(made), ensure_ascii=False)) == made
+def test_every_valid_file_gives_the_params_that_it_was_written_from(written):
+    assert params.parse(params.dump(written)) == written
+    assert params.parse(json.dumps(msgspec.to_builtins(written), ensure_ascii=False)) == written
 
 
 def holds(text):

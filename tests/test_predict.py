@@ -31,8 +31,7 @@ from tests.network_runs import DATA
 
 def save(image: np.ndarray, path: str | Path) -> None:
     """A uint8 image [3, 32, 32] as a PNG."""
-    with open(path, "wb") as file:
-        Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(file, "PNG")
+    Path(path).write_bytes(pictures.png(image))
 
 
 @pytest.fixture(scope="module")

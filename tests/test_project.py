@@ -1,4 +1,4 @@
-"""The project's own shape: stages name what they import and read, two modules have all device-specific code, help answers at once."""
+"""The project's own shape: stages name what they import and read, imports have one direction, help answers at once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,54 +17,83 @@ from pipeline.data import download
 from tests.steps import drawn_set
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "pipeline"
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 SPEAKING = {
-    "pipeline/__init__.py",
-    "pipeline/__main__.py",
-    "pipeline/cli.py",
-    "pipeline/data/__init__.py",
-    "pipeline/errors.py",
-    "pipeline/progress.py",
-    "pipeline/revision.py",
-    "pipeline/runs/__init__.py",
-    "pipeline/runs/environments.py",
-    "pipeline/runs/kept.py",
-    "pipeline/training/__init__.py",
+    "__init__.py",
+    "__main__.py",
+    "cli.py",
+    "data/__init__.py",
+    "errors.py",
+    "progress.py",
+    "revision.py",
+    "runs/__init__.py",
+    "runs/environments.py",
+    "runs/kept.py",
+    "training/__init__.py",
 }
 """Modules that decide what is said and what is kept, never what a stage writes: no stage runs again for them."""
 
 
-def imported(source: ast.AST) -> set[Path]:
-    """The files of this project that a piece of code imports, anywhere in it."""
-    found = set()
+def file_of(module: str) -> str | None:
+    """The file of one of the pipeline's modules or packages, relative to the package; None for any other name."""
+    path = ROOT / module.replace(".", "/")
+    files = (path.with_suffix(".py"), path / "__init__.py")
+    return next((str(file.relative_to(PACKAGE)) for file in files if file.is_relative_to(PACKAGE) and file.exists()), None)
+
+
+def imported(source: ast.AST) -> set[str]:
+    """The files of the pipeline that a piece of code imports, anywhere in it: inside functions and for the type checker too."""
+    files = set()
     for node in ast.walk(source):
-        names = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            files |= {file_of(alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        for name in names:
-            path = ROOT / name.replace(".", "/")
-            found |= {p for p in (path.with_suffix(".py"), path / "__init__.py") if p.exists() and name.startswith("pipeline")}
-    return found
+            files |= {file_of(f"{node.module}.{alias.name}") or file_of(node.module) for alias in node.names}
+    return files - {None}
 
 
-def reached(stage: str) -> set[str]:
-    """All files that the command `stage` imports, directly or not, but for the type checker only."""
-    commands = ast.parse((ROOT / "pipeline/cli.py").read_text())
-    command = next(node for node in commands.body if isinstance(node, ast.FunctionDef) and node.name == stage)
-    left, seen = imported(command), set()
+IMPORTS = {str(path.relative_to(PACKAGE)): imported(ast.parse(path.read_text())) for path in PACKAGE.rglob("*.py")}
+
+
+def reached(start: set[str], imports: dict[str, set[str]] = IMPORTS) -> set[str]:
+    """`start`, and all that these files import, directly or not."""
+    left, seen = set(start), set()
     while left:
-        path = left.pop()
-        seen.add(path)
-        left |= imported(ast.parse(path.read_text())) - seen
-    return {str(path.relative_to(ROOT)) for path in seen}
+        file = left.pop()
+        seen.add(file)
+        left |= imports[file] - seen
+    return seen
+
+
+def with_packages(files: set[str]) -> set[str]:
+    """`files` and the packages that they are in, which Python imports before them."""
+    return files | {str(folder / "__init__.py") for file in files for folder in Path(file).parents}
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_depends_on_every_module_that_its_command_imports_and_on_no_other(stage):
-    deps = {dep for dep in STAGES[stage]["deps"] if dep.startswith("pipeline/")}
-    assert deps == {f"pipeline/{name}" for name in sources.STAGES[stage]} == reached(stage) - SPEAKING
+    deps = {dep.removeprefix("pipeline/") for dep in STAGES[stage]["deps"] if dep.startswith("pipeline/")}
+    commands = ast.parse((PACKAGE / "cli.py").read_text())
+    command = next(node for node in commands.body if isinstance(node, ast.FunctionDef) and node.name == stage)
+    assert deps == set(sources.STAGES[stage]) == with_packages(reached(imported(command))) - SPEAKING
+
+
+def test_no_module_imports_what_comes_after_it_directly_or_not():
+    """An import inside a function counts: it comes later, but goes the same way."""
+    order = ["params.py", "device.py", "data", "model.py", "training", "evaluation.py", "comparison"]
+    places = {file: order.index(file.split("/")[0]) for file in IMPORTS if file.split("/")[0] in order}
+    assert set(places.values()) == set(range(len(order)))
+    upward = [(file, other) for file in places for other in reached({file}) if places.get(other, 0) > places[file]]
+    assert upward == []
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    """Inside functions neither, but for one: only several workers need the module of their meeting, and a PyTorch that has it."""
+    late = ("workers/place.py", "workers/meeting.py")
+    assert late[1] in IMPORTS[late[0]]
+    imports = {**IMPORTS, late[0]: IMPORTS[late[0]] - {late[1]}}
+    assert [file for file in imports if file in reached(imports[file], imports)] == []
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -94,6 +124,13 @@ def test_a_stage_lists_the_parameters_that_it_reads(monkeypatch, tmp_path):
         getattr(cli, stage)(**arguments[stage])
         read[stage] = recorder.read
     assert read == {stage: set(STAGES[stage]["params"]) for stage in STAGES} == {k: set(v) for k, v in inputs.PARAMS.items()}
+
+
+def test_an_installed_pipeline_has_every_package_and_every_file_that_is_no_module():
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert set(setup["packages"]) == {".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("__init__.py")}
+    named = {f"{package.replace('.', '/')}/{name}" for package, names in setup["package-data"].items() for name in names}
+    assert named == {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*") if path.suffix in (".css", ".html", ".js", ".txt")}
 
 
 def test_no_path_of_an_output_is_spelled_in_code_but_in_the_module_that_owns_it():
@@ -168,10 +205,10 @@ def test_make_repro_runs_the_environments_python_whatever_the_path_has(tmp_path)
         (programs / name).write_text(f"#!/bin/sh\n{line}\n")
         (programs / name).chmod(0o755)
     (tmp_path / ".venv" / ".ready").touch()
-    made = subprocess.run(
+    done = subprocess.run(
         ["make", "--silent", "-f", ROOT / "Makefile", "repro"], cwd=tmp_path, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}
     )
-    assert (made.returncode, made.stdout) == (0, "the python of .venv\n")
+    assert (done.returncode, done.stdout) == (0, "the python of .venv\n")
 
 
 def test_the_readme_names_every_command_and_every_make_target():

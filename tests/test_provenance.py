@@ -67,8 +67,8 @@ def history():
 
 
 def test_every_run_in_results_names_a_clean_commit_of_this_history_whose_sources_give_its_digests(history, tmp_path):
-    found = {path.parent.name: run_problem(json.loads(path.read_text()), ROOT, tmp_path) for path in ROOT.glob("results/*/run.json")}
-    assert {name: problem for name, problem in found.items() if problem} == {}
+    problems = {path.parent.name: run_problem(json.loads(path.read_text()), ROOT, tmp_path) for path in ROOT.glob("results/*/run.json")}
+    assert {name: problem for name, problem in problems.items() if problem} == {}
 
 
 def test_the_digests_of_a_commit_of_this_project_are_read_from_its_own_sources(history, tmp_path):
@@ -78,8 +78,8 @@ def test_the_digests_of_a_commit_of_this_project_are_read_from_its_own_sources(h
 
 
 def test_every_machines_record_names_a_clean_commit_of_this_history(history):
-    found = {path.name: revision_problem(json.loads(path.read_text())["revision"], ROOT) for path in (ROOT / RECORDS).glob("*.json")}
-    assert {name: problem for name, problem in found.items() if problem} == {}
+    problems = {path.name: revision_problem(json.loads(path.read_text())["revision"], ROOT) for path in (ROOT / RECORDS).glob("*.json")}
+    assert {name: problem for name, problem in problems.items() if problem} == {}
 
 
 @pytest.fixture

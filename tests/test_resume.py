@@ -86,9 +86,9 @@ def die() -> None:
     raise Killed
 
 
-def assert_same(found: Training, wanted: Training) -> None:
-    assert found.history == wanted.history
-    assert {name: array.tobytes() for name, array in found.weights.items()} == {n: a.tobytes() for n, a in wanted.weights.items()}
+def assert_same(trained: Training, wanted: Training) -> None:
+    assert trained.history == wanted.history
+    assert {name: array.tobytes() for name, array in trained.weights.items()} == {n: a.tobytes() for n, a in wanted.weights.items()}
 
 
 @pytest.mark.fault(14)
@@ -130,12 +130,12 @@ def test_a_training_killed_again_and_again_ends_in_the_same_bits(uninterrupted, 
         try:
             with monkeypatch.context() as patched:
                 at_step(4, die, patched)
-                found = attempt(Checkpoint(tmp_path, {"seed": 0}))
+                resumed = attempt(Checkpoint(tmp_path, {"seed": 0}))
             break
         except Killed:
             kills += 1
     assert kills == 3
-    assert_same(found, uninterrupted["exact"])
+    assert_same(resumed, uninterrupted["exact"])
 
 
 @pytest.mark.fault(14)
@@ -283,13 +283,13 @@ def test_after_a_corrupt_newest_state_the_next_takes_its_place_and_the_whole_one
     key = {"seed": 0, "data": "a"}
     laid_out(two_states, tmp_path, lambda content: content[:-1], 7)
     checkpoint = Checkpoint(tmp_path, key)
-    found = checkpoint.load()
+    loaded = checkpoint.load()
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", lambda *_: die())
         with pytest.raises(Killed):
-            checkpoint.save(found)
+            checkpoint.save(loaded)
     assert Checkpoint(tmp_path, key).load().step == 6
-    checkpoint.save(replace(found, step=8))
+    checkpoint.save(replace(loaded, step=8))
     assert {path.read_bytes() for path in tmp_path.iterdir()} & set(two_states.values()) == {
         content for content in two_states.values() if steps_of(content) == 6
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
@@ -25,28 +24,15 @@ from pipeline.training.checkpoint import UNFINISHED
 from pipeline.training.trainer import Trainer
 from tests.conftest import ROOT
 from tests.pausing import PAUSE, PAUSE_BEFORE
+from tests.processes import start
 from tests.settings import set_params
 from tests.steps import CPU, drawn_set
 from tests.torture import init_dvc
-from tests.torture import start as start_one
 
-STARTED: list[subprocess.Popen[str]] = []
+pytestmark = pytest.mark.usefixtures("nothing_outlives_its_test")
+
 LIMIT_SECONDS = 300
 """No test takes long; this is for one that hangs."""
-
-
-def start(folder: Path, *command: str) -> subprocess.Popen[str]:
-    """A command in a process group of its own, as a terminal starts it."""
-    STARTED.append(start_one(folder, *command))
-    return STARTED[-1]
-
-
-@pytest.fixture(autouse=True)
-def _nothing_outlives_its_test():
-    yield
-    while STARTED:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(STARTED.pop().pid, signal.SIGKILL)
 
 
 SMALL = {**demo.SETTINGS["train"], "batch_size": 16}

@@ -48,8 +48,8 @@ def test_the_column_actual_is_the_test_labels(outputs, data):
 def test_the_history_has_the_schedules_length(outputs, data):
     settings = SETTINGS["train"]
     steps = -(-len(data.train_labels) // settings["batch_size"]) * settings["epochs"]
-    found = [row.step for row in parts.read_history(outputs)]
-    assert found == [*range(settings["log_every"], steps, settings["log_every"]), steps]
+    logged = [row.step for row in parts.read_history(outputs)]
+    assert logged == [*range(settings["log_every"], steps, settings["log_every"]), steps]
 
 
 def predictions_again(workspace, data, device):
@@ -77,10 +77,10 @@ def test_predictions_and_metrics_recomputed_on_cuda_equal_the_files(cuda, worksp
 
 
 def test_the_fingerprint_in_the_metrics_is_the_models_and_the_commands_and_the_readmes(workspace, outputs):
-    found = tensors.fingerprint(parts.read_weights(outputs))
-    assert parts.read_metrics(outputs).fingerprint == found == FINGERPRINT
-    assert command("fingerprint", folder=workspace).stdout == f"{found}  outputs\n"
-    assert found in (ROOT / "README.md").read_text()
+    of_weights = tensors.fingerprint(parts.read_weights(outputs))
+    assert parts.read_metrics(outputs).fingerprint == of_weights == FINGERPRINT
+    assert command("fingerprint", folder=workspace).stdout == f"{of_weights}  outputs\n"
+    assert of_weights in (ROOT / "README.md").read_text()
 
 
 def test_the_demo_learns_between_60_and_98_percent_of_the_synthetic_set(outputs):

@@ -52,7 +52,7 @@ class Parameter:
 
 def commands() -> dict[str, list[Parameter]]:
     """Command -> the paths that it takes, from the functions that typer calls."""
-    found = {}
+    by_command = {}
     for registered in cli.app.registered_commands:
         function = registered.callback
         hints = typing.get_type_hints(function, include_extras=True)
@@ -66,8 +66,8 @@ def commands() -> dict[str, list[Parameter]]:
                 option = next((word for word in named if word.startswith("--")), f"--{name.replace('_', '-')}")
                 required = parameter.default is inspect.Parameter.empty
                 paths.append(Parameter(name, option if isinstance(info, OptionInfo) else None, required, "list" in str(annotation)))
-        found[registered.name or function.__name__.replace("_", "-")] = paths
-    return found
+        by_command[registered.name or function.__name__.replace("_", "-")] = paths
+    return by_command
 
 
 COMMANDS = commands()

@@ -94,8 +94,8 @@ def dead_pid() -> int:
 @pytest.mark.fault(23)
 @pytest.mark.parametrize("state", STATES)
 def test_a_dvc_killed_while_it_wrote_its_own_files_goes_on_or_says_what_to_delete(state, workspace, finished):
-    path, made, said_then = STATES[state]
-    content = made((finished / path).read_bytes() if (finished / path).exists() else b"")
+    path, damage, said_then = STATES[state]
+    content = damage((finished / path).read_bytes() if (finished / path).exists() else b"")
     (workspace / path).write_bytes(content.replace(b"FOLDER", str(workspace).encode()))
     code, said = repro(workspace)
     if said_then:

@@ -89,10 +89,10 @@ def test_the_trace_ends_in_the_weights_that_a_training_gives():
 )
 def test_a_kernel_that_is_wrong_in_one_last_place_is_named_by_step_direction_operation_and_tensor(operation, call, named):
     with OneUlp(operation, call) as mode:
-        found = difference()
+        message = difference()
     assert mode.left <= 0
-    assert found is not None
-    assert re.fullmatch(rf"{re.escape(named)}: [0-9a-f]{{16}}, but the golden has [0-9a-f]{{16}}", found), found
+    assert message is not None
+    assert re.fullmatch(rf"{re.escape(named)}: [0-9a-f]{{16}}, but the golden has [0-9a-f]{{16}}", message), message
 
 
 def test_an_exponential_that_is_too_large_by_a_factor_is_found_in_the_loss_for_the_gradient_has_none(monkeypatch):

@@ -61,15 +61,15 @@ def test_the_tutorials_loop_with_a_dataloader_gives_the_same_losses_to_float32_r
 
 
 def test_the_history_has_a_row_every_so_many_steps_and_one_for_the_last():
-    found = train(500, "native").history
-    assert [(row.step, row.epoch) for row in found] == [(3, 1), (6, 1), (9, 2), (12, 2), (15, 2), (16, 2)]
+    history = train(500, "native").history
+    assert [(row.step, row.epoch) for row in history] == [(3, 1), (6, 1), (9, 2), (12, 2), (15, 2), (16, 2)]
 
 
 def test_the_history_has_the_losses_of_those_steps():
     losses = []
     run_steps(trainer(data=drawn_set(500)), 16, lambda _, loss: losses.append(loss))
-    found = train(500, "exact").history
-    assert [row.loss for row in found] == [losses[i - 1] for i in (3, 6, 9, 12, 15, 16)]
+    history = train(500, "exact").history
+    assert [row.loss for row in history] == [losses[i - 1] for i in (3, 6, 9, 12, 15, 16)]
 
 
 def test_a_repeated_training_gives_equal_weights_and_another_seed_gives_others():

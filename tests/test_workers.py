@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import signal
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -19,7 +21,7 @@ from pipeline.params import Train
 from pipeline.runs import provenance
 from pipeline.training import loop, signals
 from pipeline.training.trainer import Trainer
-from pipeline.workers import ALONE, Group, meeting, place, processes
+from pipeline.workers import ALONE, Group, board, meeting, place, processes
 from pipeline.workers.processes import Processes
 from tests import goldens
 from tests.conftest import ROOT
@@ -302,3 +304,18 @@ def test_the_workers_of_a_machine_share_its_cpus(workers, environment, wanted, m
     monkeypatch.setattr(devices.torch, "set_num_threads", lambda number: setattr(chosen, "threads", number))
     devices.prepare(CPU, workers)
     assert chosen.threads == wanted
+
+
+def test_of_workers_that_survive_another_one_speaks_also_where_worker_0_comes_too_late(tmp_path, monkeypatch):
+    monkeypatch.setattr(meeting, "REPORT_SECONDS", 0.05)
+    monkeypatch.setattr(sys, "__stderr__", io.StringIO())
+    monkeypatch.setattr(sys, "stdout", None)
+    store = torch.distributed.HashStore()
+    spoke = {}
+    for rank in (1, 0):  # worker 2 is dead
+        monkeypatch.setattr(sys, "stderr", sys.__stderr__ if rank == 0 else None)
+        own = board.Board(store, drawn=rank == 1)
+        own.newest()
+        survivor = meeting.Meeting(place.Place(rank, 3, rank, 3, starts_others=False), own, None, 1)
+        spoke[rank] = str(survivor.lost(RuntimeError("gone"))).partition(" (")[0], sys.stderr is sys.__stderr__
+    assert spoke == {1: ("worker 0, 2 of 3 died or hangs", True), 0: ("worker 2 of 3 died or hangs", False)}

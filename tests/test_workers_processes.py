@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -25,10 +24,12 @@ from pipeline.training.stage import WORKERS
 from pipeline.training.trainer import Trainer
 from tests.conftest import ROOT
 from tests.pausing import PAUSE
+from tests.processes import descendants, of_group, start
 from tests.settings import set_params
 from tests.steps import CPU, drawn_set
-from tests.torture import start as start_one
 from tools import scaling
+
+pytestmark = pytest.mark.usefixtures("nothing_outlives_its_test")
 
 LIMIT_SECONDS = 300
 """No test takes long; this is for one that hangs."""
@@ -38,15 +39,6 @@ SMALL = {**demo.SETTINGS["train"], "batch_size": 16}
 TRAIN = [sys.executable, "-m", "pipeline", "train", "--checkpoint-seconds", "0"]
 PAUSING = [sys.executable, "-m", "tests.pausing", "train", "--checkpoint-seconds", "0"]
 """Worker 0 of this one pauses where a file says so; the other waits for it."""
-STARTED: list[subprocess.Popen[str]] = []
-
-
-@pytest.fixture(autouse=True)
-def _nothing_outlives_its_test():
-    yield
-    while STARTED:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(STARTED.pop().pid, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -63,12 +55,6 @@ def folder(tmp_path, monkeypatch) -> Path:
 def fingerprint() -> str:
     """Of the weights that one process gives in `folder`."""
     return tensors.fingerprint(loop.train(Trainer(drawn_set(IMAGES), CPU, 0, numerics.select("exact", CPU), Train(**SMALL))).weights)
-
-
-def start(folder: Path, *command: str) -> subprocess.Popen[str]:
-    """A command in a process group of its own, as a terminal starts it."""
-    STARTED.append(start_one(folder, *command))
-    return STARTED[-1]
 
 
 def elastic(folder: Path, endpoint: str, host: bool) -> subprocess.Popen[str]:
@@ -88,32 +74,10 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, errors
 
 
-def running(group: int) -> list[int]:
-    """The processes of a group, but for those that have ended and are still to be waited for."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if os.getpgid(int(process.name)) == group and (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                found.append(int(process.name))
-    return sorted(found)
-
-
-def descendants(pid: int) -> list[int]:
-    """The processes that a process started, and theirs; torchrun makes each a session of its own."""
-    parents = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-    found = [pid]
-    for each in found:
-        found += [child for child, parent in parents.items() if parent == each]
-    return found[1:]
-
-
 def assert_gone(group: int) -> None:
     """Within seconds nothing of a group runs."""
     limit = time.monotonic() + 60
-    while running(group):
+    while of_group(group):
         assert time.monotonic() < limit, "a worker goes on"
         time.sleep(0.05)
 
@@ -131,7 +95,7 @@ def paused(folder: Path) -> tuple[subprocess.Popen[str], int]:
     while not list((folder / UNFINISHED).glob("*.safetensors")):
         assert process.poll() is None, ended(process)
         time.sleep(0.02)
-    (other,) = (pid for pid in running(process.pid) if pid != process.pid)
+    (other,) = (pid for pid in of_group(process.pid) if pid != process.pid)
     return process, other
 
 
@@ -166,7 +130,7 @@ def test_workers_in_params_give_the_weights_of_one_process_and_only_worker_0_spe
     assert re.fullmatch(rf"outputs/model\.safetensors: {fingerprint}\n4 logged steps, last loss \S+, on cpu\n", out)
     assert [line for line in said.splitlines() if not line.startswith("train: ")] == []
     assert_trained(folder, fingerprint)
-    assert running(process.pid) == []
+    assert of_group(process.pid) == []
     (facts,) = (folder / ".cache" / "environments").rglob("*.json")
     assert json.loads(facts.read_text())["workers"] == 2
 
@@ -262,7 +226,7 @@ def test_a_worker_that_is_killed_ends_the_training_with_one_line_that_names_it_a
     assert code == 2
     (line,) = [line for line in said.splitlines() if not line.startswith("train: ")]
     assert re.fullmatch(r"error: worker 1 of 2 was killed by SIGKILL; run again, which resumes from the last state", line)
-    assert running(process.pid) == []
+    assert of_group(process.pid) == []
     resumed(folder, 1, fingerprint)
 
 
@@ -300,11 +264,11 @@ def test_a_signal_to_any_worker_ends_all_after_the_same_step_with_a_state(number
     else:
         os.kill(process.pid if to == "worker 0" else other, number)
     (folder / PAUSE).unlink()
-    found, _, said = ended(process)
-    assert found == code, said
+    exit_code, _, said = ended(process)
+    assert exit_code == code, said
     step = re.fullmatch(r"stopped: at step (\d+) of 33; the state is saved, the next run resumes", said.splitlines()[-1])[1]
     assert saved_step(folder) == int(step)
-    assert running(process.pid) == []
+    assert of_group(process.pid) == []
 
 
 @pytest.mark.fault(43)

@@ -91,16 +91,16 @@ def remedy(folder: Path, said: str) -> str | None:
 
 def written(folder: Path) -> dict[str, str]:
     """SHA-256 of each visible file that the stages have written, by path, but for kept runs."""
-    found = [folder / dataset.DATASET, *(folder / OUTPUTS / part for part in PARTS)]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found if path.exists()}
+    paths = [folder / dataset.DATASET, *(folder / OUTPUTS / part for part in PARTS)]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.exists()}
 
 
 def what_runs(group: int) -> str:
     """The stage that runs in a process group, or dvc."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if os.getpgid(int(process.name)) == group and (found := re.search(rb"pipeline\0(\w+)", (process / "cmdline").read_bytes())):
-                return found[1].decode()
+            if os.getpgid(int(process.name)) == group and (stage := re.search(rb"pipeline\0(\w+)", (process / "cmdline").read_bytes())):
+                return stage[1].decode()
         except OSError:
             continue  # it has just ended
     return "dvc"
@@ -151,9 +151,9 @@ def sweep(folder: Path, kills: int, seed: int, wanted: str | None, say=print) ->
         seconds[reset] = time.monotonic() - began
         assert code == 0, said
     right = written(folder)
-    found = tensors.fingerprint(outputs.read_weights(folder / OUTPUTS))
-    assert wanted in (None, found), f"the run that was not killed ended in {found}, not {wanted}"
-    say(f"uninterrupted: fingerprint {found}, " + ", ".join(f"{reset}: {took:.1f} s" for reset, took in seconds.items()), flush=True)
+    of_weights = tensors.fingerprint(outputs.read_weights(folder / OUTPUTS))
+    assert wanted in (None, of_weights), f"the run that was not killed ended in {of_weights}, not {wanted}"
+    say(f"uninterrupted: fingerprint {of_weights}, " + ", ".join(f"{reset}: {took:.1f} s" for reset, took in seconds.items()), flush=True)
     while figures.moments.total() < kills:
         reset = draw.choice(list(RESETS))
         clear(folder, reset)

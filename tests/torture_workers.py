@@ -21,9 +21,9 @@ from pipeline import demo, tensors
 from pipeline.runs import outputs
 from pipeline.runs.outputs import OUTPUTS
 from pipeline.training.checkpoint import UNFINISHED
+from tests.processes import descendants, running
 from tests.settings import set_params
 from tests.steps import drawn_set
-from tests.test_workers_processes import descendants
 from tests.torture import ended, init_dvc, start
 
 FOLDER = Path("torture-workers")
@@ -55,21 +55,9 @@ def command(workers: int, by_torchrun: bool) -> list[str]:
 
 def rank_of(pid: int) -> str:
     """What a process is."""
-    if found := re.search(rb"\0RANK=(\d+)\0", b"\0" + Path(f"/proc/{pid}/environ").read_bytes()):
-        return "worker 0" if found[1] == b"0" else "another worker"
+    if rank := re.search(rb"\0RANK=(\d+)\0", b"\0" + Path(f"/proc/{pid}/environ").read_bytes()):
+        return "worker 0" if rank[1] == b"0" else "another worker"
     return "torchrun's agent" if b"torch.distributed.run" in Path(f"/proc/{pid}/cmdline").read_bytes() else "worker 0"
-
-
-def alive(pids: list[int]) -> list[int]:
-    """Those that run."""
-    found = []
-    for pid in pids:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                found.append(pid)
-        except OSError:
-            continue
-    return found
 
 
 def repro(folder: Path) -> str:
@@ -114,9 +102,9 @@ def sweep(folder: Path, kills: int, seed: int) -> collections.Counter[str]:
             ended(process)
             continue  # it had just ended
         killed_at = time.monotonic()
-        while alive(everyone):
+        while running(everyone):
             assert time.monotonic() < killed_at + GONE_SECONDS, (
-                f"{[(pid, victims[pid]) for pid in alive(everyone)]} go on after {kind} was killed"
+                f"{[(pid, victims[pid]) for pid in running(everyone)]} go on after {kind} was killed"
             )
             time.sleep(0.02)
         gone_after, (code, said) = time.monotonic() - killed_at, ended(process)
@@ -129,8 +117,8 @@ def sweep(folder: Path, kills: int, seed: int) -> collections.Counter[str]:
         others = draw.choice([number for number in (1, 2, 3, 4) if number != workers])
         set_params(folder, workers=others)
         said = repro(folder)
-        found = tensors.fingerprint(outputs.read_weights(folder / OUTPUTS))
-        assert found == wanted, f"{found} with {others} workers after {kind} of {workers} was killed"
+        of_weights = tensors.fingerprint(outputs.read_weights(folder / OUTPUTS))
+        assert of_weights == wanted, f"{of_weights} with {others} workers after {kind} of {workers} was killed"
         assert not list((folder / UNFINISHED).glob("*"))
         resumed = re.search(r"resumes at step \d+ of \d+", said)
         figures["resumed"] += resumed is not None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline import demo, machine
+from pipeline.comparison import markdown
 from pipeline.device import CPU
 from pipeline.errors import UserError
 from pipeline.machine import Outcome, Record
@@ -130,13 +131,13 @@ def table(records: list[Record]) -> str:
     """The Markdown table: a row for every claim, seen or not."""
     evaluation = _usual(outcome.evaluation for record in records for outcome in record.outcomes)
     rows = [
-        f"| {claim.text} | [{claim.reason}]({DEFINITION}#{claim.section}) | {_seen(claim, records, evaluation)} |"
+        [claim.text, f"[{claim.reason}]({DEFINITION}#{claim.section})", _seen(claim, records, evaluation)]
         for claim in CLAIMS
     ]  # fmt: skip
     releases = sorted({_release(record) for record in records if _right(record.outcomes, evaluation)}, key=_numbers)
     where = f"PyTorch {', '.join(releases)}" if len(releases) > 1 else NOT_SEEN
-    rows.append(f"| another release of PyTorch | [{SUMS}]({DEFINITION}#the-bound-with-its-proof) | {where} |")
-    return "\n".join(["| the same bits for | why it holds | seen on |", "| --- | --- | --- |", *rows])
+    rows.append(["another release of PyTorch", f"[{SUMS}]({DEFINITION}#the-bound-with-its-proof)", where])
+    return "\n".join(markdown.table(["the same bits for", "why it holds", "seen on"], rows))
 
 
 def _seen(claim: Claim, records: list[Record], evaluation: str | None) -> str:

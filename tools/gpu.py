@@ -67,13 +67,13 @@ class NotHere(Exception):
 
 def use_packages(work: Path) -> None:
     """Let this process and those that it starts import the project and, where there is a kit, its packages."""
-    found = [str(PROJECT)]
+    paths = [str(PROJECT)]
     if SITE.exists():
         with zipfile.ZipFile(SITE) as packages:
             packages.extractall(work / "site")
-        found.append(str(work / "site"))
-    sys.path[:0] = found
-    os.environ["PYTHONPATH"] = os.pathsep.join(found + os.environ.get("PYTHONPATH", "").split(os.pathsep)).strip(os.pathsep)
+        paths.append(str(work / "site"))
+    sys.path[:0] = paths
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths + os.environ.get("PYTHONPATH", "").split(os.pathsep)).strip(os.pathsep)
 
 
 def tests(asked: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ import msgspec
 
 from pipeline import device as devices
 from pipeline import files, numerics, sources
+from pipeline.comparison import markdown
 from pipeline.data import dataset
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError, printable
@@ -58,14 +59,15 @@ def table(exact: list[float], native: list[float], data: Dataset, measured_at: s
     mean = statistics.mean(differences)
     half = STUDENT_9 * statistics.stdev(differences) / math.sqrt(SEEDS)
     settings = ", ".join(f"{key} {value}" for key, value in msgspec.to_builtins(SETTINGS).items() if key != "log_every")
-    rows = [["seed", *map(str, range(SEEDS)), "mean"], ["---"] * (SEEDS + 2)]
-    for name, accuracies in (("exact", exact), ("native", native)):
-        rows.append([name, *(f"{value:.2f}" for value in accuracies), f"{statistics.mean(accuracies):.2f}"])
+    rows = [
+        [name, *(f"{value:.2f}" for value in accuracies), f"{statistics.mean(accuracies):.2f}"]
+        for name, accuracies in (("exact", exact), ("native", native))
+    ]
     return "\n".join([
         f"Measured {time.strftime('%Y-%m-%d')} at commit {measured_at}; {data.name}, {len(data.train_labels):,} training and "
         f"{len(data.test_labels):,} test images; {settings}. Test accuracy in %:",
         "",
-        *("| " + " | ".join(row) + " |" for row in rows),
+        *markdown.table(["seed", *map(str, range(SEEDS)), "mean"], rows),
         "",
         f"Exact ({VERSION}) minus native: {mean:+.2f} points on average, 95 % confidence interval of the mean "
         f"{mean - half:+.2f} to {mean + half:+.2f} (paired t, {SEEDS - 1} degrees of freedom).",

@@ -1,6 +1,6 @@
 "use strict";
 // Draws the figures in the page's own colours, and again when the reader's scheme changes.
-const figures = JSON.parse(document.getElementById("figures").textContent);
+const figures = JSON.parse(document.getElementById("content").textContent);
 const touch = matchMedia("(pointer: coarse)").matches;
 
 function themed(value) {

@@ -1,30 +1,24 @@
-"""The report as one HTML file that opens offline: plotly.js inside, and a policy in the page that forbids any request.
+"""The report as one HTML file that opens offline (`pipeline/offline.py`), with plotly.js inside.
 
-What comes from a run's files is text: Jinja escapes it in the page, `figures` in the plots, and no script can come of it,
-for the policy names the page's own scripts by their SHA-256.
+What comes from a run's files is text, in the plots too, where `figures` escapes it.
 """
 
 from __future__ import annotations
 
 import base64
 import functools
-import hashlib
-import io
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import msgspec
-import numpy as np
 import plotly.offline
 
-from pipeline import files
+from pipeline import files, offline
 from pipeline.comparison import figures, wording
 from pipeline.comparison.report import Report
-from pipeline.data import dataset
+from pipeline.data import dataset, pictures
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError, printable
 from pipeline.runs.kept import Run
@@ -36,8 +30,7 @@ SHOWN_DISAGREEMENTS = 60
 
 def write(path: Path, report: Report, runs: list[Run]) -> None:
     """Write the page; the pictures come from data/ where it holds the first run's data set. Raises UserError."""
-    # Not every name of a folder can be written as UTF-8.
-    files.write_output(path, render(report, runs, _data_set_of(runs[0])).encode(errors="replace"))
+    files.write_output(path, render(report, runs, _data_set_of(runs[0])))
 
 
 def _data_set_of(run: Run) -> Dataset | None:
@@ -53,24 +46,21 @@ def _data_set_of(run: Run) -> Dataset | None:
     return data if same else None
 
 
-def render(report: Report, runs: list[Run], data: Dataset | None) -> str:
+def render(report: Report, runs: list[Run], data: Dataset | None) -> bytes:
     """The page; `data` must be the first run's data set, or None: then images are named by their numbers only."""
-    folder = Path(__file__).parent
-    scripts = [plotly.offline.get_plotlyjs(), (folder / "page.js").read_text(encoding="utf-8")]
-    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts)
     drawings = figures.of(report, runs)
     comparable = [number for number, run in enumerate(runs, 1) if run.identity.data.digest == runs[0].identity.data.digest]
     cards, disagreements = _disagreements(runs, comparable, data)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string((folder / "page.html").read_text(encoding="utf-8")).render(
+    return offline.render(
+        "comparison",
+        [plotly.offline.get_plotlyjs(), Path(__file__).with_name("page.js").read_text(encoding="utf-8")],
+        [{"key": f.key, "data": f.data, "layout": f.layout, "wide": f.wide} for f in drawings if f.data],
+        inline_styles=True,  # plotly.js gives every mark of a plot its own
         report=report,
         rows=wording.rows(report.runs),
         details=functools.partial(wording.details, report=report),
         colour=figures.colour,
         figures=drawings,
-        drawn=_in_script([{"key": f.key, "data": f.data, "layout": f.layout, "wide": f.wide} for f in drawings if f.data]),
-        scripts=scripts,
-        policy=f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'",
         cards=cards,
         disagreements=disagreements,
         comparable=comparable,
@@ -80,11 +70,6 @@ def render(report: Report, runs: list[Run], data: Dataset | None) -> str:
     )
 
 
-def _in_script(content: Any) -> str:
-    """JSON for a script element, which only a "<" could end early."""
-    return json.dumps(content, allow_nan=False).replace("<", "\\u003c")
-
-
 @dataclass(frozen=True)
 class Card:
     """A test image on which runs disagree."""
@@ -92,7 +77,7 @@ class Card:
     index: int
     actual: str
     picture: str | None
-    """A data URI."""
+    """A PNG, in base64."""
     predictions: list[tuple[int, Prediction]]
     """By the runs' numbers."""
 
@@ -109,21 +94,12 @@ def _disagreements(runs: list[Run], comparable: list[int], data: Dataset | None)
         Card(
             row[0].index,
             row[0].actual,
-            None if data is None else _picture(data.test_images[row[0].index]),
+            None if data is None else base64.b64encode(pictures.png(data.test_images[row[0].index])).decode(),
             list(zip(comparable, row, strict=True)),
         )
         for row in disputed[:SHOWN_DISAGREEMENTS]
     ]
     return cards, len(disputed)
-
-
-def _picture(image: np.ndarray) -> str:
-    """An image, uint8 [3, 32, 32], as the data URI of a PNG."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 @dataclass(frozen=True)

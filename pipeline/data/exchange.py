@@ -86,7 +86,7 @@ def exchange(url: str, headers: dict[str, str], policy: RetryPolicy) -> Generato
 
 def _in_time(items: queue.Queue[Any], policy: RetryPolicy) -> Iterator[Any]:
     """What comes out of `items` up to None. Raises Failed or TryAgain for an exception, and TryAgain when too little comes."""
-    end, got = time.monotonic() + policy.window_seconds, 0
+    end, received = time.monotonic() + policy.window_seconds, 0
     while True:
         try:
             item = items.get(timeout=max(0, end - time.monotonic()))
@@ -98,13 +98,13 @@ def _in_time(items: queue.Queue[Any], policy: RetryPolicy) -> Iterator[Any]:
             case Exception():
                 raise _judged(item)
             case bytes():
-                got += len(item)
+                received += len(item)
         if item != b"":
             yield item
         if time.monotonic() >= end:
-            if got < policy.window_bytes:
-                raise TryAgain(f"stalled: {got} bytes in {policy.window_seconds:g} s")
-            end, got = time.monotonic() + policy.window_seconds, 0
+            if received < policy.window_bytes:
+                raise TryAgain(f"stalled: {received} bytes in {policy.window_seconds:g} s")
+            end, received = time.monotonic() + policy.window_seconds, 0
 
 
 def _judged(error: Exception) -> Failed | TryAgain:

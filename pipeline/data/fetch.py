@@ -173,8 +173,8 @@ class _Mirror:
             total = start + int(length) if re.fullmatch(r"\d{1,15}", length) else None
             wanted = self.expected.bytes
             if total is not None and wanted is not None and total != wanted:
-                got = f"bytes {total}, type {shown(response.headers.get('Content-Type'))}"
-                raise Failed(f"checksum mismatch: expected bytes {wanted}, sha256 {self.expected.sha256}; got {got}")
+                received = f"bytes {total}, type {shown(response.headers.get('Content-Type'))}"
+                raise Failed(f"checksum mismatch: expected bytes {wanted}, sha256 {self.expected.sha256}; got {received}")
             self._receive(items, start, total or wanted)
 
     def _refuse(self, response: requests.Response) -> NoReturn:

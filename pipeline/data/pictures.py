@@ -7,6 +7,7 @@ version of its libraries, and everything after that is the same everywhere.
 from __future__ import annotations
 
 import contextlib
+import io
 import warnings
 from typing import IO
 
@@ -50,6 +51,13 @@ def read(file: IO[bytes], name: str) -> np.ndarray:
         warnings.simplefilter("ignore")  # Pillow's, about what is decided here: its size, its EXIF
         image, key = _decoded(file, name)
         return _averaged(image, key)
+
+
+def png(image: np.ndarray) -> bytes:
+    """An image, uint8 [3, height, width], as a PNG."""
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(file, "PNG")
+    return file.getvalue()
 
 
 def _decoded(file: IO[bytes], name: str) -> tuple[Image.Image, tuple[int, ...] | None]:

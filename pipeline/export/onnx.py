@@ -42,7 +42,7 @@ def write(path: Path, model: Model) -> list[str]:
         raise UserError(
             f"export to ONNX needs the package '{missing.name}': pip install --require-hashes -r requirements/export.txt"
         ) from None
-    files.write_bytes(path, content)
+    files.write_output(path, content)
     return [f"wrote {path}: bytes [N, 3, 32, 32] -> logits and probabilities; float32 kernels, no promise of bits", checked]
 
 
@@ -75,7 +75,7 @@ def serialised(model: Model, classes: list[str]) -> bytes:
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", len(classes)]) for name in ("logits", "probabilities")],
         [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in constants.items()],
     )
-    made = helper.make_model(
+    onnx_model = helper.make_model(
         graph,
         ir_version=IR_VERSION,
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -91,9 +91,9 @@ def serialised(model: Model, classes: list[str]) -> bytes:
         "numerics": provenance.numerics,
         "seed": str(provenance.seed),
     }
-    helper.set_model_props(made, facts)
-    checker.check_model(made, full_check=True)
-    content: bytes = made.SerializeToString(deterministic=True)
+    helper.set_model_props(onnx_model, facts)
+    checker.check_model(onnx_model, full_check=True)
+    content: bytes = onnx_model.SerializeToString(deterministic=True)
     return content
 
 

@@ -3,7 +3,7 @@
 
 const element = (id) => document.getElementById(id);
 const bytesOf = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
-const run = JSON.parse(element("run").textContent);
+const run = JSON.parse(element("content").textContent);
 const model = simpleCNN(Object.fromEntries(Object.entries(run.tensors).map(([name, { shape, data }]) => [name, { shape, values: float32s(data) }])));
 
 /** Little-endian float32s, whatever this device's own order. */

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline import files, offline
+from pipeline.data import pictures
 from pipeline.device import CPU
 from pipeline.draws import random_integers
 from pipeline.errors import UserError
@@ -19,7 +19,6 @@ from pipeline.runs.outputs import Model
 VERSION = "exact-2"
 """The numerics that exact2.js computes."""
 SCRIPTS = ("exact2.js", "picture.js", "page.js")
-_FOLDER = Path(__file__).parent
 
 
 def write(path: Path, model: Model) -> list[str]:
@@ -28,7 +27,7 @@ def write(path: Path, model: Model) -> list[str]:
     network = Network(model, CPU, VERSION if native else model.provenance.numerics)
     if network.numerics.version != VERSION:
         raise UserError(f"numerics '{network.numerics.version}': the page computes {VERSION}; use the version of the pipeline that has it")
-    files.write_bytes(path, render(model, network))
+    files.write_output(path, render(model, network))
     if native:
         return [f"wrote {path}: it computes with {VERSION}; the run's numerics are native, so it is close to `predict`, not bit for bit"]
     return [f"wrote {path}: it computes with {VERSION}, bit for bit as `predict` does"]
@@ -38,9 +37,8 @@ def render(model: Model, network: Network) -> bytes:
     """The page; `network` is the model's, computing exact-2."""
     provenance = model.provenance
     return offline.render(
-        _FOLDER / "page.html",
-        [(_FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS],
-        (_FOLDER / "page.css").read_text(encoding="utf-8"),
+        "export",
+        [(Path(__file__).parent / name).read_text(encoding="utf-8") for name in SCRIPTS],
         {
             "classes": network.classes,
             "tensors": {name: {"shape": array.shape, "data": _float32s(array)} for name, array in sorted(model.weights.items())},
@@ -63,10 +61,6 @@ def _float32s(array: np.ndarray) -> str:
 
 def _self_test(network: Network) -> dict[str, Any]:
     """A drawn picture as a PNG, its bytes, and the confidences that the page must give for it."""
-    from PIL import Image
-
     image = random_integers("self-test", 256, 3 * 32 * 32).astype(np.uint8).reshape(3, 32, 32)
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(file, "PNG")
-    picture, content = (base64.b64encode(part).decode() for part in (file.getvalue(), image.tobytes()))
+    picture, content = (base64.b64encode(part).decode() for part in (pictures.png(image), image.tobytes()))
     return {"picture": picture, "bytes": content, "confidences": _float32s(network(image[None]).confidences[0])}

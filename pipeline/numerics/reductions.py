@@ -169,7 +169,7 @@ class ConvolutionByRows(Convolution):
         columns = x.shape[2] - width + 1
         length = columns * n
         bands = _bands(x, height + at_once - 1, at_once)  # [H' / at_once, ..., W N]
-        products = weights.view(width, 1, at_once * channels, -1).expand(-1, len(bands), -1, -1)
+        products = weights.view(width, 1, at_once * channels, -1).expand(-1, len(bands), -1, -1).unbind()
         y = products[0].bmm(bands[:, :, :length])  # [H' / at_once, at_once O, W' N]
         for column in range(1, width):
             y.baddbmm_(products[column], bands[:, :, column * n : column * n + length])
@@ -197,8 +197,8 @@ class ConvolutionByRows(Convolution):
         weights = w.flip(2).permute(1, 3, 2, 0).reshape(1, channels * w.shape[3], -1)  # [1, I w, h O]
         sums = weights.expand(height, -1, -1).bmm(_bands(rows, w.shape[2], 1)).view(height, channels, w.shape[3], g.shape[3], n)
         d_x = g.new_zeros(height, channels, width, n)
-        for column in range(w.shape[3]):
-            d_x[:, :, column : column + g.shape[3]] += sums[:, :, column]
+        for column, of_column in enumerate(sums.unbind(2)):
+            d_x[:, :, column : column + g.shape[3]].add_(of_column)
         return d_x.permute(3, 1, 0, 2)
 
     def weight_gradient(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:

@@ -87,6 +87,10 @@ def _proofs(on: torch.device) -> Iterator[tuple[str, Tensor, list[float]]]:
         yield f"a product and a sum in {dtype}", (a * a).add_(torch.full_like(a, -1)), [2 * epsilon]
     by_255 = torch.tensor([7.0, 29.0, 61.0], device=on).div_(torch.full((), 255.0, device=on))
     yield "a quotient in float32", by_255, [float(np.float32(n) / np.float32(255)) for n in (7, 29, 61)]
+    of = grid.choose(torch.tensor([2.0**-40, 0.75, 1.5 * 2.0**127], device=on))
+    yield "a grid", torch.cat((of.scale, of.unit)), [2.0**58, 2.0**19, 2.0**-109, 2.0**-58, 2.0**-19, 2.0**109]
+    of = grid.choose(torch.tensor([torch.inf, torch.nan], device=on))
+    yield "a grid of what is not finite", torch.cat((of.scale, of.unit)).isnan().float(), [1, 1, 1, 1]
     z = torch.tensor([-0.15625, -0.96875], dtype=torch.float64, device=on)
     yield "exp", transcendental.exp(z), [float.fromhex("0x1.b5efd29f24c26p-1"), float.fromhex("0x1.84aaa3b8d51e8p-2")]
     yield "log", transcendental.log(10 / (1 - z)), [float.fromhex("0x1.1425c8c3355c3p+1"), float.fromhex("0x1.a00c3514fda94p+0")]

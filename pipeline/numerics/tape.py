@@ -7,6 +7,7 @@ between workers and no more: the largest magnitudes of all sums, and the integer
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -46,7 +47,7 @@ class Later:
 
     def placeholder(self) -> Tensor:
         """The tensor."""
-        x = torch.full((), torch.nan, device=self.source.device).expand(self.source.shape)
+        x = _nan(self.source.device).expand(self.source.shape)
         x.later = self  # type: ignore[attr-defined]
         return x
 
@@ -56,11 +57,16 @@ class Later:
         return getattr(x, "later", None)
 
 
+@cache
+def _nan(device: torch.device) -> Tensor:
+    return torch.full((), torch.nan, device=device)
+
+
 class Tape:
     """What a pass records. Without weights it is one for inference, which records nothing."""
 
     def __init__(self, images: Tensor, weights: Mapping[str, Tensor] | None = None, batch_images: int = 0) -> None:
-        self.learns, self.batch_images = weights is not None, batch_images
+        self.images, self.learns, self.batch_images = images, weights is not None, batch_images
         self.gradients: dict[str, Tensor] = {}
         """Of the weights, by name, as `add_up` gives them."""
         self._names = {id(weight): name for name, weight in (weights or {}).items()}

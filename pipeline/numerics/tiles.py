@@ -28,17 +28,22 @@ def spread(gradient: Tensor, x: Tensor, tiles: Tensor, y: Tensor) -> Tensor:
     k, batch_last = len(tiles), x.stride(0) == 1
     covered = x.shape[2] % k == x.shape[3] % k == 0
     d_x = torch.empty_like(x) if covered else torch.zeros_like(x)
-    d_tiles = places(d_x, k)
+    of_x, of_d_x = _in_order(tiles), _in_order(places(d_x, k))
+    beside = torch.empty_like(y)  # contiguous, where the places of d_x are not
     left = gradient  # what no place has taken yet
-    for place in range(k * k - 1):
-        i, j = divmod(place, k)
-        taken = d_tiles[i, j] if batch_last else torch.empty_like(y)
-        torch.eq(tiles[i, j], y, out=taken).mul_(left)  # 0 or 1 in float32: the comparison's fastest form
+    for of_place, d_place in zip(of_x[:-1], of_d_x[:-1], strict=True):
+        taken = d_place if batch_last else beside
+        torch.eq(of_place, y, out=taken).mul_(left)  # 0 or 1 in float32: the comparison's fastest form
         if not batch_last:
-            d_tiles[i, j].copy_(taken)
+            d_place.copy_(taken)
         left = left - taken
-    d_tiles[-1, -1].copy_(left)
+    of_d_x[-1].copy_(left)
     return d_x
+
+
+def _in_order(tiles: Tensor) -> list[Tensor]:
+    """Tiles [k, k, ...] -> the k * k places, row by row."""
+    return [place for row in tiles.unbind() for place in row.unbind()]
 
 
 def places(x: Tensor, k: int) -> Tensor:

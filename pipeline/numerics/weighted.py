@@ -19,6 +19,8 @@ from pipeline.numerics.tape import Tape, refusal
 from pipeline.numerics.tiles import pair
 
 Operation = Matmul | Convolution
+Part = slice | None
+"""Some of a batch's images; None for all of them, which costs no call."""
 BYTE_MAXIMUM = 255.0
 """A uint8 input stands for byte / 255, as torchvision's ToTensor has it; the byte enters the sum, the division follows it."""
 INT64_FACTOR = 2 ** (grid.INT64_BITS - grid.FLOAT64_BITS)
@@ -37,8 +39,8 @@ def conv2d(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None, st
     """The exact form of torch.nn.functional.conv2d, for x [N, I, H, W]. Raises UserError for several groups and paddings by name."""
     if groups != 1 or isinstance(padding, str) or x.dim() != 4:
         raise refusal(f"conv2d with groups={groups}, padding={padding!r}, {x.dim()} dimensions", "groups=1, a padding in pixels, 4")
-    if weight[0, 0].numel() > TERMS:
-        raise refusal(f"conv2d with a kernel of {weight[0, 0].numel()} places", f"at most {TERMS}")
+    if (places := weight.shape[2:].numel()) > TERMS:
+        raise refusal(f"conv2d with a kernel of {places} places", f"at most {TERMS}")
     operation = convolution(pair(stride), pair(padding), pair(dilation), x.shape, weight.shape, _terms(x))
     if operation.image_terms(x.shape, weight.shape) < 1:
         raise refusal(f"conv2d with a kernel larger than its images, {tuple(weight.shape)} on {tuple(x.shape)}", "smaller ones")
@@ -57,7 +59,7 @@ def _weighted_sum(tape: Tape, operation: Operation, x: Tensor, weight: Tensor, b
         raise refusal(f"{operation.name} with a weight of {tuple(weight.shape)}", f"sums of less than {TERMS * INT64_FACTOR} products")
     x = tape.input(x, operation.name)
     layer = _Layer(tape, operation, x, weight, bias)
-    y = _in_parts(lambda part: layer.forward(x[part], part), layer.parts)
+    y = _in_parts(lambda part: layer.forward(_of(x, part), part), layer.parts)
     return tape.record(y, (x,), layer.backward)
 
 
@@ -72,22 +74,23 @@ class _Layer:
             _check_batch(operation, image_terms, tape.batch_images)
         self.fit_float64 = image_terms * tape.batch_images <= operation.terms
         at_once = max(1, min(operation.images_at_once, operation.terms // image_terms))
-        self.parts = [slice(first, min(first + at_once, len(x))) for first in range(0, max(len(x), 1), at_once)]
+        self.parts: list[Part] = [slice(first, min(first + at_once, len(x))) for first in range(0, len(x), at_once)]
+        if len(self.parts) < 2:
+            self.parts = [None]
         self.w_grid = grid.of_tensor(weight)
         self.w = grid.place(weight, self.w_grid.scale).double()
-        self.x_grid = None if x.dtype == torch.uint8 else grid.choose(grid.image_magnitudes(x))  # bytes are integers already
+        self.x_grid = None if x.dtype == torch.uint8 else grid.choose(_an_image(grid.image_magnitudes(x), x))  # bytes are integers already
         self.operands: list[Tensor] = []
 
-    def forward(self, images: Tensor, part: slice) -> Tensor:
+    def forward(self, images: Tensor, part: Part) -> Tensor:
         """The outputs for the images of a part."""
         if self.x_grid is None:
             operand = self.operation.operand(images, self.w.shape)
             # the division by 255, then the product with the unit, a power of two: as one division
             y = self.operation.forward_bytes(operand, self.w).float().div_(self.w_grid.scale * BYTE_MAXIMUM)
         else:
-            operand = self.operation.operand(grid.place(images, _an_image(self.x_grid.scale[part], images)), self.w.shape)
-            y = self.operation.forward(operand, self.w)
-            y = y.float().mul_(_an_image(self.x_grid.unit[part] * self.w_grid.unit, y))
+            operand = self.operation.operand(grid.place(images, _of(self.x_grid.scale, part)), self.w.shape)
+            y = self.operation.forward(operand, self.w).float().mul_(_of(self.x_grid.unit, part) * self.w_grid.unit)
         if self.tape.learns:
             self.operands.append(operand)
         return y if self.bias is None else y.add_(self.bias.view(-1, *[1] * (y.dim() - 2)))
@@ -99,23 +102,25 @@ class _Layer:
         if self.x_grid is None:  # bytes: one unit for all images
             self.magnitudes = [grid.magnitude(g)]
             return (None,)
-        of_images = grid.image_magnitudes(g)
+        of_images = _an_image(grid.image_magnitudes(g), g)
         self.magnitudes = [grid.largest(of_images * self.x_grid.unit)]
         if self.bias is not None:
             self.magnitudes.append(grid.largest(of_images))
         g_grid = grid.choose(of_images)
 
-        def d_x(part: slice) -> Tensor:
-            placed = grid.place(g[part], _an_image(g_grid.scale[part], g)).double()
+        def d_x(part: Part) -> Tensor:
+            placed = grid.place(_of(g, part), _of(g_grid.scale, part)).double()
             sums = self.operation.input_gradient(placed, self.w, self.x_shape)
-            return sums.float().mul_(_an_image(g_grid.unit[part] * self.w_grid.unit, sums))
+            return sums.float().mul_(_of(g_grid.unit, part) * self.w_grid.unit)
 
         return (_in_parts(d_x, self.parts),)
 
     def integers(self, scales: list[Tensor]) -> list[Tensor]:
         """The sums for the weight and for the bias; where x are bytes, for which one grid serves both, as one tensor."""
-        h = grid.place(self.g, scales[0] if self.x_grid is None else _an_image(self.x_grid.unit * scales[0], self.g)).double()
-        of_parts = [self.operation.weight_gradient(h[part], x, self.w.shape) for part, x in zip(self.parts, self.operands, strict=True)]
+        h = grid.place(self.g, scales[0] if self.x_grid is None else self.x_grid.unit * scales[0]).double()
+        of_parts = [
+            self.operation.weight_gradient(_of(h, part), x, self.w.shape) for part, x in zip(self.parts, self.operands, strict=True)
+        ]
         d_weight = sum(of_parts[1:], of_parts[0]) if self.fit_float64 else torch.stack([part.long() for part in of_parts]).sum(0)
         if self.bias is None:
             return [d_weight]
@@ -149,10 +154,15 @@ def _an_image(values: Tensor, images: Tensor) -> Tensor:
     return values.view(-1, *[1] * (images.dim() - 1))
 
 
-def _in_parts(compute: Callable[[slice], Tensor], parts: list[slice]) -> Tensor:
+def _of(x: Tensor, part: Part) -> Tensor:
+    """The images of a part, of `x` [N, ...]."""
+    return x if part is None else x[part]
+
+
+def _in_parts(compute: Callable[[Part], Tensor], parts: list[Part]) -> Tensor:
     """`compute` on so many images at a time as stay in the caches; the results as one tensor, the batch innermost in memory."""
     y = compute(parts[0])
-    if len(parts) == 1:
+    if parts[-1] is None:
         return y
     whole = y.new_empty(*y.shape[1:], parts[-1].stop).movedim(-1, 0)
     whole[parts[0]] = y

@@ -195,10 +195,10 @@ def load(folder: Path) -> Run:
         )
     if model.provenance != identity.provenance:
         raise UserError(f"{folder / IDENTITY}: claims another training than the one that {MODEL} says made it; changed after the run")
-    _check_parts(folder, model, metrics, predictions)
-    for name in PARTS:
+    for name in PARTS:  # before one part is held against another: a foreign one is named itself, not what it contradicts
         if outputs.sha256(folder / name) != document.files.get(name):
             raise UserError(f"{folder / name}: changed after the run, or of another run (its SHA-256 is not the one in {IDENTITY})")
+    _check_parts(folder, model, metrics, predictions)
     return Run(folder, identity, environment, metrics, history, predictions, model.weights)
 
 

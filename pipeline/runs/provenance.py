@@ -33,9 +33,9 @@ def described_by(params: Params, numerics: str, data: Description, code: str) ->
     return Provenance(data=data, seed=params.seed, numerics=numerics, train=params.train, code=code, workers=workers)
 
 
-def differences(found: Provenance, wanted: Provenance) -> list[str]:
+def differences(trained: Provenance, wanted: Provenance) -> list[str]:
     """What differs between two trainings, a phrase each; the sources apart, which may differ and give the same bits."""
-    flat, others = flattened(found), flattened(wanted)
+    flat, others = flattened(trained), flattened(wanted)
     differing = [key for key in flat if key != "code" and flat[key] != others[key]]
     return [f"{key} is {abbreviated(flat[key])}, not {abbreviated(others[key])}" for key in differing]
 

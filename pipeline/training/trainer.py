@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class LoggedStep(NamedTuple):
-    """What a step leaves to be read: the batch's mean loss, and the largest magnitude of the optimizer's state after it."""
+    """What a step leaves to be read: the batch's mean loss, and the largest magnitude of the optimizer's state after it, or NaN."""
 
     loss: float
     magnitude: float
@@ -54,7 +54,8 @@ class Trainer:
         self.steps_completed = 0
         self._order_of: int | None = None
         self.position = torch.zeros(1, dtype=torch.int64, device=device)  # in the epoch, in images
-        self.step_log = torch.zeros(settings.log_every, 2, device=device)  # what steps gave since it was last read
+        # what steps gave since it was last read: the loss, and the least and the largest number of each part of the optimizer's state
+        self.step_log = torch.zeros(settings.log_every, 1 + 2 * len(self.optimizer.state), device=device)
         self.logged = torch.zeros(1, dtype=torch.int64, device=device)  # rows of it
         self.offsets = torch.arange(settings.batch_size, device=device)
         self._full_step: Callable[[], None] | None = None
@@ -105,17 +106,17 @@ class Trainer:
         # 4. the training loop: forward, backward, update
         loss, gradients = self.numerics.loss_and_gradients(self.model, images, labels, self.group, len(offsets))
         self.optimizer.step(torch.cat([g.flatten() for g in gradients]))
-        magnitudes = [extreme.abs() for state in self.optimizer.state.values() for extreme in state.aminmax()]
-        largest = torch.stack(magnitudes).amax() if magnitudes else torch.zeros_like(loss)
-        self.step_log.index_copy_(0, self.logged, torch.stack((loss, largest)).unsqueeze(0))
+        extremes = [extreme for state in self.optimizer.state.values() for extreme in state.aminmax()]
+        self.step_log.index_copy_(0, self.logged, torch.stack((loss, *extremes)).unsqueeze(0))
         self.position += len(offsets)
         self.logged += 1
 
     def read_step_log(self) -> list[LoggedStep]:
         """Wait for the device; what each step since the last reading gave."""
-        rows = self.step_log[: int(self.logged)].tolist()
+        rows = self.step_log[: int(self.logged)].cpu()
         self.logged.zero_()
-        return [LoggedStep(*row) for row in rows]
+        magnitudes = rows[:, 1:].abs().amax(1) if rows.shape[1] > 1 else torch.zeros(len(rows))
+        return [LoggedStep(*row) for row in zip(rows[:, 0].tolist(), magnitudes.tolist(), strict=True)]
 
     def state(self) -> dict[str, np.ndarray]:
         """The weights, the optimizer's state and the model's buffers, for a checkpoint: whole, on whichever device."""

@@ -44,7 +44,7 @@ def joined(place: Place, folder: Path) -> Iterator[Join]:
     """As `place.together`, for more than one worker."""
     seconds = _timeout_seconds()
     if place.rank:
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+        _be_silent()
     with contextlib.ExitStack() as held:
         meeting = Meeting(place, *board.opened(place, folder, held, JOIN_SECONDS), seconds)
         try:
@@ -190,12 +190,15 @@ class Meeting:
         try:
             self._board.say(f"lives/{self.rank}", "yes")
             until(known, REPORT_SECONDS)
+            if failures:
+                return failures[0]
+            if self.rank == min(living):
+                if self._board.count("told", 1) > 1:  # this one was so late that another took it for dead
+                    _be_silent()
+                elif self.rank:
+                    sys.stderr = sys.__stderr__  # worker 0 cannot tell it
         except RuntimeError:
             return Lost(f"the workers' store is gone ({first_line(error)}); {_AGAIN}")
-        if failures:
-            return failures[0]
-        if self.rank and self.rank == min(living):
-            sys.stderr = sys.__stderr__  # worker 0 cannot tell it
         silent = ", ".join(str(rank) for rank in range(self.count) if rank not in living)
         who = f"worker {silent} of {self.count} died or hangs" if silent else "the workers lost each other"
         return Lost(f"{who} ({first_line(error)}); {_AGAIN}")
@@ -209,6 +212,11 @@ class Meeting:
             rank, how = ended
             return Lost(f"worker {rank} of {self.count} {how}; {_AGAIN}")
         return None
+
+
+def _be_silent() -> None:
+    """Another worker speaks."""
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
 
 
 def _difference(rank: int, described: dict[str, object], first: dict[str, object]) -> str | None:

@@ -1,0 +1,124 @@
+"""`reproduce`: what was changed by hand does not come out again, and is named with both values."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from msgspec import structs
+
+from pipeline import reproduce
+from pipeline.runs import outputs
+from pipeline.training.trainer import LoggedStep, Trainer
+from tests.conftest import command
+from tests.reproductions import claim, in_full, loss_changed, said, slightly, trained_with
+
+
+@pytest.mark.parametrize(("step", "row"), [(3, 1), (6, 2), (10, 4)])
+def test_a_logged_loss_changed_by_hand_is_named_with_both_values_in_full(step, row, original, here, capsys):
+    assert not reproduce.reproduce(claim(original["exact"], here / "forged", history=loss_changed(step)))
+    loss = next(np.float32(s.loss) for s in outputs.read_history(original["exact"]) if s.step == step)
+    wrong = np.nextafter(loss, np.float32(9))
+    assert said(capsys) == (
+        f"different: first at step {step}, row {row} of the history: the run's loss is {in_full(wrong)}, here it is {in_full(loss)}"
+    )
+
+
+def test_the_first_of_several_changed_steps_is_named_though_the_weights_differ_too(original, here, capsys):
+    forged = claim(original["exact"], here / "forged", history=lambda h: loss_changed(9)(loss_changed(6)(h)), weights=slightly(0.5))
+    assert not reproduce.reproduce(forged)
+    assert said(capsys).startswith("different: first at step 6, row 2 of the history: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda history: history[:-1], "row 4 of the history: the run has no more, here is step 10 of epoch 2"),
+        (lambda history: history[:1] + history[2:], "row 2 of the history: the run has step 9 of epoch 2, here is step 6 of epoch 2"),
+        (
+            lambda history: [*history, history[-1]._replace(step=11)],
+            "row 5 of the history: the run has step 11 of epoch 2, here is no more",
+        ),
+        (
+            lambda history: [s._replace(epoch=1) for s in history],
+            "row 2 of the history: the run has step 6 of epoch 1, here is step 6 of epoch 2",
+        ),
+    ],
+)
+def test_a_history_with_other_rows_is_different(change, message, original, here, capsys):
+    assert not reproduce.reproduce(claim(original["exact"], here / "forged", history=change))
+    assert said(capsys) == f"different: first in {message}"
+
+
+def test_a_weight_changed_by_hand_under_the_true_history_is_named_with_its_place(original, here, capsys):
+    weights = outputs.read_model(original["exact"]).weights
+    value = weights["fc1.weight"].reshape(-1)[7]
+    wrong = value + np.float32(0.125)
+    assert not reproduce.reproduce(claim(original["exact"], here / "forged", weights=slightly(0.125, "fc1.weight")))
+    assert said(capsys) == (
+        "different: all logged losses are equal, but the weights are not, first in fc1.weight: 1 of "
+        f"{weights['fc1.weight'].size:,} differ; at [0, 7] the run has {in_full(wrong)}, "
+        f"here is {in_full(value)}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: {k: v for k, v in w.items() if k != "fc3.bias"}, "the run's 'fc3.bias' is missing, here it is [10]"),
+        (lambda w: w | {"extra": np.zeros(3, np.float32)}, "the run's 'extra' is [3], here it is missing"),
+        (lambda w: w | {"fc3.bias": np.zeros((5, 2), np.float32)}, "the run's 'fc3.bias' is [5, 2], here it is [10]"),
+    ],
+)
+def test_weights_of_another_form_are_different(change, message, original, here, capsys):
+    assert not reproduce.reproduce(claim(original["exact"], here / "forged", weights=change))
+    assert said(capsys) == f"different: all logged losses are equal, but {message}"
+
+
+def test_a_prediction_changed_by_hand_is_named(original, here, capsys):
+    def change(predictions):
+        return [structs.replace(p, confidence=0.75) if p.index == 11 else p for p in predictions]
+
+    row = outputs.read_predictions(original["exact"])[11]
+    assert not reproduce.reproduce(claim(original["exact"], here / "forged", predictions=change))
+    confidence = np.float32(row.confidence)
+    assert said(capsys) == (
+        "different: the weights are equal, but the predictions are not, first for test image 11: "
+        f"{row.actual} taken for {row.predicted} with 0.75 (0x1.8000000000000p-1), "
+        f"here {row.actual} taken for {row.predicted} with {in_full(confidence)}"
+    )
+
+
+def test_predictions_left_out_are_different(original, here, capsys):
+    assert not reproduce.reproduce(claim(original["exact"], here / "forged", predictions=lambda rows: rows[:30]))
+    assert said(capsys) == "different: the weights are equal, but the run has 30 predictions, here are 40"
+
+
+def test_a_metric_changed_by_hand_is_named(original, here, capsys):
+    loss = outputs.read_metrics(original["exact"]).loss
+    assert not reproduce.reproduce(claim(original["exact"], here / "forged", metrics=lambda m: m | {"loss": 0.5}))
+    assert said(capsys) == f"different: the weights and predictions are equal, but loss is 0.5 in the run, here {loss!r}"
+
+
+@pytest.mark.parametrize("train", [{"lr": 0.04}, {"momentum": 0.5}, {"batch_size": 15}])
+def test_settings_changed_by_hand_are_different_from_the_first_step_that_they_change(train, original, here, capsys):
+    assert not reproduce.reproduce(claim(original["exact"], here / "forged", provenance=trained_with(**train)))
+    assert said(capsys).startswith("different: first at step 3, row 1 of the history: ")
+
+
+def test_a_seed_changed_by_hand_is_different_from_the_first_step_on(original, here, capsys):
+    forged = claim(original["exact"], here / "forged", provenance=lambda p: structs.replace(p, seed=1))
+    assert not reproduce.reproduce(forged)
+    assert said(capsys).startswith("different: first at step 3, row 1 of the history: ")
+
+
+def test_a_training_that_diverges_where_the_run_claims_a_history_is_different(original, here, capsys, monkeypatch):
+    monkeypatch.setattr(Trainer, "read_step_log", lambda self: [LoggedStep(math.inf, 1.0)] * 3)
+    assert not reproduce.reproduce(original["exact"])
+    assert said(capsys) == f"different: training stopped at step 1: the loss is inf; {original['exact']} claims that it went on"
+
+
+def test_different_is_exit_code_1(original, here):
+    done = command("reproduce", str(claim(original["exact"], here / "forged", history=loss_changed(3))), folder=here)
+    assert (done.returncode, done.stdout.splitlines()[-1][:28]) == (1, "different: first at step 3, ")
