@@ -214,7 +214,7 @@ def test_every_logged_step_is_a_dot_at_its_difference_and_equal_ones_lie_on_the_
     assert {round(y, 1) for _, y in parted[:7]} == {zeros[0]}
     one_percent = zeros[0] - parting.ZERO - (-2 - parting.LOWEST) * parting.DECADE
     assert all(abs(y - one_percent) < 0.2 for _, y in parted[7:])  # 0.01 / 1.01
-    assert "apart from step 71 on, by up to 0.99 %" in svg
+    assert "part at step 71, at most 0.99 % apart" in svg
     assert "identical at all 40 logged steps" in svg
 
 
@@ -224,7 +224,7 @@ def test_what_is_said_follows_the_losses_not_the_name_of_the_numerics(runs: Path
     changed: Run = replace(second, history=native.runs[1].history)
     svg = pictures.drawings([native, replace(exact, runs=(first, changed))])["numerics-light.svg"]
     assert "identical" not in svg
-    assert "0 everywhere" not in svg
+    assert "0 at every" not in svg
 
 
 def test_text_from_a_run_is_text(runs: Path) -> None:

@@ -49,14 +49,14 @@ class Pair:
         apart = [(step, size) for step, size in self.differences if size]
         if not apart:
             return f"identical at all {len(self.differences)} logged steps"
-        return f"apart from step {apart[0][0]:,} on, by up to {100 * max(size for _, size in apart):.2g} %"
+        return f"part at step {apart[0][0]:,}, at most {100 * max(size for _, size in apart):.2g} % apart"
 
 
 def draw(pairs: Sequence[Pair], ways: tuple[str, str], colours: dict[str, str]) -> str:
     """The picture; `ways` says how the two runs of each pair were trained."""
     parts = [
         _text(MARGIN, 38, "The same training in two settings", "ink", 'font-size="22" font-weight="700"'),
-        _text(MARGIN, 64, "Relative difference of the training loss, by step", "muted"),
+        _text(MARGIN, 64, "Relative difference of the training loss (log scale)", "muted"),
     ]
     y = 108
     for pair in pairs:
@@ -73,10 +73,10 @@ def draw(pairs: Sequence[Pair], ways: tuple[str, str], colours: dict[str, str]) 
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
         'role="img" aria-labelledby="title desc" font-family="system-ui,-apple-system,\'Segoe UI\',sans-serif" font-size="17">',
         "<!-- Made by `make pictures` from the kept runs in results/. -->",
-        f'<title id="title">{escape("; ".join(f"{pair.title}: {pair.finding}" for pair in pairs))}</title>',
-        f'<desc id="desc">{escape(description)}</desc>',
+        f'<title id="title">{escape("; ".join(f"{pair.title}: {pair.finding}" for pair in pairs), quote=False)}</title>',
+        f'<desc id="desc">{escape(description, quote=False)}</desc>',
         f"<style>{fills}.code{{font-family:ui-monospace,'DejaVu Sans Mono',monospace}}"
-        f".dots{{fill:none!important;stroke-width:3;stroke-linecap:round}}.grid{{fill:none;stroke:{colours['line']}}}"
+        f".dots{{fill:none;stroke-width:3;stroke-linecap:round}}.grid{{fill:none;stroke:{colours['line']}}}"
         f".native.dots{{stroke:{colours['native']}}}.exact.dots{{stroke:{colours['exact']}}}</style>",
         f'<rect class="ground" x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="8" stroke="{colours["line"]}"/>',
         *parts,
@@ -107,9 +107,11 @@ def _panel(pair: Pair, ways: tuple[str, str], y: int) -> tuple[list[str], int]:
     places = [(_across(step, last), top + (HIGHEST - math.log10(size)) * DECADE if size else zero) for step, size in pair.differences]
     parts.append(f'<path class="{pair.kind} dots" d="{_dots(places)}"/>')
     if not any(size for _, size in pair.differences):
-        parts.append(_text((LEFT + RIGHT) // 2, zero - 12, "0 everywhere: not one bit apart", pair.kind, f'{MIDDLE} font-weight="600"'))
+        parts.append(
+            _text((LEFT + RIGHT) // 2, zero - 12, "0 at every logged step, to the last bit", pair.kind, f'{MIDDLE} font-weight="600"')
+        )
     y = zero + 27 + ROW + 8
-    parts += [_text(MARGIN, y, "trained with", "muted"), _text(RIGHT - 34, y, "weights (SHA-256)", "muted", END)]
+    parts += [_text(MARGIN, y, "trained with", "muted"), _text(RIGHT - 34, y, "weights' SHA-256, first 12 digits", "muted", END)]
     for run, way in zip(pair.runs, ways, strict=True):
         y += ROW
         parts += [_text(MARGIN, y, way, "ink"), _text(RIGHT - 34, y, run.identity.fingerprint[:12], "ink code", END)]

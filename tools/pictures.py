@@ -35,7 +35,7 @@ PICTURES = Path("docs/pictures")
 SCHEMES = {"light": parting.LIGHT, "dark": parting.DARK}
 WAYS = {(2, "AVX2"): "2 threads, AVX2", (1, "DEFAULT"): "1 thread, oldest instructions"}
 """The two ways to train that are compared: threads and PyTorch's name of the instructions -> the words of the picture."""
-KINDS = {"native": "Native numerics: PyTorch's own kernels", "exact": "Exact numerics"}
+KINDS = {"native": "Native numerics (PyTorch's own kernels)", "exact": "Exact numerics"}
 COLOURS = 256
 """Of a picture of a page: a palette of so many looks the same and takes less space."""
 
@@ -100,7 +100,7 @@ def _is_pair(runs: list[Run]) -> bool:
 
 def _pair(kind: str, runs: list[Run]) -> Pair:
     first, second = sorted(runs, key=lambda run: list(WAYS.values()).index(_way(run) or ""))
-    title = KINDS[kind] if kind == "native" else f"{KINDS[kind]}: {first.identity.numerics}"
+    title = KINDS[kind] if kind == "native" else f"{KINDS[kind]} ({first.identity.numerics})"
     return Pair(kind, title, (first, second))
 
 
