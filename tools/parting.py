@@ -48,8 +48,8 @@ class Pair:
         """What its panel shows, in words."""
         apart = [(step, size) for step, size in self.differences if size]
         if not apart:
-            return f"identical at all {len(self.differences)} logged steps"
-        return f"part at step {apart[0][0]:,}, at most {100 * max(size for _, size in apart):.2g} % apart"
+            return f"losses identical at all {len(self.differences)} logged steps"
+        return f"losses part at step {apart[0][0]:,}, at most {100 * max(size for _, size in apart):.2g} % apart"
 
 
 def draw(pairs: Sequence[Pair], ways: tuple[str, str], colours: dict[str, str]) -> str:
