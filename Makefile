@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo repro test test-cuda test-arm64 check format compare results claims gpu-kit bench scaling seeds torture lock image-cpu image-cuda run-cpu run-cuda
+.PHONY: help setup demo repro test test-cuda test-arm64 check format compare results claims pictures gpu-kit bench scaling seeds torture lock image-cpu image-cuda run-cpu run-cuda
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ results: $(READY) ## make the README's table from the kept runs in results/
 
 claims: $(READY) ## make the README's table of machines from the records in results/machines/
 	$(BIN)/python -m tools.claims
+
+pictures: $(READY) ## make the pictures of the README and of docs/ from the kept runs in results/ (needs Chromium)
+	$(BIN)/python -m tools.pictures
 
 gpu-kit: $(READY) ## put all that a machine with a GPU and no network needs into .cache/gpu-kit
 	$(BIN)/python -m tools.gpu_kit

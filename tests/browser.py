@@ -4,66 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ARGUMENTS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND",
-)
+from pipeline.errors import UserError
+from tools import chromium as headless
+from tools.chromium import visit, wait_for
+
+__all__ = ["chromium", "complaints", "requests", "visit", "wait_for"]
 
 
 @contextlib.contextmanager
 def chromium(*more: str) -> Iterator[Any]:
     """A driver of a fresh browser, started with `more` arguments; the test is skipped where there is no Chromium with its driver."""
-    selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (make setup)")
-    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    driver_binary = shutil.which("chromedriver")
-    if binary is None or driver_binary is None:
-        pytest.skip("no Chromium with chromedriver here (Debian: apt-get install chromium chromium-driver)")
-    options = selenium.ChromeOptions()
-    options.binary_location = binary
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        for argument in (*ARGUMENTS, *more, f"--user-data-dir={profile}"):
-            options.add_argument(argument)
-        driver = selenium.Chrome(options, selenium.ChromeService(driver_binary))
+    with contextlib.ExitStack() as stack:
         try:
-            driver.execute_cdp_cmd("Network.enable", {})
-            offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
-            driver.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
-            yield driver
-        finally:
-            driver.quit()
-
-
-def visit(driver: Any, page: Path, *, width: int, dark: bool = False) -> None:
-    """Open a file as a reader with that width and scheme sees it; below 600 pixels it is a phone."""
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
-    driver.get_log("performance"), driver.get_log("browser")
-    driver.get(page.resolve().as_uri())
-
-
-def wait_for(driver: Any, script: str) -> None:
-    """Wait until a script's value is true, 30 s at most."""
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    WebDriverWait(driver, 30).until(lambda d: d.execute_script(f"return {script}"))
+            driver = stack.enter_context(headless.started(*more))
+        except UserError as missing:
+            pytest.skip(str(missing))
+        yield driver
 
 
 def requests(driver: Any) -> list[str]:

@@ -38,7 +38,7 @@ def seen(*records: Record) -> dict[str, str]:
     return {row[0].removeprefix("| "): row[2].removesuffix(" |") for row in rows if row[2] != f"{claims.NOT_SEEN} |"}
 
 
-HERE = "Z80, PyTorch 2.14.1, 2026-01-02"
+HERE = "Z80, 2026-01-02, PyTorch 2.14.1"
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,9 @@ def test_a_record_shows_exactly_its_claims(given, rows):
 def test_another_release_of_pytorch_is_seen_once_two_gave_the_same():
     assert "another release of PyTorch" not in seen(record(), record(date="2026-01-03"))
     assert "another release of PyTorch" not in seen(record(), record(outcome(fingerprint=WRONG), torch="2.9.1"))
-    assert seen(record(), record(torch="2.9.1"))["another release of PyTorch"] == "PyTorch 2.9.1, 2.14.1"
+    both = seen(record(), record(torch="2.9.1"))
+    assert both["another release of PyTorch"] == "PyTorch 2.9.1, 2.14.1"
+    assert both["x86-64 without AVX-512"] == "Z80, 2026-01-02, PyTorch 2.9.1, 2.14.1", "one machine is shown once"
 
 
 def test_a_record_that_contradicts_a_claim_is_named_before_all_others():

@@ -195,7 +195,7 @@ def test_a_long_history_is_thinned_and_the_page_says_so(folder: Path, tmp_path: 
     assert "One logged step in 3 is drawn." in figure.text
 
 
-def _contrast(one: str, other: str) -> float:
+def contrast(one: str, other: str) -> float:
     """WCAG 2's contrast of two #rrggbb colours."""
 
     def luminance(colour: str) -> float:
@@ -217,9 +217,9 @@ def test_the_colours_have_the_contrast_that_wcag_asks_for(scheme: str) -> None:
     pairs = [("--ink", "--heat-0"), ("--ink", "--heat-1")]
     pairs += [(text, ground) for text in ("--ink", "--muted") for ground in ("--page", "--surface")]
     pairs += [("--on-verdict", f"--{word}") for word in ORDER]
-    assert [(one, other) for one, other in pairs if _contrast(colours[one], colours[other]) < 4.5] == []
+    assert [(one, other) for one, other in pairs if contrast(colours[one], colours[other]) < 4.5] == []
     lines = [f"--run-{number + 1}" for number in range(figures.COLOURS)]
-    assert [line for line in lines if _contrast(colours[line], colours["--surface"]) < 3] == []
+    assert [line for line in lines if contrast(colours[line], colours["--surface"]) < 3] == []
 
 
 # --- in the browser ----------------------------------------------------------------------------------------------

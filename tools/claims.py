@@ -142,14 +142,20 @@ def table(records: list[Record]) -> str:
 
 def _seen(claim: Claim, records: list[Record], evaluation: str | None) -> str:
     """The machines that show the claim, the newest first; those that contradict it before all others, by name."""
-    same: list[str] = []
-    other: list[str] = []
+    same: dict[str, set[str]] = {}
+    other: dict[str, set[str]] = {}
     for record in records:
         if outcomes := claim.outcomes(record):
-            (same if _right(outcomes, evaluation) else other).append(_machine(record, outcomes[0]))
-    same, other = list(dict.fromkeys(same)), list(dict.fromkeys(other))
+            seen = same if _right(outcomes, evaluation) else other
+            seen.setdefault(_machine(record, outcomes[0]), set()).add(_release(record))
+    names = [*(f"**NOT on** {name}" for name in _with_releases(other)), *_with_releases(same)[:SHOWN]]
     more = [f"and {len(same) - SHOWN} more"] if len(same) > SHOWN else []
-    return "<br>".join([*(f"**NOT on** {name}" for name in other), *same[:SHOWN], *more]) or NOT_SEEN
+    return "<br>".join([*names, *more]) or NOT_SEEN
+
+
+def _with_releases(seen: dict[str, set[str]]) -> list[str]:
+    """Machines and dates, with the releases of PyTorch."""
+    return [f"{machine}, PyTorch {', '.join(sorted(releases, key=_numbers))}" for machine, releases in seen.items()]
 
 
 def _right(outcomes: Iterable[Outcome], evaluation: str | None) -> bool:
@@ -162,9 +168,10 @@ def _usual(evaluations: Iterable[str | None]) -> str | None:
 
 
 def _machine(record: Record, outcome: Outcome) -> str:
+    """The processor or GPU, and the date."""
     name = record.accelerators.get(outcome.device, record.processor)
     emulated = "emulated: " if record.emulator else ""
-    return f"{emulated}{name}, PyTorch {_release(record)}, {record.date}".replace("|", "\\|")
+    return f"{emulated}{name}, {record.date}".replace("|", "\\|")
 
 
 def _release(record: Record) -> str:
