@@ -119,7 +119,7 @@ def pages(pairs: list[Pair]) -> Iterator[tuple[str, bytes]]:
         compared, classifier = Path(folder) / "compare.html", Path(folder) / "net.html"
         runs = [pair.runs[0] for pair in reversed(pairs)]
         report = verdict.report(runs, params.load().compare)
-        files.write_bytes(compared, page.render(report, runs, None).encode())
+        files.write_bytes(compared, page.render(report, runs, None))
         for scheme in SCHEMES:
             chromium.visit(driver, compared, width=COMPARE_WIDTH, dark=scheme == "dark")
             chromium.wait_for(driver, "document.documentElement.dataset.drawn")
