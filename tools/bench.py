@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import files, libraries
 from pipeline.errors import UserError, printable
-from tools import markers
+from tools import commit, markers
 from tools.results import RESULTS
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def main() -> None:
 
     try:
         device = devices.select(arguments.device or devices.CPU)
-        table = bench(device, arguments.quick)
+        measured_at = "none" if arguments.quick else commit.measured()
+        table = bench(device, measured_at, arguments.quick)
         print(table)
         if not arguments.quick:
             print(f"wrote {write(table, device)}")
@@ -50,14 +51,14 @@ def main() -> None:
         sys.exit(f"error: {printable(str(error))}")
 
 
-def bench(device: torch.device, quick: bool = False) -> str:
-    """Measure everything on a device; the tables as Markdown."""
+def bench(device: torch.device, measured_at: str, quick: bool = False) -> str:
+    """Measure everything on a device; the tables as Markdown, which name the commit."""
     from pipeline import device as devices
     from tools import measurements
 
     devices.prepare(device)
     tables = [
-        measurements.in_turns(device, 3 if quick else ROUNDS, 2 if quick else TEST_ROUNDS),
+        measurements.in_turns(device, measured_at, 3 if quick else ROUNDS, 2 if quick else TEST_ROUNDS),
         measurements.alone(device, SIZES[:2] if quick else SIZES),
     ]
     if importlib.util.find_spec("dvc"):

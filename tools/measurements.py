@@ -48,15 +48,16 @@ def spread(seconds: list[float]) -> Spread:
 # --- steps and evaluations, in turns ---------------------------------------------------------------------------------
 
 
-def in_turns(device: torch.device, rounds: int, test_rounds: int) -> str:
-    """Where it was measured, and the tables of a step and of an evaluation."""
+def in_turns(device: torch.device, measured_at: str, rounds: int, test_rounds: int) -> str:
+    """Where it was measured, at which commit, and the tables of a step and of an evaluation."""
     facts, data = devices.describe(device), random_set(50_000)
     steps = _measure(training_steps(data, device), device, rounds, STEPS)
     tests = _measure(evaluations(data, device), device, test_rounds, 1)
     epoch = -(-50_000 // SETTINGS.batch_size)
     lines = [
-        f"Measured {time.strftime('%Y-%m-%d')} on {facts['hardware']}, {facts['threads']} threads, {facts['cpu_capability']}, PyTorch "
-        f"{facts['torch']}, batch {SETTINGS.batch_size}; the variants took turns in {rounds} rounds of {STEPS} steps.",
+        f"Measured {time.strftime('%Y-%m-%d')} at commit {measured_at} on {facts['hardware']}, {facts['threads']} threads, "
+        f"{facts['cpu_capability']}, PyTorch {facts['torch']}, batch {SETTINGS.batch_size}; "
+        f"the variants took turns in {rounds} rounds of {STEPS} steps.",
         "",
         "| a training step, loader included | ms, median | 10 % to 90 % | steps a second | seconds an epoch | ratio to the tutorial's |",
         "|---|---|---|---|---|---|",
