@@ -24,7 +24,6 @@ _NUMERICS = tuple(
         "grid",
         "loss",
         "native",
-        "native_forms",
         "pooling",
         "reductions",
         "registry",
