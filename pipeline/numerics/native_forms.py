@@ -30,9 +30,10 @@ def loss_and_gradients(model: nn.Module, inputs: Tensor, labels: Tensor, batch_i
         logits = tape.input(logits, "the loss")
         if logits.dim() != 2:
             raise refusal(f"the loss of {logits.dim()} dimensions", "2")
-        loss = F.cross_entropy(logits, labels, reduction="sum") / batch_images
+        logarithms = torch.log_softmax(logits, 1)
+        loss = F.nll_loss(logarithms, labels, reduction="sum") / batch_images
         hot = labels.unsqueeze(1)
-        gradient = torch.softmax(logits, 1).scatter_add_(1, hot, torch.full_like(hot, -1, dtype=torch.float32)).div_(batch_images)
+        gradient = logarithms.exp_().scatter_add_(1, hot, torch.full_like(hot, -1, dtype=torch.float32)).div_(batch_images)
         tape.walk_back(logits, gradient)
     if missing := weights.keys() - tape.gradients.keys():
         raise refusal(f"a weight that takes no part in the loss, as '{min(missing)}' does not")
