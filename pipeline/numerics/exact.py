@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.numerics import loss
-from pipeline.numerics.registry import Forms
+from pipeline.numerics.registry import ExactForms
 from pipeline.numerics.tape import Tape
 from pipeline.numerics.update import SGD
 from pipeline.workers import Group
@@ -36,7 +36,7 @@ class Exact:
         inputs = self.model_input(images)
         tape = Tape(inputs)
         with torch.no_grad():
-            with Forms(tape):
+            with ExactForms(tape):
                 logits = model(inputs)
             return tape.input(logits, "the logits")
 
@@ -55,7 +55,7 @@ class Exact:
         inputs, weights = self.model_input(images), dict(model.named_parameters())
         with torch.no_grad():
             tape = self.tape(inputs, weights, batch_images)
-            with Forms(tape):
+            with ExactForms(tape):
                 logits = model(inputs)
             logits = tape.input(logits, "the loss")
             mean, gradient = loss.cross_entropy(tape, logits, labels)

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
-from pipeline import device
-from pipeline.errors import UserError
-from pipeline.numerics import native_forms, tiles
+from pipeline.numerics import tiles
 from pipeline.workers import Group
 
 
@@ -20,8 +18,6 @@ class Native:
     """Native numerics, as `numerics.select` returns them."""
 
     version = "native"
-    recorded = True
-    """Whether a tape walks a step on a CPU back, 2 % faster than autograd (AVX2, one thread); False once a model needed autograd."""
 
     def model_input(self, images: Tensor) -> Tensor:
         """What the model is given for uint8 images [N, 3, 32, 32]: float32 in [0, 1], as torchvision's ToTensor has it."""
@@ -42,24 +38,16 @@ class Native:
         Of the batch's `batch_images` images this worker of the group has uint8 images [N, 3, 32, 32] and labels int64 [N]; N may be 0.
         Several workers' shares are added in float64, in an order that is the group's.
         """
-        results = self._one_workers(model, self.model_input(images), labels, batch_images)
+        parameters = list(model.parameters())
+        with _FastPooling():
+            logits = model(self.model_input(images))
+        loss = F.cross_entropy(logits, labels, reduction="sum") / batch_images
+        results = [loss.detach(), *torch.autograd.grad(loss, parameters)]
         if group.count > 1:
             total = group.total(torch.cat([each.flatten() for each in results]).double()).float()
             parts = torch.split(total, [each.numel() for each in results])
             results = [part.view(each.shape) for part, each in zip(parts, results, strict=True)]
         return results[0], results[1:]
-
-    def _one_workers(self, model: nn.Module, inputs: Tensor, labels: Tensor, batch_images: int) -> list[Tensor]:
-        """The part of the loss and of the gradients that is this worker's."""
-        if self.recorded and device.is_cpu(inputs):
-            try:
-                return native_forms.loss_and_gradients(model, inputs, labels, batch_images)
-            except UserError:
-                self.recorded = False
-        with _FastPooling():
-            logits = model(inputs)
-        loss = F.cross_entropy(logits, labels, reduction="sum") / batch_images
-        return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
 
     def optimizer(self, weights: Tensor, lr: float, momentum: float) -> SGD:
         """What updates float32 `weights` [P], in place."""

@@ -66,7 +66,7 @@ class Tape:
     """What a pass records. Without weights it is one for inference, which records nothing."""
 
     def __init__(self, images: Tensor, weights: Mapping[str, Tensor] | None = None, batch_images: int = 0) -> None:
-        self.images, self.learns, self.batch_images = images, weights is not None, batch_images
+        self.learns, self.batch_images = weights is not None, batch_images
         self.gradients: dict[str, Tensor] = {}
         """Of the weights, by name, as `add_up` gives them."""
         self._names = {id(weight): name for name, weight in (weights or {}).items()}
