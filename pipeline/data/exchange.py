@@ -66,7 +66,8 @@ def exchange(url: str, headers: dict[str, str], policy: RetryPolicy) -> Generato
 
     def work() -> None:
         try:
-            with Session() as session, session.get(url, headers=headers, stream=True, timeout=policy.window_seconds) as response:
+            # _in_time decides first; this time-out only ends the thread
+            with Session() as session, session.get(url, headers=headers, stream=True, timeout=2 * policy.window_seconds) as response:
                 items.put(response)
                 while not over.is_set() and (chunk := response.raw.read1(CHUNK_BYTES)):
                     items.put(chunk)
