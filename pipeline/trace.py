@@ -49,7 +49,10 @@ class NotingTape(Tape):
         return name
 
     def record(self, y: Tensor, inputs: tuple[Tensor, ...], backward: Backward) -> Tensor:
-        """Note the output, computed now so that there is one, and leave to note the gradients."""
+        """Note the output, computed now so that there is one, and leave to note the gradients.
+
+        So ReLU comes before max-pooling, as in the definition; a training pools first, which gives the same bits.
+        """
         if (later := Later.of(y)) is not None:
             y = later.compute()
         self._count += 1

@@ -92,9 +92,7 @@ def paused(folder: Path) -> tuple[subprocess.Popen[str], int]:
     """A training of two workers, once worker 0 has saved a state and pauses; and worker 1."""
     (folder / PAUSE).touch()
     process = start(folder, *PAUSING)
-    while not list((folder / UNFINISHED).glob("*.safetensors")):
-        assert process.poll() is None, ended(process)
-        time.sleep(0.02)
+    await_state(folder, process)
     (other,) = (pid for pid in of_group(process.pid) if pid != process.pid)
     return process, other
 
@@ -108,10 +106,23 @@ def resumed(folder: Path, workers: int, fingerprint: str) -> None:
     """The next run, with another number of workers, goes on from the state and ends in the right weights."""
     (folder / PAUSE).unlink(missing_ok=True)
     set_params(folder, workers=workers)
-    code, _, said = ended(start(folder, *TRAIN))
+    assert_resumed(start(folder, *TRAIN), folder, fingerprint)
+
+
+def assert_resumed(process: subprocess.Popen[str], folder: Path, fingerprint: str) -> None:
+    """The training goes on from a state and ends in the right weights."""
+    code, _, said = ended(process)
     assert code == 0, said
     assert re.search(r"^resumes at step \d+ of 33 from .cache/training$", said, re.MULTILINE)
     assert_trained(folder, fingerprint)
+
+
+def await_state(folder: Path, *processes: subprocess.Popen[str]) -> None:
+    """Wait until a training has saved a state; none of its processes may end before."""
+    while not list((folder / UNFINISHED).glob("*.safetensors")):
+        for process in processes:
+            assert process.poll() is None, ended(process)
+        time.sleep(0.02)
 
 
 def free_port() -> str:
@@ -276,16 +287,11 @@ def test_torchrun_starts_killed_workers_again_and_they_resume(folder, fingerprin
     (folder / PAUSE).touch()
     pausing = ("-m", "tests.pausing", "train", "--checkpoint-seconds", "0")
     process = torchrun(folder, "--standalone", "--nproc-per-node=2", "--max-restarts=1", train=pausing)
-    while not list((folder / UNFINISHED).glob("*.safetensors")):
-        assert process.poll() is None, ended(process)
-        time.sleep(0.02)
+    await_state(folder, process)
     (killed,) = [pid for pid in descendants(process.pid) if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()]
     os.kill(killed, signal.SIGKILL)
     (folder / PAUSE).unlink()
-    code, _, said = ended(process)
-    assert code == 0, said
-    assert re.search(r"^resumes at step \d+ of 33 from .cache/training$", said, re.MULTILINE)
-    assert_trained(folder, fingerprint)
+    assert_resumed(process, folder, fingerprint)
 
 
 @pytest.mark.fault(43)
@@ -294,16 +300,10 @@ def test_torchrun_goes_on_with_one_node_when_the_other_is_lost(folder, fingerpri
     (folder / PAUSE).touch()
     endpoint = f"127.0.0.1:{free_port()}"
     first, second = elastic(folder, endpoint, host=True), elastic(folder, endpoint, host=False)
-    while not list((folder / UNFINISHED).glob("*.safetensors")):
-        assert first.poll() is None, ended(first)
-        assert second.poll() is None, ended(second)
-        time.sleep(0.02)
+    await_state(folder, first, second)
     environments = [Path(f"/proc/{pid}/environ").read_bytes() for node in (first, second) for pid in descendants(node.pid)]
     assert [b"\0WORLD_SIZE=2\0" in environment for environment in environments] == [True, True]
     for pid in [second.pid, *descendants(second.pid)]:
         os.kill(pid, signal.SIGKILL)
     (folder / PAUSE).unlink()
-    code, _, said = ended(first)
-    assert code == 0, said
-    assert re.search(r"^resumes at step \d+ of 33 from .cache/training$", said, re.MULTILINE)
-    assert_trained(folder, fingerprint)
+    assert_resumed(first, folder, fingerprint)

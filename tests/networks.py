@@ -1,0 +1,45 @@
+"""Networks and single steps of training, for tests of the numerics around a model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import numerics
+from pipeline.workers import ALONE, Group
+from tests.steps import CPU, drawn_set
+
+
+class Viewed(nn.Module):
+    """A last layer that views its input as rows, as the tutorial's model does, but straight after a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(60, 10)
+
+    def forward(self, x):
+        return self.fc(x.view(-1, 60))
+
+
+def own_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(3), nn.Conv2d(8, 12, (5, 1), bias=False), Viewed(),
+    )  # fmt: skip
+
+
+def batch(images: int) -> tuple[Tensor, Tensor]:
+    data = drawn_set(images)
+    return torch.from_numpy(data.train_images), torch.from_numpy(data.train_labels).long()
+
+
+def step(
+    model: nn.Module, images: Tensor, labels: Tensor, name: str = "exact", group: Group = ALONE, of: int | None = None
+) -> list[Tensor]:
+    """The loss and the gradients."""
+    loss, gradients = numerics.select(name, CPU).loss_and_gradients(model, images, labels, group, of or len(images))
+    return [loss, *gradients]
+
+
+def equal(tensors: list[Tensor], others: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(tensors, others, strict=True))

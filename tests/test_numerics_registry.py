@@ -1,0 +1,69 @@
+"""What a model may be made of: an operation without an exact form is refused by its name."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline import numerics
+from pipeline.errors import UserError
+from pipeline.numerics import registry, weighted
+from pipeline.numerics.exact import VERSION, Exact
+from tests.networks import batch
+from tests.steps import CPU
+
+
+@pytest.mark.parametrize(
+    ("layer", "named"),
+    [
+        (nn.BatchNorm2d(3, track_running_stats=False), "batch_norm"),
+        (nn.Sequential(nn.Conv2d(3, 3, 3, groups=3)), "conv2d with groups=3"),
+        (nn.Conv2d(3, 3, 3, padding="same"), "conv2d with groups=1, padding='same'"),
+        (nn.Conv2d(3, 3, 9), "conv2d with a kernel larger than its images"),
+        (nn.AvgPool2d(2), "avg_pool2d"),
+        (nn.MaxPool2d(3, 2), "max_pool2d with overlapping"),
+        (nn.Linear(8, 8), "linear on 4 dimensions"),
+        (nn.Tanh(), "tanh"),
+        (nn.Dropout(0.5), "dropout"),
+    ],
+)
+def test_an_operation_without_an_exact_form_is_refused_by_name(layer, named):
+    x = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    with pytest.raises(UserError, match=rf"numerics 'exact' has no form of '?.*{named}.*numerics: native"):
+        Exact().logits(layer, x)
+
+
+def test_the_refusal_lists_what_has_a_form_from_the_one_table(monkeypatch):
+    monkeypatch.setitem(registry.FORMS, "another", (weighted.linear, []))
+    with pytest.raises(UserError, match=f"it has: {', '.join(registry.FORMS)}; never under torch.compile"):
+        Exact().logits(nn.Tanh(), torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+
+
+def test_a_compiled_model_is_never_computed_by_what_a_compiler_made():
+    compiled = []
+
+    def compiler(graph, _inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    model, (x, _) = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), batch(8)
+    plain = Exact().logits(model, x)
+    with contextlib.suppress(UserError):
+        assert torch.equal(Exact().logits(torch.compile(model, backend=compiler), x), plain)
+    assert compiled == []
+
+
+def test_exact_1_is_refused_with_the_line_that_says_which_version_made_a_run():
+    for name in ("exact", VERSION):
+        assert numerics.select(name, CPU).version == "exact-2"
+    with pytest.raises(UserError, match=r"^numerics 'exact-1': this version of the pipeline has exact-2 and native; use the version that "
+                                        r"made the run$"):  # fmt: skip
+        numerics.select("exact-1", CPU)
+
+
+def test_exact_numerics_on_a_device_without_float64_are_refused_with_the_way_out():
+    with pytest.raises(UserError, match="needs float64, which device 'mps' has not; set numerics: native"):
+        numerics.select("exact", torch.device("mps"))
