@@ -26,9 +26,10 @@ TORCH, VISION = (line.split("==")[1] for line in (ROOT / "requirements" / "torch
 
 
 def put_wheel(index: Path, name: str, version: str) -> None:
-    """Put a wheel without any module onto the page of `name` in a package index (PEP 503)."""
+    """Put a wheel of one empty module onto the page of `name` in a package index (PEP 503)."""
     wheel, about = index / name / f"{name}-{version}-py3-none-any.whl", f"{name}-{version}.dist-info"
-    files = {f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+    files = {f"{name}/__init__.py": "",
+             f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
              f"{about}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"}  # fmt: skip
     lines = [f"{file},sha256={base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b'=').decode()},{len(text)}"
              for file, text in files.items()]  # fmt: skip
@@ -162,3 +163,4 @@ def test_the_cpu_wheels_land_in_the_environment(wheels, tmp_path):
     listed = subprocess.run([sys.executable, "-m", "uv", "pip", "list", "--python", python, "--format", "json"],
                             capture_output=True, text=True, check=True)  # fmt: skip
     assert {p["name"]: p["version"] for p in json.loads(listed.stdout)} == {"torch": f"{TORCH}+cpu", "torchvision": f"{VISION}+cpu"}
+    assert list((site / "torch" / "__pycache__").glob("__init__.*.pyc")), "not compiled: every start of a program would do it"
