@@ -19,9 +19,11 @@ _NUMERICS = tuple(
     f"numerics/{name}.py"
     for name in (
         "__init__",
+        "blocked",
         "elementwise",
         "exact",
         "grid",
+        "later",
         "loss",
         "native",
         "pooling",

@@ -19,7 +19,8 @@ from pipeline import tensors
 from pipeline.draws import random_integers
 from pipeline.model import SimpleCNN, initialise
 from pipeline.numerics.exact import VERSION, Exact
-from pipeline.numerics.tape import Backward, Later, Tape
+from pipeline.numerics.later import Later
+from pipeline.numerics.tape import Backward, Tape
 from pipeline.workers import ALONE, Group
 
 GOLDEN = Path(__file__).with_name(f"trace-{VERSION}.txt")

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from pipeline.numerics.tape import Later, Tape, refusal
+from pipeline.numerics.later import Later
+from pipeline.numerics.tape import Tape, refusal
 
 
 def relu(tape: Tape, x: Tensor, inplace: bool = False) -> Tensor:
@@ -24,9 +25,13 @@ class Rectified(Later):
     """The output of a ReLU, computed when it is first used. Max-pooling takes its input: maxima and ReLU may change places."""
 
     def __init__(self, x: Tensor) -> None:
-        super().__init__(x, lambda: torch.relu(x))
+        super().__init__(x)
         self.rectified_gradient: Tensor | None = None
         """That which max-pooling gives, 0 already where the output is."""
+
+    def compute(self) -> Tensor:
+        """The output."""
+        return torch.relu(self.source)
 
     def backward(self, g: Tensor) -> tuple[Tensor]:
         """The gradient where the output is positive, else 0."""

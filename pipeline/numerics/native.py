@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import Function
-from torch.overrides import TorchFunctionMode
 
-from pipeline.numerics import tiles
+from pipeline import device
+from pipeline.numerics.blocked import BlockedLayout
 from pipeline.workers import Group
 
 
@@ -25,10 +24,8 @@ class Native:
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
         """What the model says of uint8 images [N, 3, 32, 32]: float32 [N, C]."""
-        inputs = self.model_input(images)
-        with torch.no_grad(), _FastPooling():
-            logits: Tensor = model(inputs)
-        return logits
+        with torch.no_grad():
+            return _logits(model, self.model_input(images))
 
     def loss_and_gradients(
         self, model: nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int
@@ -39,8 +36,7 @@ class Native:
         Several workers' shares are added in float64, in an order that is the group's.
         """
         parameters = list(model.parameters())
-        with _FastPooling():
-            logits = model(self.model_input(images))
+        logits = _logits(model, self.model_input(images))
         loss = F.cross_entropy(logits, labels, reduction="sum") / batch_images
         results = [loss.detach(), *torch.autograd.grad(loss, parameters)]
         if group.count > 1:
@@ -67,6 +63,14 @@ class Native:
         return float(losses.mean())
 
 
+def _logits(model: nn.Module, inputs: Tensor) -> Tensor:
+    """What the model says of its inputs, its layers in oneDNN's layout where that computes them."""
+    layout: AbstractContextManager[object] = BlockedLayout() if device.has_onednn(inputs.device) else nullcontext()
+    with layout:
+        logits: Tensor = model(inputs)
+    return logits
+
+
 class SGD:
     """SGD with momentum as torch.optim.SGD defines it, on one vector of weights, float32 [P], changed in place."""
 
@@ -80,27 +84,3 @@ class SGD:
         """One update with the gradient, float32 [P]."""
         velocity = self.state["velocity"].mul_(self._momentum).add_(gradient)
         self.weights.sub_(velocity * self._lr)
-
-
-class _FastPooling(TorchFunctionMode):
-    """PyTorch's max-pool by slices where it can be: the same values and gradients, several times faster on a CPU."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.max_pool2d and args[0].dim() == 4 and (k := tiles.square(*args[1:], **(kwargs or {}))):
-            return _TiledMaxPool.apply(args[0], k)
-        return func(*args, **(kwargs or {}))
-
-
-class _TiledMaxPool(Function):
-    """Max-pooling over k x k tiles, with its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, k: int) -> Tensor:
-        y, places = tiles.maxima(x, k)
-        ctx.save_for_backward(x, places, y)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, places, y = ctx.saved_tensors
-        return tiles.spread(gradients[0], x, places, y), None

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pipeline.numerics import tiles
 from pipeline.numerics.elementwise import Rectified, rectified
-from pipeline.numerics.tape import Later, Tape, refusal
+from pipeline.numerics.later import Later
+from pipeline.numerics.tape import Tape, refusal
 
 
 def max_pool2d(tape: Tape, x: Tensor, *arguments: Any, **named: Any) -> Tensor:

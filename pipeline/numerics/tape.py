@@ -7,7 +7,6 @@ between workers and no more: the largest magnitudes of all sums, and the integer
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Protocol
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.numerics import grid
+from pipeline.numerics.later import Later
 from pipeline.workers import Group
 
 Backward = Callable[[Tensor], tuple[Tensor | None, ...]]
@@ -33,33 +33,6 @@ class BatchSums(Protocol):
 
     def round(self, sums: list[Tensor], units: list[Tensor]) -> None:
         """Take all workers' sums, flat, and note what is made of them."""
-
-
-class Later:
-    """What stands behind a tensor that is computed when it is first used, if ever: a form that has a faster way need not.
-
-    The tensor itself has the right shape and is NaN, so that none is used by mistake.
-    """
-
-    def __init__(self, source: Tensor, compute: Callable[[], Tensor]) -> None:
-        self.source, self.compute = source, compute
-        self.value: Tensor | None = None
-
-    def placeholder(self) -> Tensor:
-        """The tensor."""
-        x = _nan(self.source.device).expand(self.source.shape)
-        x.later = self  # type: ignore[attr-defined]
-        return x
-
-    @staticmethod
-    def of(x: Tensor) -> Later | None:
-        """What stands behind `x`, if it is such a tensor."""
-        return getattr(x, "later", None)
-
-
-@cache
-def _nan(device: torch.device) -> Tensor:
-    return torch.full((), torch.nan, device=device)
 
 
 class Tape:

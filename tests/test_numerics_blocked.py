@@ -1,0 +1,149 @@
+"""Native layers in oneDNN's layout: PyTorch's own results for any network, and its own NaN."""
+
+from __future__ import annotations
+
+import gc
+import math
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pipeline import device, numerics
+from pipeline.numerics import blocked
+from pipeline.workers import ALONE
+from tests.networks import batch, own_network
+from tests.steps import CPU, trainer
+
+pytestmark = pytest.mark.skipif(not device.has_onednn(CPU), reason="this PyTorch has no oneDNN")
+
+
+class Layers(nn.Module):
+    """A network of one convolution, and then what the test says."""
+
+    def __init__(self, then, **convolution) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 6, 3, **convolution)
+        self.then = then
+
+    def forward(self, x):
+        return self.then(self.conv(x), self.conv).flatten(1)[:, :10]
+
+
+def twice(y, _):
+    rectified = F.relu(y)
+    return F.max_pool2d(rectified, 2) + F.max_pool2d(y, 2) - F.max_pool2d(F.max_pool2d(rectified, 2), 2).mean()
+
+
+def in_place(y, _):
+    before = y.shape[-1]
+    y.add_(1)  # y itself is another from here on
+    y[:, 0] = 3.0
+    return F.relu_(F.max_pool2d(y, 2)) * before
+
+
+def in_place_relu(y, _):
+    torch.relu_(y)
+    return F.max_pool2d(y, 2) - F.relu(y).mean()
+
+
+NETWORKS = {
+    "ReLU, then pooling": lambda y, _: F.max_pool2d(F.relu(y), 2),
+    "pooling, then ReLU": lambda y, _: torch.relu(torch.max_pool2d(y, 2)),
+    "ReLU in place": lambda y, _: F.max_pool2d(F.relu(y, inplace=True), 3),
+    "ReLU in place, and the convolution's output again": lambda y, _: F.max_pool2d(F.relu(y, inplace=True), 3) + y.mean(),
+    "a method": lambda y, _: F.max_pool2d(y.relu(), 2),
+    "one tensor in several layers": twice,
+    "changes in place": in_place,
+    "other ways to change in place": in_place_relu,
+    "tensors in a list": lambda y, _: torch.cat([y, F.relu(y)], 1),
+    "pooling that overlaps": lambda y, _: F.max_pool2d(F.relu(y), 3, stride=2, padding=1),
+    "pooling that gives indices": lambda y, _: F.max_pool2d(F.relu(y), 2, return_indices=True)[0],
+    "sizes asked for": lambda y, _: F.relu(y).view(y.size(0), -1, y.shape[-1]) * y.dim(),
+    "a convolution of a convolution": lambda y, conv: torch.conv2d(F.relu(y), conv.weight.transpose(0, 1), padding=2),
+}
+
+
+@pytest.mark.parametrize("then", NETWORKS.values(), ids=NETWORKS)
+def test_a_network_gives_pytorchs_values_and_gradients(then):
+    model, (images, labels) = Layers(then), batch(20)
+    logits, gradients = results(model, images, labels)
+    wanted, wanted_gradients = plain(model, images, labels)
+    assert logits.layout == torch.strided
+    torch.testing.assert_close([logits, *gradients], [wanted, *wanted_gradients], rtol=1e-5, atol=1e-6)
+    assert not torch.equal(wanted, torch.zeros_like(wanted))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"stride": 2}, {"padding": 1}, {"padding": "same"}, {"dilation": 2}, {"groups": 3}, {"bias": False}], ids=str
+)
+def test_a_convolution_of_any_settings_gives_pytorchs_values_and_gradients(settings):
+    model, (images, labels) = Layers(NETWORKS["ReLU, then pooling"], **settings), batch(20)
+    (logits, gradients), (wanted, wanted_gradients) = results(model, images, labels), plain(model, images, labels)
+    torch.testing.assert_close([logits, *gradients], [wanted, *wanted_gradients], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("images", [1, 0])
+def test_any_number_of_images_gives_pytorchs_values(images):
+    model, (given, _) = own_network(), batch(1)
+    with torch.no_grad():
+        wanted = model(given[:images].float() / 255)
+    torch.testing.assert_close(numerics.select("native", CPU).logits(model, given[:images]), wanted)
+
+
+def test_equal_maxima_give_the_gradient_to_the_first_as_pytorch_does():
+    x = (torch.arange(4 * 6 * 28 * 28) % 3).float().view(4, 6, 28, 28)
+    gradients = []
+    for layout in (torch.clone, torch.Tensor.to_mkldnn):
+        given = x.clone().requires_grad_()
+        y = torch.max_pool2d(layout(given), 2, 2).to_dense()
+        gradients += torch.autograd.grad(y, given, torch.arange(y.numel()).float().view(y.shape))
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38])
+@pytest.mark.parametrize("name", ["conv1.weight", "conv1.bias", "conv2.weight"])
+def test_what_is_not_finite_or_overflows_reaches_the_logits_as_in_pytorch(name, value):
+    """OneDNN's own ReLU and max-pooling would make finite numbers of it."""
+    given, (images, _) = trainer("native"), batch(4)
+    given.parameters[name].data.flatten()[:2] = torch.tensor([value, -value])
+    with torch.no_grad():
+        wanted = given.model(images.float() / 255)
+    ours = numerics.select("native", CPU).logits(given.model, images)
+    assert torch.equal(ours.isnan(), wanted.isnan())
+    torch.testing.assert_close(ours, wanted, equal_nan=True)
+
+
+def test_what_a_step_kept_is_free_when_it_ends():
+    """No tensor waits for Python's collector of cycles."""
+    kept = []
+    original = blocked.Blocked.__init__
+
+    def noted(self, *arguments):
+        kept.append(weakref.ref(self))
+        original(self, *arguments)
+
+    gc.disable()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(blocked.Blocked, "__init__", noted)
+            results(Layers(twice), *batch(4))
+        assert len(kept) > 5
+        assert [reference() for reference in kept] == [None] * len(kept)
+    finally:
+        gc.enable()
+
+
+def results(model, images, labels):
+    """The logits and the gradients by native numerics."""
+    native = numerics.select("native", CPU)
+    return native.logits(model, images), native.loss_and_gradients(model, images, labels, ALONE, len(images))[1]
+
+
+def plain(model, images, labels):
+    """The same by PyTorch alone."""
+    logits = model(images.float() / 255)
+    return logits.detach(), list(torch.autograd.grad(F.cross_entropy(logits, labels), list(model.parameters())))
