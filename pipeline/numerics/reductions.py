@@ -29,8 +29,8 @@ BYTE_TERMS: int = 2 ** (FLOAT64_BITS - OPERAND_BITS - BYTE_BITS)
 """The same where one operand is a byte."""
 
 Pair = tuple[int, int]
-ROWS_OF_A_PRODUCT = 12
-"""Matrix products with fewer rows than this run at a fraction of their speed on a CPU."""
+ROWS_OF_A_PRODUCT, ROWS_OF_A_GRADIENT = 12, 24
+"""Matrix products with fewer rows than this run at a fraction of their speed on a CPU: those of `forward`, of `weight_gradient`."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class ConvolutionByRows(Convolution):
         A product for each column of w, over the rows from that column on: nothing is copied.
         """
         (channels, _, height, width), n = w.shape, x.shape[3]
-        rows, at_once = len(x) - height + 1, _rows_at_once(len(x) - height + 1, channels)
+        rows, at_once = len(x) - height + 1, _rows_at_once(len(x) - height + 1, channels, ROWS_OF_A_PRODUCT)
         # the weights of each row of the output, zero where they do not reach
         weights = w.new_zeros(width, at_once, channels, height + at_once - 1, w.shape[1])
         for row in range(at_once):
@@ -202,12 +202,14 @@ class ConvolutionByRows(Convolution):
         return d_x.permute(3, 1, 0, 2)
 
     def weight_gradient(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
-        """G [N, O, H', W'], x as `operand` gives it -> [O, I, h, w]."""
-        channels, _, height, width = w_shape
-        at_once = _rows_at_once(g.shape[2], channels)
-        bands = _bands(_windows(x, width), height + at_once - 1, at_once)
-        rows = g.permute(2, 1, 3, 0).reshape(len(bands), at_once * channels, g.shape[3] * len(g))  # [H' / at_once, at_once O, W' N]
-        sums = rows.bmm(bands.transpose(1, 2)).sum(0).view(at_once, channels, height + at_once - 1, -1, width)
+        """G [N, O, H', W'], x as `operand` gives it -> [O, I, h, w]: a product for each column, as `forward` has it."""
+        (channels, _, height, width), n = w_shape, len(g)
+        at_once = _rows_at_once(g.shape[2], channels, ROWS_OF_A_GRADIENT)
+        length = g.shape[3] * n
+        rows = g.permute(2, 1, 3, 0).reshape(g.shape[2] // at_once, at_once * channels, length)  # [H' / at_once, at_once O, W' N]
+        bands = _bands(x.double(), height + at_once - 1, at_once).transpose(1, 2)  # [H' / at_once, W N, ...]
+        columns = [rows.bmm(bands[:, column * n : column * n + length]).sum(0) for column in range(width)]
+        sums = torch.stack(columns, -1).view(at_once, channels, height + at_once - 1, -1, width)
         return sum((sums[row, :, row : row + height] for row in range(1, at_once)), sums[0, :, :height]).transpose(1, 2)
 
 
@@ -230,12 +232,6 @@ def _added(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.stack([part.long() for part in parts]).sum(0)
 
 
-def _windows(x: Tensor, width: int) -> Tensor:
-    """Rows [H, I, W, N] -> their windows along the width, float64 [H, I, w, W', N]."""
-    windows = x.unfold(2, width, 1).permute(0, 1, 4, 2, 3)
-    return torch.empty(windows.shape, dtype=torch.float64, device=x.device).copy_(windows)
-
-
 def _bands(rows: Tensor, height: int, step: int) -> Tensor:
     """Contiguous rows [H, ..., W', N] -> each `height` of them that follow one another, from every `step`-th on, as one matrix.
 
@@ -245,7 +241,7 @@ def _bands(rows: Tensor, height: int, step: int) -> Tensor:
     return rows.as_strided(((len(rows) - height) // step + 1, height * lengths, length), (step * lengths * length, length, 1))
 
 
-def _rows_at_once(rows: int, channels: int) -> int:
-    """How many of the output's rows one product makes."""
-    wanted = math.ceil(ROWS_OF_A_PRODUCT / channels)
+def _rows_at_once(rows: int, channels: int, of_a_product: int) -> int:
+    """How many of the output's rows one product takes, so that it has at least `of_a_product` rows where that divides them."""
+    wanted = math.ceil(of_a_product / channels)
     return max(n for n in range(1, wanted + 1) if rows % n == 0)
