@@ -86,6 +86,20 @@ def test_a_convolution_of_any_settings_gives_pytorchs_values_and_gradients(setti
     torch.testing.assert_close([logits, *gradients], [wanted, *wanted_gradients], rtol=1e-5, atol=1e-6)
 
 
+class Standardized(Layers):
+    """What uses its images before the first convolution, in place."""
+
+    def forward(self, x):
+        x.mul_(2)
+        return super().forward(x - x.mean())
+
+
+def test_images_that_are_changed_before_the_first_convolution_give_pytorchs_values():
+    model, (images, labels) = Standardized(NETWORKS["ReLU, then pooling"]), batch(20)
+    (logits, gradients), (wanted, wanted_gradients) = results(model, images, labels), plain(model, images, labels)
+    torch.testing.assert_close([logits, *gradients], [wanted, *wanted_gradients], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("images", [1, 0])
 def test_any_number_of_images_gives_pytorchs_values(images):
     model, (given, _) = own_network(), batch(1)

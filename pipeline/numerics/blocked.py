@@ -40,6 +40,11 @@ class Blocked(Later):
         return torch.relu(self.source) if self.rectified else self.source
 
 
+def images(x: Tensor) -> Tensor:
+    """What a model is given in the place of float32 images [N, C, H, W] from 0 to 1: the same in blocks, if there are any."""
+    return Blocked(x.to_mkldnn(), 1.0).placeholder() if x.numel() else x
+
+
 class BlockedLayout(TorchFunctionMode):
     """Around a model that computes on the CPU: has conv2d, ReLU and max-pooling in blocks where they can be."""
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import device
-from pipeline.numerics.blocked import BlockedLayout
+from pipeline.numerics import blocked
 from pipeline.workers import Group
 
 
@@ -65,10 +65,10 @@ class Native:
 
 def _logits(model: nn.Module, inputs: Tensor) -> Tensor:
     """What the model says of its inputs, its layers in oneDNN's layout where that computes them."""
-    layout: AbstractContextManager[object] = BlockedLayout() if device.has_onednn(inputs.device) else nullcontext()
-    with layout:
-        logits: Tensor = model(inputs)
-    return logits
+    if not device.has_onednn(inputs.device):
+        return cast(Tensor, model(inputs))
+    with blocked.BlockedLayout():
+        return cast(Tensor, model(blocked.images(inputs)))
 
 
 class SGD:
