@@ -78,9 +78,9 @@ class SGD:
         self.weights = weights
         self.state = {"velocity": torch.zeros_like(weights)}
         """What training must keep besides the weights: float32 [P] each."""
-        self._lr, self._momentum = (weights.new_tensor(value) for value in (lr, momentum))
+        self._lr, self._momentum = lr, momentum
 
     def step(self, gradient: Tensor) -> None:
         """One update with the gradient, float32 [P]."""
         velocity = self.state["velocity"].mul_(self._momentum).add_(gradient)
-        self.weights.sub_(velocity * self._lr)
+        self.weights.add_(velocity, alpha=-self._lr)
