@@ -66,12 +66,14 @@ def main(words: list[str] | None = None) -> None:
     """Set up, run, compare; exit code 0 if exact gives what it gives here and native does not, 1 if not, 2 if something is missing."""
     parser = argparse.ArgumentParser(prog="python -m tools.arm64")
     parser.add_argument("--demo", action="store_true", help="run the whole demo instead, and leave the record of the emulated machine")
+    parser.add_argument("--set-up", action="store_true", help="only fetch what is needed, for a later run")
     parser.add_argument("--processor", default=PROCESSOR, help="one that QEMU's -cpu knows; %(default)s by default")
     asked = parser.parse_args(words)
     try:
         if problem := missing():
             raise UserError(f"make test-arm64: {problem}")
-        sys.exit(0 if (demo if asked.demo else check)(asked.processor) else 1)
+        run = set_up if asked.set_up else demo if asked.demo else check
+        sys.exit(0 if run(asked.processor) else 1)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -84,6 +86,12 @@ def missing() -> str | None:
     if programs := [name for name in ("apt-get", "dpkg-deb", "tar") if not shutil.which(name)]:
         return f"{' and '.join(programs)} not found; use Debian, or its container"
     return None
+
+
+def set_up(processor: str) -> bool:
+    """Fetch what is needed; true, for it raises UserError where it cannot."""
+    emulated(processor)
+    return True
 
 
 def check(processor: str) -> bool:
