@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ ROOT = Path(__file__).parent.parent
 # Before PyTorch is imported. Most tests compute little, and two threads that wait for each other on a busy machine are many
 # times slower than one; the tests that are about threads set their own number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Under nohup a process and its children ignore this signal, which some tests send.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def command(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:

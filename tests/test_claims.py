@@ -63,6 +63,7 @@ HERE = "Z80, 2026-01-02, PyTorch 2.14.1"
         (record(outcome(device="cuda:0", threads=None, resumed_from="cpu"), architecture="riscv", accelerators={"cuda:0": "H100"}),
          {"begun on the CPU, ended on a GPU": f"H100{HERE[3:]}"}),
         (record(architecture="riscv", image="cpu"), {"the project's container image": HERE}),
+        (record(processor="Zilog(R) Z80(TM) CPU 4 MHz Processor"), {"x86-64 without AVX-512": f"Zilog Z80 4 MHz{HERE[3:]}"}),
     ],
 )  # fmt: skip
 def test_a_record_shows_exactly_its_claims(given, rows):

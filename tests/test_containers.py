@@ -344,7 +344,7 @@ def test_a_second_container_on_the_checkout_is_told_busy_and_harms_neither(cpu, 
         second = run(cpu, folder, check=False)
         assert second.returncode != 0
         # by DVC, or, where DVC took the first one's PID for dead, by the stage's own lock
-        assert re.search(r"is busy, it is being blocked by:\n  \(PID |train or evaluate is already running in this folder", second.stderr)
+        assert re.search(r"is busy, it is being blocked by:\n  \(PID |a stage is already running in this folder", second.stderr)
         assert container.running()
         docker("stop", container.name)
         assert re.search(r"stopped: at step \d+ of \d+; the state is saved", container.logs())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -168,8 +169,8 @@ def _usual(evaluations: Iterable[str | None]) -> str | None:
 
 
 def _machine(record: Record, outcome: Outcome) -> str:
-    """The processor or GPU, and the date."""
-    name = record.accelerators.get(outcome.device, record.processor)
+    """The processor or GPU, without what its maker adds to every name, and the date."""
+    name = re.sub(r"\((R|TM)\)| (CPU|Processor)\b", "", record.accelerators.get(outcome.device, record.processor))
     emulated = "emulated: " if record.emulator else ""
     return f"{emulated}{name}, {record.date}".replace("|", "\\|")
 
