@@ -376,10 +376,12 @@ def test_an_image_runs_as_an_ordinary_user_under_tini(cpu):
 
 
 @pytest.mark.parametrize("image", ["cpu", "cuda"])
-def test_doctor_in_an_image_finds_nothing_wrong(image, request, make_checkout):
-    report = json.loads(run(request.getfixturevalue(image), make_checkout(), "python", "-m", "pipeline", "doctor", "--json").stdout)
-    assert [about for about, finding in report["findings"].items() if not finding["ok"]] == []
-    assert report["usable"] is True
+def test_doctor_in_an_image_finds_nothing_wrong_on_a_checkout_and_without_one(image, request, make_checkout):
+    image, doctor = request.getfixturevalue(image), ("python", "-m", "pipeline", "doctor", "--json")
+    for said in (run(image, make_checkout(), *doctor).stdout, docker("run", "--rm", *LIMITS, image, *doctor).stdout):
+        report = json.loads(said)
+        assert [about for about, finding in report["findings"].items() if not finding["ok"]] == []
+        assert report["usable"] is True
 
 
 def test_an_image_is_labelled(cpu):
