@@ -292,6 +292,12 @@ def test_it_fits_a_phone_and_a_desktop_and_is_reached_by_keyboard(folder: Path, 
     give(driver, png(DATA.test_images[5].transpose(1, 2, 0)))
     overflow = driver.execute_script("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert overflow == 0
+    certain = """
+      const [first, second] = document.querySelectorAll("#bars .value");
+      first.textContent = "100.00 %";  // the longest
+      return [first.scrollWidth - first.clientWidth, first.clientHeight - second.clientHeight];
+    """
+    assert driver.execute_script(certain) == [0, 0], "it stands on one line, in its column"
     focusable = driver.execute_script(
         "return [...document.querySelectorAll('a[href], button, input')].filter(e => e.offsetParent && e.tabIndex >= 0).map(e => e.id)"
     )
