@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+import msgspec
 import numpy as np
 
 from pipeline import files, paths
 
 Tensors = Mapping[str, np.ndarray]
+METADATA = "__metadata__"
+DTYPES = {
+    name: np.dtype(f"<{kind}")
+    for name, kind in {"U8": "u1", "I8": "i1", "I16": "i2", "I32": "i4", "I64": "i8", "F16": "f2", "F32": "f4", "F64": "f8"}.items()
+} | {"BOOL": np.dtype(bool)}
+"""Types of safetensors -> NumPy's, as far as NumPy has them and the pipeline's files need them."""
 
 
 class Damaged(Exception):
@@ -53,24 +61,55 @@ def write(path: Path, tensors: Tensors, metadata: tuple[str, str] | None = None)
     files.write_bytes(path, safetensors.numpy.save(contiguous, dict([metadata]) if metadata else None))
 
 
+class Entry(msgspec.Struct, frozen=True):
+    """What the header of a safetensors file says of a tensor."""
+
+    dtype: str
+    shape: list[Annotated[int, msgspec.Meta(ge=0)]]
+    data_offsets: tuple[int, int]
+    """From the end of the header, in bytes."""
+
+
 def read(path: Path) -> Content:
     """Read a safetensors file. Nothing in it is executed, and nothing is mapped into memory, which some file systems refuse.
+
+    The arrays are views of the one buffer that the file is read into: the library's own reader copies each tensor out of it, which
+    takes twice the memory, the most that a training on a data set of full size ever takes. The rules are the library's.
 
     Raises:
         FileNotFoundError: it is not there.
         Damaged: it cannot be read, or is not a whole safetensors file.
     """
-    import safetensors
-    import safetensors.numpy
-
     try:
-        content = paths.plain(path).read_bytes()
-        tensors = dict(safetensors.numpy.load(content))
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        return Content(tensors, dict(header.get("__metadata__") or {}))
+        with open(paths.plain(path), "rb") as file:
+            content = np.empty(os.fstat(file.fileno()).st_size, np.uint8)
+            content = content[: file.readinto(content.data)]
+        length = int.from_bytes(content[:8].tobytes(), "little")
+        if len(content) < 8 or length > len(content) - 8:
+            raise Damaged(f"a header of {length} bytes in a file of {len(content)}")
+        header = msgspec.json.decode(content[8 : 8 + length].tobytes(), type=dict[str, msgspec.Raw])
+        metadata = msgspec.json.decode(header.pop(METADATA, b"{}"), type=dict[str, str])
+        entries = {name: msgspec.json.decode(entry, type=Entry) for name, entry in header.items()}
+        return Content(_views(content[8 + length :], entries), metadata)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise Damaged(f"cannot be read: {error.strerror}") from None
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+    except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
         raise Damaged(str(error)) from None
+
+
+def _views(content: np.ndarray, entries: dict[str, Entry]) -> dict[str, np.ndarray]:
+    """The tensors in `content`, uint8 [bytes], which they must fill without a gap. Raises Damaged."""
+    tensors, end = {}, 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
+        dtype, (start, stop) = DTYPES.get(entry.dtype), entry.data_offsets
+        if dtype is None:
+            raise Damaged(f"tensor '{name}' is of type {entry.dtype}")
+        if start != end or stop - start != math.prod(entry.shape) * dtype.itemsize or stop > len(content):
+            raise Damaged(f"tensor '{name}' of {entry.dtype} {entry.shape} is said to be at bytes {start} to {stop} of {len(content)}")
+        tensors[name] = np.require(content[start:stop].view(dtype).reshape(entry.shape), requirements="A")
+        end = stop
+    if end != len(content):
+        raise Damaged(f"{len(content) - end} bytes after the last tensor")
+    return tensors
