@@ -17,10 +17,12 @@ from pipeline import files, paths
 Tensors = Mapping[str, np.ndarray]
 METADATA = "__metadata__"
 DTYPES = {
-    name: np.dtype(f"<{kind}")
-    for name, kind in {"U8": "u1", "I8": "i1", "I16": "i2", "I32": "i4", "I64": "i8", "F16": "f2", "F32": "f4", "F64": "f8"}.items()
-} | {"BOOL": np.dtype(bool)}
-"""Types of safetensors -> NumPy's, as far as NumPy has them and the pipeline's files need them."""
+    "BOOL": np.dtype(bool),
+    "U8": np.dtype("u1"), "U16": np.dtype("<u2"), "U32": np.dtype("<u4"), "U64": np.dtype("<u8"),
+    "I8": np.dtype("i1"), "I16": np.dtype("<i2"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8"),
+    "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "C64": np.dtype("<c8"),
+}  # fmt: skip
+"""Types of safetensors -> NumPy's, all that NumPy has."""
 
 
 class Damaged(Exception):

@@ -46,6 +46,11 @@ def test_what_the_library_writes_is_read_with_its_metadata(tmp_path):
     assert all(array.flags.aligned and array.flags.writeable for array in content.tensors.values())
 
 
+@pytest.mark.parametrize("dtype", tensors.DTYPES.values(), ids=str)
+def test_every_type_of_numpys_is_read(tmp_path, dtype):
+    assert same(read(tmp_path, safetensors.numpy.save({"a": np.ones(3, dtype)})).tensors, {"a": np.ones(3, dtype)})
+
+
 def test_no_tensor_is_copied_out_of_the_buffer(tmp_path):
     weights = read(tmp_path, safetensors.numpy.save({"a": np.ones(2**20), "b": np.ones(2**20)})).tensors
     a, b = (array.__array_interface__["data"][0] for array in weights.values())
