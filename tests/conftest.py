@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -20,8 +21,25 @@ ROOT = Path(__file__).parent.parent
 # Before PyTorch is imported. Most tests compute little, and two threads that wait for each other on a busy machine are many
 # times slower than one; the tests that are about threads set their own number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Under nohup a process and its children ignore this signal, which some tests send.
+# Under nohup, or in the background of a script, a process and its children ignore these signals, which some tests send.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _signals_end_as_they_began() -> Iterator[None]:
+    """The command line ignores signals on its way out; called in this process, it would make the next tests' children ignore them too."""
+    with handlers_kept():
+        yield
+
+
+@contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
+    """What the signals did before, they do afterwards: a training that one of them stopped goes on noting them."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def command(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:

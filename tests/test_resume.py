@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -22,6 +21,7 @@ from pipeline.training import checkpoint as checkpoints
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.loop import Training, train
 from pipeline.training.trainer import Trainer
+from tests.conftest import handlers_kept
 from tests.steps import CPU, drawn_set
 
 SETTINGS = Train(epochs=2, batch_size=16, lr=0.01, momentum=0.9, log_every=3)
@@ -41,21 +41,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def _signals_end_as_they_began():
-    with handlers_kept():
-        yield
-
-
-@contextlib.contextmanager
-def handlers_kept():
-    """What the signals did before, they do afterwards: a training that one of them stopped goes on noting them."""
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def attempt(checkpoint: Checkpoint | None, name: str = "exact", device: torch.device = CPU) -> Training:
