@@ -75,8 +75,8 @@ class Entry(msgspec.Struct, frozen=True):
 def read(path: Path) -> Content:
     """Read a safetensors file. Nothing in it is executed, and nothing is mapped into memory, which some file systems refuse.
 
-    The arrays are views of the one buffer that the file is read into: the library's own reader copies each tensor out of it, which
-    takes twice the memory, the most that a training on a data set of full size ever takes. The rules are the library's.
+    The arrays are views of the one buffer that the file is read into. The library's own reader copies each tensor out of it, and with
+    a data set of full size those two copies are more memory than the training that follows takes. The rules are the library's.
 
     Raises:
         FileNotFoundError: it is not there.
