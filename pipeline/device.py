@@ -180,11 +180,6 @@ def has_float64(device: torch.device) -> bool:
     return device.type != "mps"
 
 
-def has_onednn(device: torch.device) -> bool:
-    """Whether PyTorch computes on a device with oneDNN."""
-    return device.type == "cpu" and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-
-
 def collectives(device: torch.device) -> dict[str, Any]:
     """How torch.distributed connects workers on such devices: arguments of `init_process_group`."""
     return {"backend": "nccl", "device_id": device} if device.type == "cuda" else {"backend": "gloo"}

@@ -19,7 +19,7 @@ _NUMERICS = tuple(
     f"numerics/{name}.py"
     for name in (
         "__init__",
-        "blocked",
+        "innermost",
         "elementwise",
         "exact",
         "grid",

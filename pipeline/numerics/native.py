@@ -9,8 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import device
-from pipeline.numerics import blocked
+from pipeline.numerics import innermost
 from pipeline.workers import Group
+
+IMAGES_AT_ONCE = 128
+"""On a CPU, so many images' intermediate results stay in its caches."""
 
 
 class Native:
@@ -18,14 +21,11 @@ class Native:
 
     version = "native"
 
-    def model_input(self, images: Tensor) -> Tensor:
-        """What the model is given for uint8 images [N, 3, 32, 32]: float32 in [0, 1], as torchvision's ToTensor has it."""
-        return images.float().div_(255)
-
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
         """What the model says of uint8 images [N, 3, 32, 32]: float32 [N, C]."""
+        at_once = IMAGES_AT_ONCE if device.is_cpu(images) else max(1, len(images))
         with torch.no_grad():
-            return _logits(model, self.model_input(images))
+            return torch.cat([_logits(model, part) for part in torch.split(images, at_once)])
 
     def loss_and_gradients(
         self, model: nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int
@@ -36,7 +36,7 @@ class Native:
         Several workers' shares are added in float64, in an order that is the group's.
         """
         parameters = list(model.parameters())
-        logits = _logits(model, self.model_input(images))
+        logits = _logits(model, images)
         loss = F.cross_entropy(logits, labels, reduction="sum") / batch_images
         results = [loss.detach(), *torch.autograd.grad(loss, parameters)]
         if group.count > 1:
@@ -63,12 +63,12 @@ class Native:
         return float(losses.mean())
 
 
-def _logits(model: nn.Module, inputs: Tensor) -> Tensor:
-    """What the model says of its inputs, its layers in oneDNN's layout where that computes them."""
-    if not device.has_onednn(inputs.device):
-        return cast(Tensor, model(inputs))
-    with blocked.BlockedLayout():
-        return cast(Tensor, model(blocked.images(inputs)))
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    """What the model says of float32 images in [0, 1], as torchvision's ToTensor has them; on a CPU with the batch innermost."""
+    if not device.is_cpu(images):
+        return cast(Tensor, model(images.float().div_(255)))
+    with innermost.BatchInnermost():
+        return cast(Tensor, model(innermost.images(images)))
 
 
 class SGD:

@@ -30,13 +30,14 @@ def spread(gradient: Tensor, x: Tensor, tiles: Tensor, y: Tensor) -> Tensor:
     d_x = torch.empty_like(x) if covered else torch.zeros_like(x)
     of_x, of_d_x = _in_order(tiles), _in_order(places(d_x, k))
     beside = torch.empty_like(y)  # contiguous, where the places of d_x are not
-    left = gradient  # what no place has taken yet
+    rest = torch.empty_like(y)
+    left = gradient if gradient.stride() == y.stride() else rest.copy_(gradient)  # what no place has taken yet
     for of_place, d_place in zip(of_x[:-1], of_d_x[:-1], strict=True):
         taken = d_place if batch_last else beside
         torch.eq(of_place, y, out=taken).mul_(left)  # 0 or 1 in float32: the comparison's fastest form
         if not batch_last:
             d_place.copy_(taken)
-        left = left - taken
+        left = torch.sub(left, taken, out=rest)
     of_d_x[-1].copy_(left)
     return d_x
 
