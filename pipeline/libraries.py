@@ -32,10 +32,10 @@ def settle_variables() -> None:
     for name in [name for name, value in os.environ.items() if READ.match(name) and not value.strip()]:
         del os.environ[name]
     # OpenMP's threads wait for each other by spinning, by default for milliseconds; on a machine that has other work, or fewer
-    # CPUs than threads, that made training ten times slower. To wake a thread takes 50 to 90 microseconds: so they spin for twice
-    # as long, some 140, which is most of the pauses in a step (docs/performance.md).
+    # CPUs than threads, that made training ten times slower. To wake a thread takes 50 to 90 microseconds, and a step pauses for up
+    # to 300: this count is 300 (docs/performance.md).
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     if any(name in os.environ for name in DEADLY):
         sys.meta_path.insert(0, _BeforePyTorch())
 

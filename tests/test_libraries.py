@@ -39,7 +39,7 @@ def test_a_variable_that_is_set_to_nothing_is_not_set(monkeypatch):
     libraries.settle_variables()
     assert not set(nothing) & set(os.environ)
     assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["MKL_NUM_THREADS"]) == ("", "3"), "no GPU is something"
-    assert os.environ.pop("GOMP_SPINCOUNT") == "10000", "for OMP_WAIT_POLICY says nothing"
+    assert os.environ.pop("GOMP_SPINCOUNT") == "20000", "for OMP_WAIT_POLICY says nothing"
 
 
 @pytest.mark.fault(56)
