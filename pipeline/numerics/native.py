@@ -64,7 +64,7 @@ class Native:
 
 
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    """What the model says of float32 images in [0, 1], as torchvision's ToTensor has them; on a CPU with the batch innermost."""
+    """What the model says of uint8 images, which it is given as torchvision's ToTensor has them: float32 in [0, 1]."""
     if not device.is_cpu(images):
         return cast(Tensor, model(images.float().div_(255)))
     with innermost.BatchInnermost():
