@@ -39,17 +39,18 @@ def test_float64_holds_the_sum_of_2_to_the_15_products_of_operands_and_of_2_to_t
 PLAIN, FAST = Convolution(), ConvolutionByRows()
 
 
-@pytest.mark.parametrize(
-    ("x_shape", "w_shape"),
-    [
-        ((4, 3, 32, 32), (6, 3, 5, 5)),
-        ((4, 6, 14, 14), (16, 6, 5, 5)),
-        ((3, 2, 9, 8), (5, 2, 2, 3)),
-        ((2, 1, 5, 5), (1, 1, 5, 5)),
-        ((2, 4, 40, 40), (70, 4, 3, 3)),
-        ((0, 6, 14, 14), (16, 6, 5, 5)),
-    ],
-)
+SHAPES = [
+    ((4, 3, 32, 32), (6, 3, 5, 5)),
+    ((4, 6, 14, 14), (16, 6, 5, 5)),
+    ((3, 2, 9, 8), (5, 2, 2, 3)),
+    ((2, 1, 5, 5), (1, 1, 5, 5)),
+    ((2, 4, 40, 40), (70, 4, 3, 3)),
+    ((0, 6, 14, 14), (16, 6, 5, 5)),
+]
+"""Of inputs and weights."""
+
+
+@pytest.mark.parametrize(("x_shape", "w_shape"), SHAPES)
 def test_the_fast_convolution_gives_the_sums_of_the_plain_one(x_shape, w_shape):
     x, w = ints("x", 19, *x_shape), ints("w", 19, *w_shape)
     y = PLAIN.forward(PLAIN.operand(x, w.shape), w)
@@ -63,6 +64,18 @@ def test_the_fast_convolution_gives_the_sums_of_the_plain_one(x_shape, w_shape):
     plain, fast = PLAIN.operand(pixels, w.shape), FAST.operand(pixels, w.shape)
     assert torch.equal(FAST.forward_bytes(fast, w).float(), PLAIN.forward_bytes(plain, w).float())
     assert torch.equal(FAST.weight_gradient(g, fast, w.shape), PLAIN.weight_gradient(g, plain, w.shape))
+
+
+@pytest.mark.parametrize(("x_shape", "w_shape"), SHAPES)
+def test_the_fast_convolution_gives_the_same_sums_in_float32_where_that_holds_them(x_shape, w_shape):
+    """As native numerics use it."""
+    x, w = ints("x", 4, *x_shape), ints("w", 4, *w_shape)
+    plain, rows = PLAIN.operand(x, w.shape), FAST.operand(x, w.shape).float()
+    y = PLAIN.forward(plain, w)
+    g = ints("g", 4, *y.shape)
+    assert torch.equal(FAST.forward(rows, w.float()).double(), y)
+    assert torch.equal(FAST.input_gradient(g.float(), w.float(), x.shape).double(), PLAIN.input_gradient(g, w, x.shape))
+    assert torch.equal(FAST.weight_gradient(g.float(), rows, w.shape).double(), PLAIN.weight_gradient(g, plain, w.shape))
 
 
 @pytest.mark.parametrize("operation", [PLAIN, Convolution((2, 1), (1, 2), (1, 2)), Convolution((3, 3))])

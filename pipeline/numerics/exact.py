@@ -27,17 +27,15 @@ class Exact:
     tape: Callable[[Tensor, Mapping[str, Tensor], int], Tape] = Tape
     """What records a training step; another may note what passes (trace.py)."""
 
-    def model_input(self, images: Tensor) -> Tensor:
-        """What the model is given for uint8 images [N, 3, 32, 32]: the bytes themselves, standing for byte / 255."""
-        return images
-
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
-        """What the model says of uint8 images [N, 3, 32, 32]: float32 [N, C]. An image's row is the same in any batch."""
-        inputs = self.model_input(images)
-        tape = Tape(inputs)
+        """What the model says of uint8 images [N, 3, 32, 32], which stand for byte / 255: float32 [N, C].
+
+        An image's row is the same in any batch.
+        """
+        tape = Tape(images)
         with torch.no_grad():
             with ExactForms(tape):
-                logits = model(inputs)
+                logits = model(images)
             return tape.input(logits, "the logits")
 
     def loss_and_gradients(
@@ -52,11 +50,11 @@ class Exact:
         Raises:
             UserError: the model does what has no exact form, or the batch is too large for exact sums; says what.
         """
-        inputs, weights = self.model_input(images), dict(model.named_parameters())
+        weights = dict(model.named_parameters())
         with torch.no_grad():
-            tape = self.tape(inputs, weights, batch_images)
+            tape = self.tape(images, weights, batch_images)
             with ExactForms(tape):
-                logits = model(inputs)
+                logits = model(images)
             logits = tape.input(logits, "the loss")
             mean, gradient = loss.cross_entropy(tape, logits, labels)
             tape.walk_back(logits, gradient)

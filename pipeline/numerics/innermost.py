@@ -16,11 +16,9 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 from pipeline.numerics import tiles
-from pipeline.numerics.later import Later
+from pipeline.numerics.later import QUESTIONS, Later
 from pipeline.numerics.reductions import ConvolutionByRows
 
-QUESTIONS = {Tensor.size, Tensor.dim, Tensor.shape.__get__}  # type: ignore[attr-defined]
-"""Operations that only ask for a tensor's shape."""
 BY_ROWS = ConvolutionByRows()
 
 

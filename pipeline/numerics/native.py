@@ -12,9 +12,6 @@ from pipeline import device
 from pipeline.numerics import innermost
 from pipeline.workers import Group
 
-IMAGES_AT_ONCE = 128
-"""On a CPU, so many images' intermediate results stay in its caches."""
-
 
 class Native:
     """Native numerics, as `numerics.select` returns them."""
@@ -23,9 +20,10 @@ class Native:
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
         """What the model says of uint8 images [N, 3, 32, 32]: float32 [N, C]."""
-        at_once = IMAGES_AT_ONCE if device.is_cpu(images) else max(1, len(images))
+        # on a CPU as many at a time as stay in its caches
+        parts = torch.split(images, innermost.BY_ROWS.images_at_once) if device.is_cpu(images) else (images,)
         with torch.no_grad():
-            return torch.cat([_logits(model, part) for part in torch.split(images, at_once)])
+            return torch.cat([_logits(model, part) for part in parts])
 
     def loss_and_gradients(
         self, model: nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from pipeline.numerics import elementwise, pooling, weighted
+from pipeline.numerics.later import QUESTIONS
 from pipeline.numerics.tape import Tape, refusal
 
 Form = Callable[..., Tensor]
@@ -29,8 +30,6 @@ FORMS: dict[str, tuple[Form, list[Any]]] = {
     "contiguous": (elementwise.contiguous, [Tensor.contiguous]),
 }
 """The name of a form, the form, and the operations of PyTorch that it replaces."""
-QUESTIONS = {Tensor.size, Tensor.dim, Tensor.shape.__get__}  # type: ignore[attr-defined]
-"""Operations that only ask for a tensor's shape."""
 _FORM_OF = {operation: form for form, operations in FORMS.values() for operation in operations}
 
 
