@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from pipeline.draws import random_integers
 from pipeline.numerics import reductions
-from pipeline.numerics.reductions import BYTE_TERMS, TERMS, Convolution, ConvolutionByRows, Matmul, convolution
+from pipeline.numerics.reductions import BYTE_TERMS, TERMS, Convolution, ConvolutionByRows, Matmul, convolution, in_lines
 from tests.chaos import Chaos
 from tests.steps import ints
 
@@ -70,7 +70,7 @@ def test_the_fast_convolution_gives_the_sums_of_the_plain_one(x_shape, w_shape):
 def test_the_fast_convolution_gives_the_same_sums_in_float32_where_that_holds_them(x_shape, w_shape):
     """As native numerics use it."""
     x, w = ints("x", 4, *x_shape), ints("w", 4, *w_shape)
-    plain, rows = PLAIN.operand(x, w.shape), FAST.operand(x, w.shape).float()
+    plain, rows = PLAIN.operand(x, w.shape), in_lines(x.permute(2, 1, 3, 0), torch.float32)
     y = PLAIN.forward(plain, w)
     g = ints("g", 4, *y.shape)
     assert torch.equal(FAST.forward(rows, w.float()).double(), y)

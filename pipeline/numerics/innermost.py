@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from pipeline.numerics import tiles
 from pipeline.numerics.later import QUESTIONS, Later
-from pipeline.numerics.reductions import ConvolutionByRows
+from pipeline.numerics.reductions import ConvolutionByRows, Pair, in_lines
 
 BY_ROWS = ConvolutionByRows()
 
@@ -69,30 +69,32 @@ def conv2d(
         return None
     before = _innermost(x)
     x = before.tensor() if before else _plain(x)
-    rows = x.permute(2, 1, 3, 0)  # [H, C, W, N]
-    rows = F.pad(rows, (0, 0, width, width, 0, 0, height, height)) if height or width else rows.contiguous()
-    return Innermost(_Convolution.apply(rows, weight, bias)).placeholder()
+    return Innermost(_Convolution.apply(x, weight, bias, (height, width))).placeholder()
 
 
 class _Convolution(torch.autograd.Function):
-    """Rows [H, C, W, N], weight [O, C, h, w], bias [O] or None -> [N, O, H', W']."""
+    """X [N, C, H, W], weight [O, C, h, w], bias [O] or None, the padding -> [N, O, H', W']."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(rows, weight)
-        y = BY_ROWS.forward(rows, weight)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: Pair) -> Tensor:
+        lines = in_lines(x.permute(2, 1, 3, 0), x.dtype, padding)
+        ctx.save_for_backward(lines, weight)
+        ctx.padding = padding
+        y = BY_ROWS.forward(lines, weight)
         return y if bias is None else y.add_(bias.view(-1, 1, 1))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        (rows, weight), (of_rows, of_weight, of_bias) = ctx.saved_tensors, ctx.needs_input_grad
-        x_shape = rows.permute(3, 1, 0, 2).shape
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        (lines, weight), (of_x, of_weight, of_bias, _), (height, width) = ctx.saved_tensors, ctx.needs_input_grad, ctx.padding
+        rows, channels, columns, n = lines.shape
         return (
-            BY_ROWS.input_gradient(g, weight, x_shape).permute(2, 1, 3, 0) if of_rows else None,
-            BY_ROWS.weight_gradient(g, rows, weight.shape) if of_weight else None,
+            BY_ROWS.input_gradient(g, weight, torch.Size((n, channels, rows, columns)))[:, :, height : rows - height, width : columns - width]
+            if of_x else None,
+            BY_ROWS.weight_gradient(g, lines, weight.shape) if of_weight else None,
             BY_ROWS.bias_gradient(g) if of_bias else None,
-        )
+            None,
+        )  # fmt: skip
 
 
 def relu(x: Tensor, inplace: bool = False) -> Tensor | None:
