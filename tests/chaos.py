@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.dispatched import Dispatched
 
 
-class Chaos(TorchDispatchMode):
+class Chaos(Dispatched):
     """Permutes and splits the reduction axis of every matrix product and of every float64 and int64 sum, and rounds contracted."""
 
     def __init__(self, seed: int) -> None:
@@ -16,7 +17,7 @@ class Chaos(TorchDispatchMode):
         self.random = random.Random(seed)
         self.shuffled = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def call(self, func, args, kwargs):
         name = func._schema.name
         if name in ("aten::mm", "aten::bmm"):
             return self._product(func, *args)
@@ -24,10 +25,10 @@ class Chaos(TorchDispatchMode):
             return self._added_products(func, *args)
         if name == "aten::sum" and args[0].dtype in (torch.float64, torch.int64) and len(args) < 3:
             return self._sum(func, *args)
-        if name == "aten::add" and kwargs and kwargs.get("alpha", 1) != 1:  # contracted: one rounding, not two
+        if name == "aten::add" and kwargs.get("alpha", 1) != 1:  # contracted: one rounding, not two
             self.shuffled += 1
             return torch.add(args[0].double(), args[1].double(), **kwargs).to(args[0].dtype)
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
     def _parts(self, length: int) -> list[list[int]]:
         self.shuffled += 1

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline import device as devices
 from pipeline.draws import permutation, random_integers
@@ -20,6 +19,7 @@ from pipeline.numerics import grid, loss, registry, self_test, tiles, transcende
 from pipeline.tensors import fingerprint
 from tests import reference
 from tests.conftest import ROOT
+from tests.dispatched import Dispatched
 from tests.goldens import CASES, Pipeline, Reference, first_difference, golden
 
 
@@ -68,17 +68,17 @@ def test_the_references_initial_weights_and_fingerprint_are_the_pipelines():
 # --- each rule and its nearest neighbour -----------------------------------------------------------------------------
 
 
-class Replaced(TorchDispatchMode):
+class Replaced(Dispatched):
     """Computes an operation of PyTorch otherwise where `otherwise` gives a result."""
 
     def __init__(self, name: str, otherwise: Callable[..., Any]) -> None:
         super().__init__()
         self.name, self.otherwise = f"aten::{name}", otherwise
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def call(self, func, args, kwargs):
         if func._schema.name == self.name and (other := self.otherwise(*args)) is not None:
             return args[0].copy_(other) if self.name.endswith("_") else other
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 def constant(module: Any, name: str, value: Any) -> Callable[[pytest.MonkeyPatch], None]:

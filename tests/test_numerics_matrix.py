@@ -10,13 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline import device as devices
 from pipeline.numerics.exact import Exact
 from pipeline.workers import ALONE
 from tests.chaos import Chaos
 from tests.conftest import ROOT
+from tests.dispatched import Names
 from tests.steps import run_steps, trained_fingerprint, trainer
 
 
@@ -67,20 +67,13 @@ ALLOWED = set((ROOT / "tests" / "golden" / "aten-operations.txt").read_text().sp
 
 
 def test_training_and_evaluation_call_no_aten_operation_outside_the_list():
-    called = set()
-
-    class Names(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            called.add(func._schema.name.removeprefix("aten::"))
-            return func(*args, **(kwargs or {}))
-
     given, exact = trainer(), Exact()
-    with Names():
+    with Names() as names:
         run_steps(given, 2)
         exact.scores(exact.logits(given.model, given.images[:7]), given.labels[:7])
         exact.mean(torch.ones(3, dtype=torch.float64))
         exact.loss_and_gradients(given.model, given.images[:130], given.labels[:130], ALONE, 400)  # in parts, and in int64
-    assert called <= ALLOWED
+    assert names.called <= ALLOWED
 
 
 @pytest.fixture
@@ -97,18 +90,11 @@ def test_the_gpus_own_ways_give_the_cpus_bits(as_on_a_gpu, monkeypatch):
 
 def test_a_step_and_logits_look_at_no_value_on_a_gpu(as_on_a_gpu):
     looks = {"_local_scalar_dense", "equal", "nonzero", "item", "is_nonzero", "masked_select", "unique"}
-    called = set()
-
-    class Names(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            called.add(func._schema.name.removeprefix("aten::"))
-            return func(*args, **(kwargs or {}))
-
     given = trainer()
-    with Names():
+    with Names() as names:
         given._step(given.offsets)
         given.numerics.logits(given.model, given.images[:7])
-    assert called & looks == set()
+    assert names.called & looks == set()
 
 
 def test_the_order_in_which_weights_and_images_come_does_not_depend_on_pytorchs_generators():

@@ -9,13 +9,13 @@ import sys
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline import device as devices
 from pipeline import doctor, numerics, precision
 from pipeline.errors import UserError
 from pipeline.numerics import registry, self_test
 from tests.conftest import ROOT
+from tests.dispatched import Dispatched
 from tests.steps import CPU, trained_fingerprint
 
 # --- what can be switched off ----------------------------------------------------------------------------------------
@@ -105,16 +105,15 @@ def test_a_training_after_such_a_setting_has_the_right_bits(setting):
 # --- what the self-test finds ----------------------------------------------------------------------------------------
 
 
-class Planted(TorchDispatchMode):
+class Planted(Dispatched):
     """Kernels that give less than they should."""
 
     def __init__(self, fault: str) -> None:
         super().__init__()
         self.fault = fault
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name, kwargs = func._schema.name.removeprefix("aten::"), kwargs or {}
-        return getattr(self, f"_{self.fault}")(name, func, args, kwargs)
+    def call(self, func, args, kwargs):
+        return getattr(self, f"_{self.fault}")(func._schema.name.removeprefix("aten::"), func, args, kwargs)
 
     def _operands(self, name, func, args, kwargs, less):
         if name in ("mm", "bmm"):
@@ -134,6 +133,10 @@ class Planted(TorchDispatchMode):
 
     def _float32_products(self, name, func, args, kwargs):
         return self._operands(name, func, args, kwargs, lambda x: x.float()) if name != "baddbmm_" else func(*args, **kwargs)
+
+    def _rounded_byte_products(self, name, func, args, kwargs):
+        result = func(*args, **kwargs)
+        return result // 2**8 * 2**8 if name == "_int_mm" else result
 
     def _float32_sums(self, name, func, args, kwargs):
         result = func(*args, **kwargs)
@@ -200,6 +203,7 @@ FAULTS = {
     "bfloat16_float32_products": "conv2d over rows of bytes",
     "tf32_operands": "linear in float64",
     "float32_products": "linear in float64",
+    "rounded_byte_products": "the weight gradient of conv2d by digits of bytes",
     "float32_sums": "the weight gradient of conv2d over rows",
     "products_of_32_bits": "linear in float64",
     "contracted": "a product and a sum in torch.float32",
@@ -212,7 +216,8 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_self_test_finds_a_planted_fault_and_names_operation_and_device(fault):
+def test_the_self_test_finds_a_planted_fault_and_names_operation_and_device(fault, monkeypatch):
+    monkeypatch.setattr(devices, "multiplies_bytes", lambda: True)
     with Planted(fault), pytest.raises(UserError) as refusal:
         self_test.check(CPU)
     assert str(refusal.value).startswith(

@@ -7,9 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pipeline import device
 from pipeline.draws import random_integers
-from pipeline.numerics import reductions
-from pipeline.numerics.reductions import BYTE_TERMS, TERMS, Convolution, ConvolutionByRows, Matmul, convolution, in_lines
+from pipeline.numerics import digits, reductions
+from pipeline.numerics.convolutions import convolution
+from pipeline.numerics.digits import ConvolutionOfBytes
+from pipeline.numerics.reductions import BYTE_TERMS, TERMS, Convolution, ConvolutionByRows, Matmul, in_lines
 from tests.chaos import Chaos
 from tests.steps import ints
 
@@ -36,7 +39,7 @@ def test_float64_holds_the_sum_of_2_to_the_15_products_of_operands_and_of_2_to_t
     assert TERMS * 2**19 * 2**19 == BYTE_TERMS * 2**19 * 2**8 == 2**53
 
 
-PLAIN, FAST = Convolution(), ConvolutionByRows()
+PLAIN, FAST, OF_BYTES = Convolution(), ConvolutionByRows(), ConvolutionOfBytes()
 
 
 SHAPES = [
@@ -58,12 +61,17 @@ def test_the_fast_convolution_gives_the_sums_of_the_plain_one(x_shape, w_shape):
     g = ints("g", 16, *y.shape)
     assert torch.equal(FAST.input_gradient(g, w, x.shape), PLAIN.input_gradient(g, w, x.shape))
     d_w = PLAIN.weight_gradient(g, PLAIN.operand(x, w.shape), w.shape)
-    assert torch.equal(FAST.weight_gradient(g, FAST.operand(x, w.shape), w.shape), d_w)
+    rows = FAST.operand(x, w.shape)
+    assert torch.equal(FAST.weight_gradient(g, rows, w.shape), d_w)
+    assert torch.equal(FAST.weight_gradient_in_lines(g, rows, w.shape), d_w)
+    assert torch.equal(FAST.weight_gradient_turned(g, rows, w.shape), d_w)
     assert torch.equal(FAST.bias_gradient(g), PLAIN.bias_gradient(g))
     pixels = torch.from_numpy(random_integers("bytes", 256, x.numel()).astype(np.uint8)).view(x.shape)
     plain, fast = PLAIN.operand(pixels, w.shape), FAST.operand(pixels, w.shape)
     assert torch.equal(FAST.forward_bytes(fast, w).float(), PLAIN.forward_bytes(plain, w).float())
-    assert torch.equal(FAST.weight_gradient(g, fast, w.shape), PLAIN.weight_gradient(g, plain, w.shape))
+    for fast_form in (FAST, OF_BYTES):
+        for computed, wanted in zip(fast_form.gradients(g, fast, w.shape), PLAIN.gradients(g, plain, w.shape), strict=True):
+            assert torch.equal(computed, wanted)
 
 
 @pytest.mark.parametrize(("x_shape", "w_shape"), SHAPES)
@@ -108,6 +116,25 @@ def test_bytes_at_their_maximum_against_weights_at_theirs_stay_exact_in_float32_
         assert torch.equal(FAST.forward_bytes(FAST.operand(x, w.shape), w).float(), plain.float())
 
 
+@pytest.mark.parametrize("byte", [0, 255])
+@pytest.mark.parametrize("value", [2.0**19, -(2.0**19), 2.0**19 - 1, 64 * (1 + 2**7) + 31 * 2.0**14, -64.0])
+def test_gradients_by_digits_are_exact_with_bytes_and_operands_at_their_bounds(byte, value):
+    x, g, w = torch.full((64, 3, 32, 32), byte, dtype=torch.uint8), torch.full((64, 6, 28, 28), value), torch.Size((6, 3, 5, 5))
+    d_w, d_bias = OF_BYTES.gradients(g, OF_BYTES.operand(x, w), w)
+    assert set(d_w.flatten().tolist()) == {64 * 784 * byte * value}
+    assert set(d_bias.tolist()) == {64 * 784 * value}
+
+
+def test_gradients_by_digits_of_more_places_than_int32_holds_are_taken_otherwise(monkeypatch):
+    x, g, w = torch.full((2, 1, 9, 9), 255, dtype=torch.uint8), torch.full((2, 1, 7, 7), 2.0**19), torch.Size((1, 1, 3, 3))
+    assert digits.TERMS * 2**7 * 2**6 < 2**31 <= (digits.TERMS + 1) * 2**7 * 2**6
+    monkeypatch.setattr(digits, "TERMS", 97)  # there are 98
+    monkeypatch.setattr(digits, "_digits", None)
+    d_w, d_bias = OF_BYTES.gradients(g, OF_BYTES.operand(x, w), w)
+    assert set(d_w.flatten().tolist()) == {98 * 255 * 2.0**19}
+    assert d_bias.tolist() == [98 * 2.0**19]
+
+
 # --- longer sums -----------------------------------------------------------------------------------------------------
 
 
@@ -146,13 +173,23 @@ def test_a_convolutions_sums_longer_than_float64_holds_are_added_in_int64(monkey
 
 
 def test_the_fast_convolution_is_chosen_where_it_applies_and_float64_holds_its_sums():
-    x, w = torch.Size((1, 3, 32, 32)), torch.Size((6, 3, 5, 5))
+    x, w = torch.zeros(1, 3, 32, 32), torch.Size((6, 3, 5, 5))
     once = (1, 1), (0, 0), (1, 1)
     assert isinstance(convolution(*once, x, w, TERMS), ConvolutionByRows)
     assert type(convolution((2, 2), (0, 0), (1, 1), x, w, TERMS)) is Convolution
     assert type(convolution(*once, x, w, 783)) is Convolution  # 784 places
     assert type(convolution(*once, x, torch.Size((6, 1311, 5, 5)), TERMS)) is Convolution
     assert type(convolution(*once, x, torch.Size((1311, 3, 5, 5)), TERMS)) is Convolution
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_bytes_are_multiplied_where_the_processor_is_fast_at_it_and_on_no_other_device(monkeypatch, fast):
+    monkeypatch.setattr(device, "multiplies_bytes", lambda: fast)
+    x, w = torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.Size((6, 3, 5, 5))
+    once = (1, 1), (0, 0), (1, 1)
+    assert type(convolution(*once, x, w, BYTE_TERMS)) is (ConvolutionOfBytes if fast else ConvolutionByRows)
+    assert type(convolution(*once, x.float(), w, TERMS)) is ConvolutionByRows
+    assert type(convolution(*once, x.to("meta"), w, BYTE_TERMS)) is ConvolutionByRows
 
 
 def test_chaos_changes_float64_sums_that_are_not_on_a_grid():

@@ -7,12 +7,12 @@ import shutil
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline import trace
 from pipeline.numerics import transcendental
 from tests import goldens
 from tests.conftest import ROOT, command
+from tests.dispatched import Dispatched
 from tests.steps import CPU
 
 
@@ -20,15 +20,15 @@ def difference() -> str | None:
     return trace.first_difference(trace.trace(CPU), trace.golden())
 
 
-class OneUlp(TorchDispatchMode):
+class OneUlp(Dispatched):
     """Adds one unit in the last place to the first result of the n-th call of an operation."""
 
     def __init__(self, name: str, call: int) -> None:
         super().__init__()
         self.name, self.left = name, call
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
+    def call(self, func, args, kwargs):
+        result = func(*args, **kwargs)
         if func._schema.name == self.name:
             self.left -= 1
             if self.left == 0:

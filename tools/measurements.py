@@ -29,6 +29,8 @@ from tools.variants import SETTINGS, TUTORIAL, Call, evaluations, our_steps, ran
 
 STEPS = 10
 """Of each variant in a round."""
+PAUSE = 0.1
+"""Seconds before a variant's turn: the workers of the last one's loader may still be preparing batches, 16 ms with both CPUs."""
 
 
 class Spread(NamedTuple):
@@ -73,9 +75,14 @@ def in_turns(device: torch.device, measured_at: str, rounds: int, test_rounds: i
 
 
 def _measure(variants: dict[str, Call], device: torch.device, rounds: int, repeats: int) -> dict[str, Spread]:
-    """Seconds a call: each round calls each variant `repeats` times, waiting for the device at both ends; one round warms up."""
+    """Seconds a call: each round calls each variant `repeats` times, waiting for the device at both ends.
+
+    One round warms up, and one call each turn, which finds the caches as another variant left them.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for round_number, (name, call) in itertools.product(range(rounds + 1), variants.items()):
+        time.sleep(PAUSE)
+        call()
         clock = devices.Stopwatch(device)
         with clock.running():
             for _ in range(repeats):

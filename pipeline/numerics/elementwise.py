@@ -40,7 +40,7 @@ class Rectified(Later):
 
 def rectified(g: Tensor, x: Tensor) -> Tensor:
     """The gradient `g` where ReLU's input or output `x` is positive, else 0."""
-    result: Tensor = torch.ops.aten.threshold_backward(g, x, 0)
+    result: Tensor = torch.ops.aten.threshold_backward.default(g, x, 0)
     return result
 
 
@@ -87,6 +87,6 @@ def _reshaped(tape: Tape, x: Tensor, sizes: list[int]) -> Tensor:
 
 
 def _in_shape(x: Tensor, sizes: list[int]) -> Tensor:
-    if x.stride(0) == 1 and sizes[:1] == [len(x)]:  # the batch is innermost in memory, and stays there
-        return x.movedim(0, -1).reshape(*sizes[1:], len(x)).movedim(-1, 0)
+    if x.stride(0) == 1 and sizes[:1] == [x.shape[0]]:  # the batch is innermost in memory, and stays there
+        return x.movedim(0, -1).reshape(*sizes[1:], x.shape[0]).movedim(-1, 0)
     return x.reshape(sizes)

@@ -33,7 +33,7 @@ class Exact:
         An image's row is the same in any batch.
         """
         tape = Tape(images)
-        with torch.no_grad():
+        with torch.inference_mode():
             with ExactForms(tape):
                 logits = model(images)
             return tape.input(logits, "the logits")
@@ -51,7 +51,7 @@ class Exact:
             UserError: the model does what has no exact form, or the batch is too large for exact sums; says what.
         """
         weights = dict(model.named_parameters())
-        with torch.no_grad():
+        with torch.inference_mode():
             tape = self.tape(images, weights, batch_images)
             with ExactForms(tape):
                 logits = model(images)

@@ -63,7 +63,7 @@ def image_magnitudes(x: Tensor) -> Tensor:
 
 def largest(magnitudes: Tensor) -> Tensor:
     """The largest of `magnitudes` [N], 0-dim; 0 of none."""
-    return magnitudes.amax() if len(magnitudes) else magnitudes.new_zeros(())
+    return magnitudes.amax() if magnitudes.shape[0] else magnitudes.new_zeros(())
 
 
 def of_tensor(x: Tensor) -> Grid:

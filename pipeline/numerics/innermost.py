@@ -87,14 +87,14 @@ class _Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         (lines, weight), (of_x, of_weight, of_bias, _), (height, width) = ctx.saved_tensors, ctx.needs_input_grad, ctx.padding
-        rows, channels, columns, n = lines.shape
+        padded = lines.permute(3, 1, 0, 2).shape
+        inner = slice(height, padded[2] - height), slice(width, padded[3] - width)
         return (
-            BY_ROWS.input_gradient(g, weight, torch.Size((n, channels, rows, columns)))[:, :, height : rows - height, width : columns - width]
-            if of_x else None,
+            BY_ROWS.input_gradient(g, weight, padded)[:, :, *inner] if of_x else None,
             BY_ROWS.weight_gradient(g, lines, weight.shape) if of_weight else None,
             BY_ROWS.bias_gradient(g) if of_bias else None,
             None,
-        )  # fmt: skip
+        )
 
 
 def relu(x: Tensor, inplace: bool = False) -> Tensor | None:

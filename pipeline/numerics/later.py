@@ -38,4 +38,5 @@ class Later(ABC):
 
 @cache
 def _nan(device: torch.device) -> Tensor:
-    return torch.full((), torch.nan, device=device)
+    with torch.inference_mode(False):  # one for all, those that autograd takes included
+        return torch.full((), torch.nan, device=device)

@@ -22,7 +22,7 @@ class Native:
         """What the model says of uint8 images [N, 3, 32, 32]: float32 [N, C]."""
         # on a CPU as many at a time as stay in its caches
         parts = torch.split(images, innermost.BY_ROWS.images_at_once) if device.is_cpu(images) else (images,)
-        with torch.no_grad():
+        with torch.inference_mode():
             return torch.cat([_logits(model, part) for part in parts])
 
     def loss_and_gradients(

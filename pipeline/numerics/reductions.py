@@ -73,15 +73,20 @@ class Matmul:
 
     def input_gradient(self, g: Tensor, w: Tensor, x_shape: torch.Size) -> Tensor:
         """G [N, O], w [O, I] -> [N, I]."""
-        return _product(w.t(), g.t(), TERMS).t()
+        return _product(w.t(), g.t().double(), TERMS).t()
 
     def weight_gradient(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
         """G [N, O], x [N, I] -> [O, I]."""
-        return _product(g.t(), x, self.terms)
+        return _product(g.t().double(), x, self.terms)
 
     def bias_gradient(self, g: Tensor) -> Tensor:
         """G [N, O] -> [O]."""
         return g.sum(0)
+
+    def gradients(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """Those of weight and bias from one g."""
+        g = g.double()
+        return self.weight_gradient(g, x, w_shape), self.bias_gradient(g)
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,7 @@ class Convolution:
         """G [N, O, H', W'], w [O, I, h, w] -> [N, I, H, W]."""
 
         def of_channels(g: Tensor, w: Tensor) -> Tensor:
-            columns = g.flatten(2).transpose(1, 2) @ w.flatten(1)  # [N, H' W', I h w]
+            columns = g.flatten(2).transpose(1, 2).double() @ w.flatten(1)  # [N, H' W', I h w]
             return F.fold(columns.transpose(1, 2), x_shape[2:], w.shape[2:], self.dilation, self.padding, self.stride)
 
         channels = max(1, TERMS // w[0, 0].numel())
@@ -139,11 +144,16 @@ class Convolution:
 
     def weight_gradient(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
         """G [N, O, H', W'], x as `operand` gives it -> [O, I, h, w]."""
-        return _product(g.transpose(0, 1).flatten(1), x.flatten(0, 2), self.terms).view(w_shape)
+        return _product(g.transpose(0, 1).flatten(1).double(), x.flatten(0, 2), self.terms).view(w_shape)
 
     def bias_gradient(self, g: Tensor) -> Tensor:
         """G [N, O, H', W'] -> [O]."""
         return g.sum((0, 2, 3))
+
+    def gradients(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """Those of weight and bias from one g."""
+        g = g.double()
+        return self.weight_gradient(g, x, w_shape), self.bias_gradient(g)
 
 
 class ConvolutionByRows(Convolution):
@@ -186,36 +196,46 @@ class ConvolutionByRows(Convolution):
 
     def input_gradient(self, g: Tensor, w: Tensor, x_shape: torch.Size) -> Tensor:
         """G [N, O, H', W'], w [O, I, h, w] -> [N, I, H, W]."""
-        n, (channels, height, width) = len(g), x_shape[1:]
+        n, (channels, height, width), columns = g.shape[0], x_shape[1:], g.shape[3]
         margin = w.shape[2] - 1
-        rows = g.new_empty(height + margin, w.shape[0], g.shape[3], n)
+        rows = w.new_empty(height + margin, w.shape[0], columns, n)
         rows[:margin].zero_()
         rows[margin:height] = g.permute(2, 1, 3, 0)
         rows[height:].zero_()
         weights = w.flip(2).permute(1, 3, 2, 0).reshape(1, channels * w.shape[3], -1)  # [1, I w, h O]
-        sums = weights.expand(height, -1, -1).bmm(_bands(rows, w.shape[2], 1)[0]).view(height, channels, w.shape[3], g.shape[3], n)
-        d_x = g.new_zeros(height, channels, width, n)
+        sums = weights.expand(height, -1, -1).bmm(_bands(rows, w.shape[2], 1)[0]).view(height, channels, w.shape[3], columns, n)
+        d_x = w.new_zeros(height, channels, width, n)
         for column, of_column in enumerate(sums.unbind(2)):
-            d_x[:, :, column : column + g.shape[3]].add_(of_column)
+            d_x[:, :, column : column + columns].add_(of_column)
         return d_x.permute(3, 1, 0, 2)
 
     def weight_gradient(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
-        """G [N, O, H', W'], x as `operand` gives it -> [O, I, h, w]: a product for each column, as `forward` has it."""
+        """G [N, O, H', W'], x as `operand` gives it -> [O, I, h, w], in float32 where both are, for native numerics.
+
+        The fastest way on this processor, of those that apply.
+        """
+        x = in_lines(x, torch.float64) if x.dtype == torch.uint8 else x
+        turned = x.dtype == torch.float64 and device.is_cpu(x) and device.is_from_intel()
+        return (self.weight_gradient_turned if turned else self.weight_gradient_in_lines)(g.to(x.dtype), x, w_shape)
+
+    def weight_gradient_in_lines(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
+        """A product for each column of the kernel, of x in lines, as `forward` has it."""
         (channels, inputs, height, width), (n, _, rows, columns) = w_shape, g.shape
-        if x.dtype == torch.uint8:
-            x = in_lines(x, g.dtype)
-        spare = -height * inputs % WHOLE if g.dtype == torch.float32 else 0
+        spare = -height * inputs % WHOLE if x.dtype == torch.float32 else 0
         g = g.permute(2, 1, 3, 0).reshape(rows, channels, columns * n)  # [H', O, W' N]
         products = torch.stack([g.bmm(band.transpose(1, 2)) for band in _bands(x, height, width, spare)])  # [w, H', O, h I + spare]
-        sums = products.sum(1)[..., : height * inputs]
-        return sums.unflatten(2, (height, inputs)).permute(1, 3, 2, 0)
+        return products.sum(1).narrow(2, 0, height * inputs).view(width, channels, height, inputs).permute(1, 3, 2, 0)
 
-
-def convolution(stride: Pair, padding: Pair, dilation: Pair, x: torch.Size, w: torch.Size, terms: int) -> Convolution:
-    """The fastest form for inputs [N, I, H, W] and weights [O, I, h, w] of these shapes."""
-    plain = Convolution(stride, padding, dilation, terms)
-    short = plain.output_terms(w) <= terms and plain.input_terms(w) <= TERMS and plain.image_terms(x, w) <= terms
-    return ConvolutionByRows(terms=terms) if short and (stride, padding, dilation) == ((1, 1), (0, 0), (1, 1)) else plain
+    def weight_gradient_turned(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
+        """The same of x with the rows and channels innermost in memory."""
+        (channels, inputs, height, width), (n, _, rows, columns) = w_shape, g.shape
+        turned = x.permute(2, 3, 0, 1).contiguous()  # [W, N, H, I]
+        line = turned.stride(1)
+        sizes = (width, rows, columns * n, height * inputs)  # of overlapping views, as `_bands` has them
+        bands = turned.as_strided(sizes, (n * line, inputs, line, 1)).unbind()  # [H', W' N, h I] each
+        g = g.permute(2, 1, 3, 0).reshape(rows, channels, columns * n)  # [H', O, W' N]
+        products = torch.stack([g.bmm(band) for band in bands])  # [w, H', O, h I]
+        return products.sum(1).view(width, channels, height, inputs).permute(1, 3, 2, 0)
 
 
 def _product(a: Tensor, b: Tensor, terms: int) -> Tensor:

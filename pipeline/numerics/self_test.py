@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import precision
+from pipeline import device, precision
 from pipeline.errors import UserError
 from pipeline.numerics import grid, transcendental
+from pipeline.numerics.digits import ConvolutionOfBytes
 from pipeline.numerics.reductions import BYTE_TERMS, TERMS, Convolution, ConvolutionByRows, Matmul
 from pipeline.numerics.update import SGD
 
@@ -21,6 +22,8 @@ _ODD = 2**grid.OPERAND_BITS - 1
 """An operand whose every bit counts: rounded to fewer bits, it is another number."""
 _SLICES = 511 * 2**10 + 511
 """An operand with both slices as large as they may be and not a power of two (reductions.SLICE_BITS)."""
+_DIGITS = 63 + 63 * 2**7 + 31 * 2**14
+"""One with digits as large as they may be and not a power of two (digits.BITS)."""
 _BYTE = 255
 
 
@@ -55,19 +58,24 @@ def _proofs(on: torch.device) -> Iterator[tuple[str, Tensor, list[float]]]:
         yield "linear in float64", Matmul().forward(x, w)[:1, -1], [known - _ODD]
         yield "linear's input gradient", Matmul().input_gradient(g, w, x.shape)[0, -1:], [outputs * _ODD * _ODD]
         yield "linear's weight gradient", Matmul().weight_gradient(g, x, w.shape)[-1, :2], [images * _ODD**2 - _ODD, images * _ODD**2]
-    for form, convolution in (("conv2d over windows", Convolution), ("conv2d over rows", ConvolutionByRows)):
-        plain, of_bytes = convolution(terms=TERMS), convolution(terms=BYTE_TERMS)
-        x, w = float64(2, 6, 14, 14), float64(16, 6, 5, 5)
-        operand, g = plain.operand(x, w.shape), float64(2, 16, 10, 10)
-        yield form, plain.forward(operand, w)[1, -1, -1, -1:], [6 * 25 * _ODD * _ODD]
-        yield f"the input gradient of {form}", plain.input_gradient(g, w, x.shape)[1, -1, 7, 6:8], [16 * 25 * _ODD * _ODD] * 2
-        yield f"the weight gradient of {form}", plain.weight_gradient(g, operand, w.shape)[-1, -1, -1, -1:], [2 * 100 * _ODD * _ODD]
-        pixels = torch.full((2, 3, 32, 32), _BYTE, dtype=torch.uint8, device=on)
-        operand, w = of_bytes.operand(pixels, torch.Size((6, 3, 5, 5))), float64(6, 3, 5, 5, value=_SLICES)
+    forms = [("conv2d over windows", Convolution), ("conv2d over rows", ConvolutionByRows)]
+    for form, convolution in forms:
+        of_floats, x, w, g = convolution(terms=TERMS), float64(2, 6, 14, 14), float64(16, 6, 5, 5), float64(2, 16, 10, 10)
+        operand = of_floats.operand(x, w.shape)
+        yield form, of_floats.forward(operand, w)[1, -1, -1, -1:], [6 * 25 * _ODD * _ODD]
+        yield f"the input gradient of {form}", of_floats.input_gradient(g, w, x.shape)[1, -1, 7, 6:8], [16 * 25 * _ODD * _ODD] * 2
+        yield f"the weight gradient of {form}", of_floats.weight_gradient(g, operand, w.shape)[-1, -1, -1, -1:], [2 * 100 * _ODD * _ODD]
+    if on.type == device.CPU and device.multiplies_bytes():
+        forms.append(("conv2d by digits", ConvolutionOfBytes))
+    pixels = torch.full((2, 3, 32, 32), _BYTE, dtype=torch.uint8, device=on)
+    for form, convolution in forms:
+        of_bytes, w, g = convolution(terms=BYTE_TERMS), float64(6, 3, 5, 5, value=_SLICES), float64(2, 6, 28, 28, value=_DIGITS)
+        operand = of_bytes.operand(pixels, w.shape)
         known_float32 = float(np.float32(3 * 25 * _BYTE * _SLICES))
         yield f"{form} of bytes", of_bytes.forward_bytes(operand, w)[1, -1, -1, -1:].float(), [known_float32]
-        d_w = of_bytes.weight_gradient(float64(2, 6, 28, 28), operand, w.shape)
-        yield f"the weight gradient of {form} of bytes", d_w[-1, -1, -1, -1:], [2 * 784 * _BYTE * _ODD]
+        d_w, d_bias = of_bytes.gradients(g, operand, w.shape)
+        yield f"the weight gradient of {form} of bytes", d_w[-1, -1, -1, -1:], [2 * 784 * _BYTE * _DIGITS]
+        yield f"the bias gradient of {form} of bytes", d_bias[-1:], [2 * 784 * _DIGITS]
     large = 2**40 - 1
     yield "a sum over the batch", Convolution().bias_gradient(float64(8, 2, 32, 32, value=large)), [8 * 1024 * large] * 2
     yield "a sum over classes", float64(3, 1000, value=large).sum(1), [1000 * large] * 3

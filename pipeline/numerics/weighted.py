@@ -6,7 +6,7 @@ Backward: the gradient to its grid, once for each of the three sums that it is i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.numerics import grid
-from pipeline.numerics.reductions import BYTE_TERMS, TERMS, Convolution, Matmul, convolution
+from pipeline.numerics.convolutions import convolution
+from pipeline.numerics.reductions import BYTE_TERMS, TERMS, Convolution, Matmul
 from pipeline.numerics.tape import Tape, refusal
 from pipeline.numerics.tiles import pair
 
@@ -41,7 +42,7 @@ def conv2d(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None, st
         raise refusal(f"conv2d with groups={groups}, padding={padding!r}, {x.dim()} dimensions", "groups=1, a padding in pixels, 4")
     if (places := weight.shape[2:].numel()) > TERMS:
         raise refusal(f"conv2d with a kernel of {places} places", f"at most {TERMS}")
-    operation = convolution(pair(stride), pair(padding), pair(dilation), x.shape, weight.shape, _terms(x))
+    operation = convolution(pair(stride), pair(padding), pair(dilation), x, weight.shape, _terms(x))
     if operation.image_terms(x.shape, weight.shape) < 1:
         raise refusal(f"conv2d with a kernel larger than its images, {tuple(weight.shape)} on {tuple(x.shape)}", "smaller ones")
     return _weighted_sum(tape, operation, x, weight, bias)
@@ -73,8 +74,8 @@ class _Layer:
         if tape.learns:
             _check_batch(operation, image_terms, tape.batch_images)
         self.fit_float64 = image_terms * tape.batch_images <= operation.terms
-        at_once = max(1, min(operation.images_at_once, operation.terms // image_terms))
-        self.parts: list[Part] = [slice(first, min(first + at_once, len(x))) for first in range(0, len(x), at_once)]
+        images, at_once = x.shape[0], max(1, min(operation.images_at_once, operation.terms // image_terms))
+        self.parts: list[Part] = [slice(first, min(first + at_once, images)) for first in range(0, images, at_once)]
         if len(self.parts) < 2:
             self.parts = [None]
         self.w_grid = grid.of_tensor(weight)
@@ -109,24 +110,26 @@ class _Layer:
         g_grid = grid.choose(of_images)
 
         def d_x(part: Part) -> Tensor:
-            placed = grid.place(_of(g, part), _of(g_grid.scale, part)).double()
-            sums = self.operation.input_gradient(placed, self.w, self.x_shape)
+            sums = self.operation.input_gradient(grid.place(_of(g, part), _of(g_grid.scale, part)), self.w, self.x_shape)
             return sums.float().mul_(_of(g_grid.unit, part) * self.w_grid.unit)
 
         return (_in_parts(d_x, self.parts),)
 
     def integers(self, scales: list[Tensor]) -> list[Tensor]:
         """The sums for the weight and for the bias; where x are bytes, for which one grid serves both, as one tensor."""
-        h = grid.place(self.g, scales[0] if self.x_grid is None else self.x_grid.unit * scales[0]).double()
-        of_parts = [
-            self.operation.weight_gradient(_of(h, part), x, self.w.shape) for part, x in zip(self.parts, self.operands, strict=True)
-        ]
-        d_weight = sum(of_parts[1:], of_parts[0]) if self.fit_float64 else torch.stack([part.long() for part in of_parts]).sum(0)
-        if self.bias is None:
-            return [d_weight]
-        if self.x_grid is not None:
-            return [d_weight, self.operation.bias_gradient(grid.place(self.g, scales[1]).double())]
-        return [torch.cat((d_weight.flatten(), self.operation.bias_gradient(h).to(d_weight.dtype)))]
+        if self.x_grid is None:
+            h = grid.place(self.g, scales[0])
+            pairs = [self.operation.gradients(_of(h, part), x, self.w.shape) for part, x in zip(self.parts, self.operands, strict=True)]
+            d_weight, d_bias = map(self._total, zip(*pairs, strict=True))
+            return [d_weight if self.bias is None else torch.cat((d_weight.flatten(), d_bias))]
+        h = grid.place(self.g, self.x_grid.unit * scales[0])
+        d_weight = self._total(
+            [self.operation.weight_gradient(_of(h, part), x, self.w.shape) for part, x in zip(self.parts, self.operands, strict=True)]
+        )
+        return [d_weight] if self.bias is None else [d_weight, self.operation.bias_gradient(grid.place(self.g, scales[1]).double())]
+
+    def _total(self, of_parts: Sequence[Tensor]) -> Tensor:
+        return sum(of_parts[1:], of_parts[0]) if self.fit_float64 else torch.stack([part.long() for part in of_parts]).sum(0)
 
     def round(self, sums: list[Tensor], units: list[Tensor]) -> None:
         """Give the tape the gradients of weight and bias."""
