@@ -65,8 +65,9 @@ def _logits(model: nn.Module, images: Tensor) -> Tensor:
     """What the model says of uint8 images, which it is given as torchvision's ToTensor has them: float32 in [0, 1]."""
     if not device.is_cpu(images):
         return cast(Tensor, model(images.float().div_(255)))
+    given = innermost.images(images)
     with innermost.BatchInnermost():
-        return cast(Tensor, model(innermost.images(images)))
+        return cast(Tensor, model(given))
 
 
 class SGD:

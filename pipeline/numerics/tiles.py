@@ -28,17 +28,18 @@ def spread(gradient: Tensor, x: Tensor, tiles: Tensor, y: Tensor) -> Tensor:
     k, batch_last = len(tiles), x.stride(0) == 1
     covered = x.shape[2] % k == x.shape[3] % k == 0
     d_x = torch.empty_like(x) if covered else torch.zeros_like(x)
-    of_x, of_d_x = _in_order(tiles), _in_order(places(d_x, k))
+    (*of_x, _), (*of_d_x, last) = _in_order(tiles), _in_order(places(d_x, k))
     beside = torch.empty_like(y)  # contiguous, where the places of d_x are not
-    rest = torch.empty_like(y)
+    rest = last if batch_last else torch.empty_like(y)
     left = gradient if gradient.stride() == y.stride() else rest.copy_(gradient)  # what no place has taken yet
-    for of_place, d_place in zip(of_x[:-1], of_d_x[:-1], strict=True):
+    for of_place, d_place in zip(of_x, of_d_x, strict=True):
         taken = d_place if batch_last else beside
         torch.eq(of_place, y, out=taken).mul_(left)  # 0 or 1 in float32: the comparison's fastest form
         if not batch_last:
             d_place.copy_(taken)
         left = torch.sub(left, taken, out=rest)
-    of_d_x[-1].copy_(left)
+    if left is not last:
+        last.copy_(left)
     return d_x
 
 
