@@ -1,7 +1,7 @@
 """`make bench`: the tutorial's script, native and exact numerics side by side, in one run; the tables of speed.
 
-Machines are noisy, so the variants take turns in short rounds, and what counts is the ratio to the tutorial's script within the
-run, from medians. Images are random bytes of full size: what is in them does not change the time.
+Machines are noisy, so the variants take turns in short rounds, and what counts is the ratio to the tutorial's script within a
+round, the median of all. Images are random bytes of full size: what is in them does not change the time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tools.results import RESULTS
 if TYPE_CHECKING:
     import torch
 
-ROUNDS, TEST_ROUNDS = 24, 7
+ROUNDS, TEST_ROUNDS = 48, 9
 """Rounds of training steps, and of evaluations."""
 SIZES = ((12_500, 1), (12_500, 2), (12_500, 4), (12_500, 8), (25_000, 1), (50_000, 1))
 """Images and epochs of the trainings that are measured alone."""

@@ -34,17 +34,19 @@ PAUSE = 0.1
 
 
 class Spread(NamedTuple):
-    """Seconds: the median, and the tenth and ninetieth of a hundred."""
+    """Seconds: the median, and the tenth and ninetieth of a hundred; and the ratio to the tutorial's, the median of the rounds' own."""
 
     median: float
     low: float
     high: float
+    ratio: float
 
 
-def spread(seconds: list[float]) -> Spread:
-    """The spread of a variant's rounds."""
+def spread(seconds: list[float], tutorials: list[float]) -> Spread:
+    """The spread of a variant's rounds. A round's turns follow one another, so they share what the machine has to bear in that second."""
     tenths = statistics.quantiles(seconds, n=10, method="inclusive")
-    return Spread(statistics.median(seconds), tenths[0], tenths[-1])
+    ratio = statistics.median(own / tutorial for own, tutorial in zip(seconds, tutorials, strict=True))
+    return Spread(statistics.median(seconds), tenths[0], tenths[-1], ratio)
 
 
 # --- steps and evaluations, in turns ---------------------------------------------------------------------------------
@@ -59,17 +61,16 @@ def in_turns(device: torch.device, measured_at: str, rounds: int, test_rounds: i
     lines = [
         f"Measured {time.strftime('%Y-%m-%d')} at commit {measured_at} on {facts['hardware']}, {facts['threads']} threads, "
         f"{facts['cpu_capability']}, PyTorch {facts['torch']}, batch {SETTINGS.batch_size}; "
-        f"the variants took turns in {rounds} rounds of {STEPS} steps.",
+        f"the variants took turns in {rounds} rounds of {STEPS} steps, and a ratio is the median of the rounds' ratios.",
         "",
         "| a training step, loader included | ms, median | 10 % to 90 % | steps a second | seconds an epoch | ratio to the tutorial's |",
         "|---|---|---|---|---|---|",
         *(f"| {name} | {s.median * 1e3:.2f} | {s.low * 1e3:.2f} to {s.high * 1e3:.2f} | {1 / s.median:,.0f} | {s.median * epoch:.1f} | "
-          f"{s.median / steps[TUTORIAL].median:.2f} |" for name, s in steps.items()),
+          f"{s.ratio:.2f} |" for name, s in steps.items()),
         "",
         "| evaluating 10,000 images | seconds, median | 10 % to 90 % | ratio to the tutorial's |",
         "|---|---|---|---|",
-        *(f"| {name} | {s.median:.3f} | {s.low:.3f} to {s.high:.3f} | {s.median / tests[TUTORIAL].median:.2f} |"
-          for name, s in tests.items()),
+        *(f"| {name} | {s.median:.3f} | {s.low:.3f} to {s.high:.3f} | {s.ratio:.2f} |" for name, s in tests.items()),
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -89,7 +90,7 @@ def _measure(variants: dict[str, Call], device: torch.device, rounds: int, repea
                 call()
         if round_number:
             seconds[name].append(clock.seconds / repeats)
-    return {name: spread(of_rounds) for name, of_rounds in seconds.items()}
+    return {name: spread(of_rounds, seconds[TUTORIAL]) for name, of_rounds in seconds.items()}
 
 
 # --- one variant alone -----------------------------------------------------------------------------------------------
