@@ -12,7 +12,7 @@ from pipeline.draws import random_integers
 from pipeline.numerics import digits, reductions
 from pipeline.numerics.convolutions import convolution
 from pipeline.numerics.digits import ConvolutionOfBytes
-from pipeline.numerics.reductions import BYTE_TERMS, TERMS, Convolution, ConvolutionByRows, Matmul, in_lines
+from pipeline.numerics.reductions import BYTE_TERMS, TERMS, Convolution, ConvolutionByRows, ConvolutionByTurnedRows, Matmul, in_lines
 from tests.chaos import Chaos
 from tests.steps import ints
 
@@ -39,7 +39,7 @@ def test_float64_holds_the_sum_of_2_to_the_15_products_of_operands_and_of_2_to_t
     assert TERMS * 2**19 * 2**19 == BYTE_TERMS * 2**19 * 2**8 == 2**53
 
 
-PLAIN, FAST, OF_BYTES = Convolution(), ConvolutionByRows(), ConvolutionOfBytes()
+PLAIN, FAST, TURNED, OF_BYTES = Convolution(), ConvolutionByRows(), ConvolutionByTurnedRows(), ConvolutionOfBytes()
 
 
 SHAPES = [
@@ -61,15 +61,13 @@ def test_the_fast_convolution_gives_the_sums_of_the_plain_one(x_shape, w_shape):
     g = ints("g", 16, *y.shape)
     assert torch.equal(FAST.input_gradient(g, w, x.shape), PLAIN.input_gradient(g, w, x.shape))
     d_w = PLAIN.weight_gradient(g, PLAIN.operand(x, w.shape), w.shape)
-    rows = FAST.operand(x, w.shape)
-    assert torch.equal(FAST.weight_gradient(g, rows, w.shape), d_w)
-    assert torch.equal(FAST.weight_gradient_in_lines(g, rows, w.shape), d_w)
-    assert torch.equal(FAST.weight_gradient_turned(g, rows, w.shape), d_w)
+    for fast_form in (FAST, TURNED):
+        assert torch.equal(fast_form.weight_gradient(g, fast_form.operand(x, w.shape), w.shape), d_w)
     assert torch.equal(FAST.bias_gradient(g), PLAIN.bias_gradient(g))
     pixels = torch.from_numpy(random_integers("bytes", 256, x.numel()).astype(np.uint8)).view(x.shape)
     plain, fast = PLAIN.operand(pixels, w.shape), FAST.operand(pixels, w.shape)
     assert torch.equal(FAST.forward_bytes(fast, w).float(), PLAIN.forward_bytes(plain, w).float())
-    for fast_form in (FAST, OF_BYTES):
+    for fast_form in (FAST, TURNED, OF_BYTES):
         for computed, wanted in zip(fast_form.gradients(g, fast, w.shape), PLAIN.gradients(g, plain, w.shape), strict=True):
             assert torch.equal(computed, wanted)
 
@@ -182,13 +180,15 @@ def test_the_fast_convolution_is_chosen_where_it_applies_and_float64_holds_its_s
     assert type(convolution(*once, x, torch.Size((1311, 3, 5, 5)), TERMS)) is Convolution
 
 
-@pytest.mark.parametrize("fast", [True, False])
-def test_bytes_are_multiplied_where_the_processor_is_fast_at_it_and_on_no_other_device(monkeypatch, fast):
-    monkeypatch.setattr(device, "multiplies_bytes", lambda: fast)
+@pytest.mark.parametrize(("intel", "multiplies_bytes"), [(False, False), (True, False), (False, True)])
+def test_weight_gradients_are_computed_as_the_processor_is_fastest_at_it_and_on_other_devices_by_rows(monkeypatch, intel, multiplies_bytes):
+    monkeypatch.setattr(device, "is_from_intel", lambda: intel)
+    monkeypatch.setattr(device, "multiplies_bytes", lambda: multiplies_bytes)
     x, w = torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.Size((6, 3, 5, 5))
     once = (1, 1), (0, 0), (1, 1)
-    assert type(convolution(*once, x, w, BYTE_TERMS)) is (ConvolutionOfBytes if fast else ConvolutionByRows)
-    assert type(convolution(*once, x.float(), w, TERMS)) is ConvolutionByRows
+    of_floats = ConvolutionByTurnedRows if intel else ConvolutionByRows
+    assert type(convolution(*once, x, w, BYTE_TERMS)) is (ConvolutionOfBytes if multiplies_bytes else of_floats)
+    assert type(convolution(*once, x.float(), w, TERMS)) is of_floats
     assert type(convolution(*once, x.to("meta"), w, BYTE_TERMS)) is ConvolutionByRows
 
 

@@ -21,7 +21,7 @@ TERMS: int = 2 ** (31 - (BYTE_BITS - 1) - (BITS - 1)) - 1
 
 
 class ConvolutionOfBytes(ConvolutionByRows):
-    """The same for bytes, whose gradients need copied windows, but of a byte an element."""
+    """The same for bytes. Its gradients are of copied windows, of a byte an element, by a function that PyTorch calls private."""
 
     def gradients(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> tuple[Tensor, Tensor]:
         """G [N, O, H', W'], x as `operand` gives it -> [O, I, h, w] and [O].

@@ -1,7 +1,7 @@
 """Exact sums of products: integers in, integers out, in float64 unless a bound shows that float32 holds them or that int64 must.
 
-Since no partial sum rounds, every way of computing them gives the same bits. So convolution has two: a plain one for any
-stride, padding, dilation and size, which the tests take as the reference, and a faster one for where it applies (`convolution`).
+Since no partial sum rounds, every way of computing them gives the same bits. So convolution has several: a plain one for any
+stride, padding, dilation and size, which the tests take as the reference, and faster ones for where they apply (convolutions.py).
 
 Every operation takes its input in two steps: `operand` arranges it once, and the products of both directions use that.
 """
@@ -210,30 +210,27 @@ class ConvolutionByRows(Convolution):
         return d_x.permute(3, 1, 0, 2)
 
     def weight_gradient(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
-        """G [N, O, H', W'], x as `operand` gives it -> [O, I, h, w], in float32 where both are, for native numerics.
-
-        The fastest way on this processor, of those that apply.
-        """
-        x = in_lines(x, torch.float64) if x.dtype == torch.uint8 else x
-        turned = x.dtype == torch.float64 and device.is_cpu(x) and device.is_from_intel()
-        return (self.weight_gradient_turned if turned else self.weight_gradient_in_lines)(g.to(x.dtype), x, w_shape)
-
-    def weight_gradient_in_lines(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
-        """A product for each column of the kernel, of x in lines, as `forward` has it."""
+        """G [N, O, H', W'], x as `operand` gives it -> [O, I, h, w]: a product for each column, as `forward` has it."""
         (channels, inputs, height, width), (n, _, rows, columns) = w_shape, g.shape
+        x = in_lines(x, torch.float64) if x.dtype == torch.uint8 else x
         spare = -height * inputs % WHOLE if x.dtype == torch.float32 else 0
-        g = g.permute(2, 1, 3, 0).reshape(rows, channels, columns * n)  # [H', O, W' N]
+        g = g.permute(2, 1, 3, 0).reshape(rows, channels, columns * n).to(x.dtype)  # [H', O, W' N]
         products = torch.stack([g.bmm(band.transpose(1, 2)) for band in _bands(x, height, width, spare)])  # [w, H', O, h I + spare]
         return products.sum(1).narrow(2, 0, height * inputs).view(width, channels, height, inputs).permute(1, 3, 2, 0)
 
-    def weight_gradient_turned(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
-        """The same of x with the rows and channels innermost in memory."""
+
+class ConvolutionByTurnedRows(ConvolutionByRows):
+    """The same, but weight gradients in float64 of inputs whose rows and channels are innermost in memory."""
+
+    def weight_gradient(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
+        """G [N, O, H', W'], x as `operand` gives it -> [O, I, h, w]."""
         (channels, inputs, height, width), (n, _, rows, columns) = w_shape, g.shape
-        turned = x.permute(2, 3, 0, 1).contiguous()  # [W, N, H, I]
+        turned = x.new_empty([x.shape[dim] for dim in (2, 3, 0, 1)], dtype=torch.float64)  # [W, N, H, I]
+        turned.copy_(x.permute(2, 3, 0, 1))
         line = turned.stride(1)
         sizes = (width, rows, columns * n, height * inputs)  # of overlapping views, as `_bands` has them
         bands = turned.as_strided(sizes, (n * line, inputs, line, 1)).unbind()  # [H', W' N, h I] each
-        g = g.permute(2, 1, 3, 0).reshape(rows, channels, columns * n)  # [H', O, W' N]
+        g = g.permute(2, 1, 3, 0).reshape(rows, channels, columns * n).double()  # [H', O, W' N]
         products = torch.stack([g.bmm(band) for band in bands])  # [w, H', O, h I]
         return products.sum(1).view(width, channels, height, inputs).permute(1, 3, 2, 0)
 

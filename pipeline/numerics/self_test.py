@@ -15,7 +15,7 @@ from pipeline import device, precision
 from pipeline.errors import UserError
 from pipeline.numerics import grid, transcendental
 from pipeline.numerics.digits import ConvolutionOfBytes
-from pipeline.numerics.reductions import BYTE_TERMS, TERMS, Convolution, ConvolutionByRows, Matmul
+from pipeline.numerics.reductions import BYTE_TERMS, TERMS, Convolution, ConvolutionByRows, ConvolutionByTurnedRows, Matmul
 from pipeline.numerics.update import SGD
 
 _ODD = 2**grid.OPERAND_BITS - 1
@@ -58,7 +58,11 @@ def _proofs(on: torch.device) -> Iterator[tuple[str, Tensor, list[float]]]:
         yield "linear in float64", Matmul().forward(x, w)[:1, -1], [known - _ODD]
         yield "linear's input gradient", Matmul().input_gradient(g, w, x.shape)[0, -1:], [outputs * _ODD * _ODD]
         yield "linear's weight gradient", Matmul().weight_gradient(g, x, w.shape)[-1, :2], [images * _ODD**2 - _ODD, images * _ODD**2]
-    forms = [("conv2d over windows", Convolution), ("conv2d over rows", ConvolutionByRows)]
+    forms = [
+        ("conv2d over windows", Convolution),
+        ("conv2d over rows", ConvolutionByRows),
+        ("conv2d over turned rows", ConvolutionByTurnedRows),
+    ]
     for form, convolution in forms:
         of_floats, x, w, g = convolution(terms=TERMS), float64(2, 6, 14, 14), float64(16, 6, 5, 5), float64(2, 16, 10, 10)
         operand = of_floats.operand(x, w.shape)
