@@ -28,11 +28,11 @@ BYTE_TERMS: int = 2 ** (FLOAT64_BITS - OPERAND_BITS - BYTE_BITS)
 """The same where one operand is a byte."""
 
 GAP = 16
-"""Numbers between two lines in memory (`in_lines`). conv1's, of 2^11 numbers, would else lie in the same few places of the caches: its
-weight gradient takes 0.53 ms with the gap and 0.77 without, 1.38 and 1.69 in float64, forward 0.42 and 0.48 (AMD EPYC, Zen 4)."""
+"""Numbers between two lines in memory (`in_lines`). conv1's, of 2^11 numbers, would else lie in the same few places of the caches: without
+it a native step takes 1.07 of its time (docs/performance.md)."""
 WHOLE = 16
-"""Lines that a float32 product takes at a time: of one less, or of two, conv1's and conv2's weight gradients take 1.34 and 0.36 ms,
-of a multiple 0.77 and 0.24 (the same, MKL). In float64 it makes no difference."""
+"""Lines that MKL's float32 kernels take at a time: with 15 and 30 in a product in the place of 16 and 32, conv1's and conv2's weight
+gradients have half the rate, and a native step takes 1.22 of its time. In float64 it makes no difference."""
 
 Pair = tuple[int, int]
 
