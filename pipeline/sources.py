@@ -19,10 +19,12 @@ _NUMERICS = tuple(
     f"numerics/{name}.py"
     for name in (
         "__init__",
-        "innermost",
+        "convolutions",
+        "digits",
         "elementwise",
         "exact",
         "grid",
+        "innermost",
         "later",
         "loss",
         "native",
