@@ -178,7 +178,7 @@ RULES: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], Any]]] = {
         SMALL, operation("div_", lambda x, y: reciprocal(x, y) if x.dtype == torch.float32 else None),
     ),
     "ReLU's gradient at 0 is 0": (
-        EDGES, lambda patch: patch.setitem(registry._FORM_OF, F.relu, relu_with_gradient_at_zero),
+        EDGES, lambda patch: patch.setitem(registry.FORM_OF, F.relu, relu_with_gradient_at_zero),
     ),
     "max-pool sends the gradient to the first maximum, not the last": (EDGES, wrapped(tiles, "spread", to_the_last_maximum)),
     "exp is the polynomial, not the library's": (FUNCTIONS, constant(transcendental, "exp", torch.exp)),

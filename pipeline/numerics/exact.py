@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.numerics import loss
-from pipeline.numerics.registry import ExactForms
+from pipeline.numerics.registry import Forms
 from pipeline.numerics.tape import Tape
 from pipeline.numerics.update import SGD
 from pipeline.workers import Group
@@ -34,7 +34,7 @@ class Exact:
         """
         tape = Tape(images)
         with torch.inference_mode():
-            with ExactForms(tape):
+            with Forms(tape):
                 logits = model(images)
             return tape.input(logits, "the logits")
 
@@ -53,7 +53,7 @@ class Exact:
         weights = dict(model.named_parameters())
         with torch.inference_mode():
             tape = self.tape(images, weights, batch_images)
-            with ExactForms(tape):
+            with Forms(tape):
                 logits = model(images)
             logits = tape.input(logits, "the loss")
             mean, gradient = loss.cross_entropy(tape, logits, labels)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar, cast
+from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import device
-from pipeline.numerics import innermost
+from pipeline.errors import UserError
+from pipeline.numerics import native_forms
+from pipeline.numerics.tape import Tape
 from pipeline.workers import Group
+
+Result = TypeVar("Result")
 
 
 class Native:
@@ -18,12 +25,21 @@ class Native:
 
     version = "native"
 
+    def __init__(self) -> None:
+        self._without_forms: WeakSet[nn.Module] = WeakSet()
+        """Models that do what has no native form: PyTorch computes them as they are."""
+
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
         """What the model says of uint8 images [N, 3, 32, 32]: float32 [N, C]."""
         # on a CPU as many at a time as stay in its caches
-        parts = torch.split(images, innermost.BY_ROWS.images_at_once) if device.is_cpu(images) else (images,)
+        parts = torch.split(images, native_forms.BY_ROWS.images_at_once) if device.is_cpu(images) else (images,)
+
+        def by_forms(part: Tensor) -> Tensor:
+            given = native_forms.images(part)
+            return native_forms.logits(Tape(given), given, model)
+
         with torch.inference_mode():
-            return torch.cat([_logits(model, part) for part in parts])
+            return torch.cat([self._attempt(partial(by_forms, part), model, part, partial(_logits, model, part)) for part in parts])
 
     def loss_and_gradients(
         self, model: nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int
@@ -33,15 +49,28 @@ class Native:
         Of the batch's `batch_images` images this worker of the group has uint8 images [N, 3, 32, 32] and labels int64 [N]; N may be 0.
         Several workers' shares are added in float64, in an order that is the group's.
         """
-        parameters = list(model.parameters())
-        logits = _logits(model, images)
-        loss = F.cross_entropy(logits, labels, reduction="sum") / batch_images
-        results = [loss.detach(), *torch.autograd.grad(loss, parameters)]
+
+        def by_autograd() -> list[Tensor]:
+            loss = F.cross_entropy(_logits(model, images), labels, reduction="sum") / batch_images
+            return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
+
+        by_forms = partial(native_forms.loss_and_gradients, model, images, labels, batch_images)
+        results = self._attempt(by_forms, model, images, by_autograd)
         if group.count > 1:
             total = group.total(torch.cat([each.flatten() for each in results]).double()).float()
             parts = torch.split(total, [each.numel() for each in results])
             results = [part.view(each.shape) for part, each in zip(parts, results, strict=True)]
         return results[0], results[1:]
+
+    def _attempt(self, by_forms: Callable[[], Result], model: nn.Module, images: Tensor, otherwise: Callable[[], Result]) -> Result:
+        """`by_forms()`, on a CPU and where the model does nothing that has no form; else `otherwise()`."""
+        if device.is_cpu(images) and images.shape[0] and model not in self._without_forms:
+            try:
+                with torch.inference_mode():
+                    return by_forms()
+            except UserError:
+                self._without_forms.add(model)
+        return otherwise()
 
     def optimizer(self, weights: Tensor, lr: float, momentum: float) -> SGD:
         """What updates float32 `weights` [P], in place."""
@@ -62,12 +91,8 @@ class Native:
 
 
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    """What the model says of uint8 images, which it is given as torchvision's ToTensor has them: float32 in [0, 1]."""
-    if not device.is_cpu(images):
-        return cast(Tensor, model(images.float().div_(255)))
-    given = innermost.images(images)
-    with innermost.BatchInnermost():
-        return cast(Tensor, model(given))
+    """What PyTorch makes of uint8 images, which the model is given as torchvision's ToTensor has them: float32 in [0, 1]."""
+    return cast(Tensor, model(images.float().div_(255)))
 
 
 class SGD:

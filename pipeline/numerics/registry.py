@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -30,7 +30,7 @@ FORMS: dict[str, tuple[Form, list[Any]]] = {
     "contiguous": (elementwise.contiguous, [Tensor.contiguous]),
 }
 """The name of a form, the form, and the operations of PyTorch that it replaces."""
-_FORM_OF = {operation: form for form, operations in FORMS.values() for operation in operations}
+FORM_OF = {operation: form for form, operations in FORMS.values() for operation in operations}
 
 
 def _uncompiled(form: Form) -> Form:
@@ -44,20 +44,20 @@ def _disabled(form: Form) -> Form:
     return disabled
 
 
-class ExactForms(TorchFunctionMode):
-    """Around a model: replaces the operations in FORMS, lets QUESTIONS pass, refuses all others by name.
+class Forms(TorchFunctionMode):
+    """Around a model: replaces the operations that have a form, lets QUESTIONS pass, refuses all others by name.
 
     A compiler may contract what must be rounded step by step: so what torch.compile traces ends here, and it is kept from the forms.
     """
 
-    def __init__(self, tape: Tape) -> None:
+    def __init__(self, tape: Tape, form_of: Mapping[Any, Form] = FORM_OF) -> None:
         super().__init__()
-        self._tape = tape
+        self._tape, self._form_of = tape, form_of
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.compiler.is_compiling():
             raise refusal("a compiled model", "the model as it is")
-        form = _FORM_OF.get(func)
+        form = self._form_of.get(func)
         if form is not None:
             return _uncompiled(form)(self._tape, *args, **(kwargs or {}))
         if func in QUESTIONS:

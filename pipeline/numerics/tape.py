@@ -39,7 +39,7 @@ class Tape:
     """What a pass records. Without weights it is one for inference, which records nothing."""
 
     def __init__(self, images: Tensor, weights: Mapping[str, Tensor] | None = None, batch_images: int = 0) -> None:
-        self.learns, self.batch_images = weights is not None, batch_images
+        self.learns, self.batch_images, self._images = weights is not None, batch_images, images
         self.gradients: dict[str, Tensor] = {}
         """Of the weights, by name, as `add_up` gives them."""
         self._names = {id(weight): name for name, weight in (weights or {}).items()}
@@ -78,6 +78,10 @@ class Tape:
             raise refusal(f"a weight that is used twice, as '{name}' is")
         self._used.add(name)
         return name
+
+    def leads_to_weights(self, x: Tensor) -> bool:
+        """Whether anybody wants the gradient of `x`: it is not the images."""
+        return x is not self._images
 
     def record(self, y: Tensor, inputs: tuple[Tensor, ...], backward: Backward) -> Tensor:
         """Note that `y` was made from `inputs`, and how its gradient gives theirs (None for bytes). Gives y."""

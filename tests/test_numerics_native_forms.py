@@ -1,8 +1,7 @@
-"""Native layers with the batch innermost: PyTorch's own results for any network, and its own NaN."""
+"""Native forms: PyTorch's own results for any network, with forms or without, and its own NaN."""
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import math
 import weakref
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline import numerics
-from pipeline.numerics import innermost
+from pipeline.numerics import tape
 from pipeline.workers import ALONE
 from tests.networks import batch, own_network
 from tests.steps import CPU, trainer
@@ -49,6 +48,22 @@ def in_place_relu(y, _):
     return F.max_pool2d(y, 2) - F.relu(y).mean()
 
 
+class OfForms(nn.Module):
+    """A network of what has native forms, but for the convolution's settings; counts its calls."""
+
+    def __init__(self, **convolution) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.calls = nn.Conv2d(3, 6, 3, **convolution), 0
+        places = self.conv(torch.zeros(1, 3, 32, 32)).shape[2:]
+        self.linear = nn.Linear(6 * (places[0] // 2) * (places[1] // 2), 10)
+
+    def forward(self, x):
+        self.calls += 1
+        y = F.max_pool2d(F.relu(self.conv(x)), 2)
+        return F.relu(self.linear(torch.flatten(y + y, 1)))
+
+
 NETWORKS = {
     "ReLU, then pooling": lambda y, _: F.max_pool2d(F.relu(y), 2),
     "pooling, then ReLU": lambda y, _: torch.relu(torch.max_pool2d(y, 2)),
@@ -82,7 +97,7 @@ def test_a_network_gives_pytorchs_values_and_gradients(then):
     ids=str,
 )
 def test_a_convolution_of_any_settings_gives_pytorchs_values_and_gradients(settings):
-    model, (images, labels) = Layers(NETWORKS["ReLU, then pooling"], **settings), batch(20)
+    model, (images, labels) = OfForms(**settings), batch(20)
     (logits, gradients), (wanted, wanted_gradients) = results(model, images, labels), plain(model, images, labels)
     torch.testing.assert_close([logits, *gradients], [wanted, *wanted_gradients], rtol=1e-5, atol=1e-6)
 
@@ -109,20 +124,6 @@ def test_any_number_of_images_gives_pytorchs_values(images):
     torch.testing.assert_close(numerics.select("native", CPU).logits(model, given[:images]), wanted)
 
 
-@pytest.mark.parametrize("rectified", [False, True])
-def test_equal_maxima_give_the_gradient_to_the_first_as_pytorch_does(rectified):
-    x = (torch.arange(4 * 6 * 28 * 28) % 3 - 1.0).view(4, 6, 28, 28)
-    weight, gradients = torch.eye(6).view(6, 6, 1, 1), []
-    for context in (contextlib.nullcontext(), innermost.BatchInnermost()):
-        given = x.clone().requires_grad_()
-        with context:
-            y = torch.conv2d(given, weight)
-            y = torch.max_pool2d(torch.relu(y) if rectified else y, 2, 2).flatten()
-        gradients += torch.autograd.grad(y, given, torch.arange(1.0, y.numel() + 1))
-    assert torch.equal(*gradients)
-    assert gradients[0].any()
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38])
 @pytest.mark.parametrize("name", ["conv1.weight", "conv1.bias", "conv2.weight"])
 def test_what_is_not_finite_or_overflows_reaches_the_logits_as_in_pytorch(name, value):
@@ -135,20 +136,53 @@ def test_what_is_not_finite_or_overflows_reaches_the_logits_as_in_pytorch(name, 
     torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
-def test_what_a_step_kept_is_free_when_it_ends():
+@pytest.fixture
+def no_autograd(monkeypatch):
+    """Autograd may compute nothing."""
+    monkeypatch.setattr(torch.autograd, "grad", None)
+
+
+def test_simplecnn_trains_by_forms_alone(no_autograd):
+    given = trainer("native")
+    given._step(given.offsets)
+    assert not given.numerics._without_forms
+
+
+@pytest.mark.parametrize("settings", [{}, {"padding": 1}, {"padding": (2, 0)}, {"bias": False}], ids=str)
+def test_a_convolution_without_strides_and_groups_has_a_form_with_any_padding(no_autograd, settings):
+    results(OfForms(**settings), *batch(20))
+
+
+@pytest.mark.parametrize("settings", [{"stride": 2}, {"padding": "same"}, {"dilation": 2}, {"groups": 3}], ids=str)
+def test_a_model_without_a_form_is_tried_once_and_then_left_to_pytorch(settings):
+    model, native = OfForms(**settings), numerics.select("native", CPU)
+    images, labels = batch(20)
+    for _ in range(3):
+        native.loss_and_gradients(model, images, labels, ALONE, 20)
+    assert model.calls == 4
+    native.logits(model, images)
+    assert model.calls == 5
+
+
+def test_a_weight_that_takes_no_part_in_the_loss_is_pytorchs_to_refuse():
+    model = OfForms()
+    model.register_parameter("unused", nn.Parameter(torch.zeros(3)))
+    with pytest.raises(RuntimeError, match="to not have been used"):
+        results(model, *batch(4))
+
+
+def test_what_a_step_kept_is_free_when_it_ends(monkeypatch):
     """No tensor waits for Python's collector of cycles."""
-    kept = []
-    original = innermost.Innermost.__init__
+    kept, original = [], tape.Tape.record
 
-    def noted(self, *arguments):
-        kept.append(weakref.ref(self))
-        original(self, *arguments)
+    def noted(self, y, *arguments):
+        kept.append(weakref.ref(y))
+        return original(self, y, *arguments)
 
+    monkeypatch.setattr(tape.Tape, "record", noted)
     gc.disable()
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(innermost.Innermost, "__init__", noted)
-            results(Layers(twice), *batch(4))
+        results(OfForms(), *batch(4))
         assert len(kept) > 5
         assert [reference() for reference in kept] == [None] * len(kept)
     finally:
