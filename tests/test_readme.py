@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -84,4 +85,5 @@ def test_a_command_that_is_only_named_ends_well(words, answers, clone):
 
 
 def test_the_readme_is_short_enough_to_be_read():
-    assert len(README.split()) < 1400
+    prose = re.sub(r"<!-- (\w+): made by .*?<!-- /\1 -->", "", README, flags=re.DOTALL)  # the tables grow with what was seen
+    assert 800 < len(prose.split()) < 1000
