@@ -54,3 +54,8 @@ def restore(device: torch.device) -> None:
     backends.cuda.matmul.allow_fp16_accumulation = False
     backends.cudnn.benchmark = False
     torch.set_flush_denormal(False)
+
+
+def is_autocast() -> bool:
+    """Whether torch.autocast lowers the precision of what is computed now."""
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")

@@ -6,6 +6,7 @@ import gc
 import math
 import weakref
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -77,6 +78,9 @@ NETWORKS = {
     "pooling that overlaps": lambda y, _: F.max_pool2d(F.relu(y), 3, stride=2, padding=1),
     "pooling that gives indices": lambda y, _: F.max_pool2d(F.relu(y), 2, return_indices=True)[0],
     "sizes asked for": lambda y, _: F.relu(y).view(y.size(0), -1, y.shape[-1]) * y.dim(),
+    "arguments by name": lambda y, _: F.max_pool2d(torch.relu(input=y), (2,)).reshape(shape=(y.shape[0], -1)),
+    "other ways to say a shape": lambda y, _: F.relu(y).view(-1, np.prod(y.shape[1:])),
+    "a layout asked for": lambda y, _: F.relu(y.contiguous(memory_format=torch.channels_last)),
     "a convolution of a convolution": lambda y, conv: torch.conv2d(F.relu(y), conv.weight.transpose(0, 1), padding=2),
 }
 
@@ -145,7 +149,7 @@ def no_autograd(monkeypatch):
 def test_simplecnn_trains_by_forms_alone(no_autograd):
     given = trainer("native")
     given._step(given.offsets)
-    assert not given.numerics._without_forms
+    assert not given.numerics._trained_by_pytorch
 
 
 @pytest.mark.parametrize("settings", [{}, {"padding": 1}, {"padding": (2, 0)}, {"bias": False}], ids=str)
@@ -160,8 +164,43 @@ def test_a_model_without_a_form_is_tried_once_and_then_left_to_pytorch(settings)
     for _ in range(3):
         native.loss_and_gradients(model, images, labels, ALONE, 20)
     assert model.calls == 4
-    native.logits(model, images)
-    assert model.calls == 5
+    for _ in range(3):
+        native.logits(model, images)
+    assert model.calls == 8
+
+
+def test_a_bias_that_is_one_number_for_all_has_a_gradient_of_its_own_shape():
+    model, (images, labels) = OfForms(), batch(20)
+    model.linear.bias = nn.Parameter(torch.ones(1))
+    torch.testing.assert_close(results(model, images, labels), plain(model, images, labels))
+
+
+def test_a_hook_of_a_weight_is_called():
+    model, (images, labels) = OfForms(), batch(20)
+    model.linear.weight.register_hook(lambda gradient: gradient * 3)
+    torch.testing.assert_close(results(model, images, labels), plain(model, images, labels))
+
+
+def test_a_frozen_weight_is_pytorchs_to_refuse():
+    model = OfForms()
+    model.conv.weight.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        results(model, *batch(4))
+
+
+def test_autocast_inside_a_model_gives_pytorchs_values():
+    class Autocast(OfForms):
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                return super().forward(x).float()
+
+    model, (images, labels) = Autocast(), batch(20)
+    torch.testing.assert_close(results(model, images, labels), plain(model, images, labels))
+
+
+def test_flatten_from_a_dimension_that_is_not_there_is_pytorchs_to_refuse():
+    with pytest.raises(IndexError):
+        results(Layers(lambda y, _: torch.flatten(y, 5)), *batch(4))
 
 
 def test_a_weight_that_takes_no_part_in_the_loss_is_pytorchs_to_refuse():

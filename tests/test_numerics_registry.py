@@ -28,12 +28,24 @@ from tests.steps import CPU
         (nn.Linear(8, 8), "linear on 4 dimensions"),
         (nn.Tanh(), "tanh"),
         (nn.Dropout(0.5), "dropout"),
+        (nn.Flatten(2, 1), "flatten from dimension 2 to 1 of 4"),
+        (nn.Flatten(5), "flatten from dimension 5 to -1 of 4"),
     ],
 )
 def test_an_operation_without_an_exact_form_is_refused_by_name(layer, named):
     x = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
     with pytest.raises(UserError, match=rf"numerics 'exact' has no form of '?.*{named}.*numerics: native"):
         Exact().logits(layer, x)
+
+
+def test_autocast_in_a_model_is_refused():
+    class Autocast(nn.Linear):
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                return super().forward(x.flatten(1))
+
+    with pytest.raises(UserError, match="has no form of autocast"):
+        Exact().logits(Autocast(192, 10), torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
 
 
 def test_the_refusal_lists_what_has_a_form_from_the_one_table(monkeypatch):

@@ -134,9 +134,9 @@ class Planted(Dispatched):
     def _float32_products(self, name, func, args, kwargs):
         return self._operands(name, func, args, kwargs, lambda x: x.float()) if name != "baddbmm_" else func(*args, **kwargs)
 
-    def _rounded_byte_products(self, name, func, args, kwargs):
+    def _byte_products_in_float32(self, name, func, args, kwargs):
         result = func(*args, **kwargs)
-        return result // 2**8 * 2**8 if name == "_int_mm" else result
+        return result.float().int() if name == "_int_mm" else result
 
     def _float32_sums(self, name, func, args, kwargs):
         result = func(*args, **kwargs)
@@ -203,7 +203,7 @@ FAULTS = {
     "bfloat16_float32_products": "conv2d over rows of bytes",
     "tf32_operands": "linear in float64",
     "float32_products": "linear in float64",
-    "rounded_byte_products": "the weight gradient of conv2d by digits of bytes",
+    "byte_products_in_float32": "the weight gradient of conv2d by digits of bytes",
     "float32_sums": "the weight gradient of conv2d over rows",
     "products_of_32_bits": "linear in float64",
     "contracted": "a product and a sum in torch.float32",

@@ -118,8 +118,10 @@ def test_bytes_at_their_maximum_against_weights_at_theirs_stay_exact_in_float32_
 @pytest.mark.parametrize("value", [2.0**19, -(2.0**19), 2.0**19 - 1, 64 * (1 + 2**7) + 31 * 2.0**14, -64.0])
 def test_gradients_by_digits_are_exact_with_bytes_and_operands_at_their_bounds(byte, value):
     x, g, w = torch.full((64, 3, 32, 32), byte, dtype=torch.uint8), torch.full((64, 6, 28, 28), value), torch.Size((6, 3, 5, 5))
+    x[0, 0, 0, 0] ^= 1  # so that one sum is odd
     d_w, d_bias = OF_BYTES.gradients(g, OF_BYTES.operand(x, w), w)
-    assert set(d_w.flatten().tolist()) == {64 * 784 * byte * value}
+    assert set(d_w[:, 0, 0, 0].tolist()) == {64 * 784 * byte * value + (1 - 2 * (byte & 1)) * value}
+    assert set(d_w.flatten(1)[:, 1:].flatten().tolist()) == {64 * 784 * byte * value}
     assert set(d_bias.tolist()) == {64 * 784 * value}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from operator import index
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -62,7 +64,7 @@ def reshape(tape: Tape, x: Tensor, *shape: int | Iterable[int] | torch.dtype) ->
     for part in shape:
         if isinstance(part, torch.dtype):
             raise refusal("a view as another type", "changes of shape")
-        sizes += [part] if isinstance(part, int) else part
+        sizes += [index(part)] if isinstance(part, SupportsIndex) else map(index, part)
     if -1 in sizes:
         sizes[sizes.index(-1)] = x.numel() // -math.prod(sizes) if x.numel() else 0
     return _reshaped(tape, x, sizes)
@@ -71,7 +73,9 @@ def reshape(tape: Tape, x: Tensor, *shape: int | Iterable[int] | torch.dtype) ->
 def flatten(tape: Tape, x: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     """The exact form of torch.flatten."""
     x = tape.input(x, "flatten")
-    first, last = start_dim % x.dim(), end_dim % x.dim()
+    first, last = (dim + x.dim() if dim < 0 else dim for dim in (start_dim, end_dim))
+    if not 0 <= first <= last < x.dim():
+        raise refusal(f"flatten from dimension {start_dim} to {end_dim} of {x.dim()}")
     return _reshaped(tape, x, [*x.shape[:first], math.prod(x.shape[first : last + 1]), *x.shape[last + 1 :]])
 
 

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import device
-from pipeline.errors import UserError
 from pipeline.numerics import native_forms
 from pipeline.numerics.tape import Tape
 from pipeline.workers import Group
@@ -26,8 +25,8 @@ class Native:
     version = "native"
 
     def __init__(self) -> None:
-        self._without_forms: WeakSet[nn.Module] = WeakSet()
-        """Models that do what has no native form: PyTorch computes them as they are."""
+        # models that do what has no native form, in training and else: PyTorch computes them as they are
+        self._trained_by_pytorch, self._inferred_by_pytorch = WeakSet[nn.Module](), WeakSet[nn.Module]()
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
         """What the model says of uint8 images [N, 3, 32, 32]: float32 [N, C]."""
@@ -39,7 +38,8 @@ class Native:
             return native_forms.logits(Tape(given), given, model)
 
         with torch.inference_mode():
-            return torch.cat([self._attempt(partial(by_forms, part), model, part, partial(_logits, model, part)) for part in parts])
+            known = self._inferred_by_pytorch
+            return torch.cat([_attempt(partial(by_forms, part), model, known, part, partial(_logits, model, part)) for part in parts])
 
     def loss_and_gradients(
         self, model: nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int
@@ -55,22 +55,12 @@ class Native:
             return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
 
         by_forms = partial(native_forms.loss_and_gradients, model, images, labels, batch_images)
-        results = self._attempt(by_forms, model, images, by_autograd)
+        results = _attempt(by_forms, model, self._trained_by_pytorch, images, by_autograd)
         if group.count > 1:
             total = group.total(torch.cat([each.flatten() for each in results]).double()).float()
             parts = torch.split(total, [each.numel() for each in results])
             results = [part.view(each.shape) for part, each in zip(parts, results, strict=True)]
         return results[0], results[1:]
-
-    def _attempt(self, by_forms: Callable[[], Result], model: nn.Module, images: Tensor, otherwise: Callable[[], Result]) -> Result:
-        """`by_forms()`, on a CPU and where the model does nothing that has no form; else `otherwise()`."""
-        if device.is_cpu(images) and images.shape[0] and model not in self._without_forms:
-            try:
-                with torch.inference_mode():
-                    return by_forms()
-            except UserError:
-                self._without_forms.add(model)
-        return otherwise()
 
     def optimizer(self, weights: Tensor, lr: float, momentum: float) -> SGD:
         """What updates float32 `weights` [P], in place."""
@@ -88,6 +78,22 @@ class Native:
     def mean(self, losses: Tensor) -> float:
         """The mean of float64 losses [N]."""
         return float(losses.mean())
+
+
+def _attempt(
+    by_forms: Callable[[], Result], model: nn.Module, by_pytorch: WeakSet[nn.Module], images: Tensor, otherwise: Callable[[], Result]
+) -> Result:
+    """`by_forms()`, on a CPU and where the model does nothing that has no form; else `otherwise()`, and the next time at once.
+
+    Whatever a form cannot take, PyTorch takes, or says in its own words why not.
+    """
+    if device.is_cpu(images) and images.shape[0] and model not in by_pytorch:
+        try:
+            with torch.inference_mode():
+                return by_forms()
+        except Exception:
+            by_pytorch.add(model)
+    return otherwise()
 
 
 def _logits(model: nn.Module, images: Tensor) -> Tensor:

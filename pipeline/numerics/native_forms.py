@@ -40,6 +40,8 @@ def loss_and_gradients(model: nn.Module, pixels: Tensor, labels: Tensor, batch_i
         UserError: the model does what has no form; nothing was changed, but for what the model itself did before.
     """
     weights, given = dict(model.named_parameters()), images(pixels)
+    if any(not weight.requires_grad or weight._backward_hooks for weight in weights.values()):
+        raise refusal("a weight that is frozen, or has a hook")
     tape = Tape(given, weights, batch_images)
     logarithms = torch.log_softmax(of_images := logits(tape, given, model), 1)
     loss = F.nll_loss(logarithms, labels, reduction="sum") / batch_images
@@ -54,7 +56,7 @@ def conv2d(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None, st
            groups: int = 1) -> Tensor:  # fmt: skip
     """The native form of torch.nn.functional.conv2d. Raises UserError for other types, strides, dilations and groups, padding by name."""
     plain = x.dim() == 4 and groups == 1 and not isinstance(padding, str) and {*tiles.pair(stride), *tiles.pair(dilation)} == {1}
-    if not plain or {x.dtype, weight.dtype} != {torch.float32}:
+    if not plain or not _fit(x, weight, bias):
         raise refusal("conv2d of these arguments")
     height, width = tiles.pair(padding)
     if x.shape[2] + 2 * height < weight.shape[2] or x.shape[3] + 2 * width < weight.shape[3] or x.shape[1] != weight.shape[1]:
@@ -77,7 +79,7 @@ def conv2d(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None, st
 
 def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The native form of torch.nn.functional.linear, for x [N, I]. Raises UserError for other dimensions and types."""
-    if x.dim() != 2 or {x.dtype, weight.dtype} != {torch.float32}:
+    if x.dim() != 2 or not _fit(x, weight, bias):
         raise refusal("linear of these arguments")
     names = [tape.weight(each, "linear") for each in (weight, bias) if each is not None]
     x = tape.input(x, "linear")
@@ -94,6 +96,11 @@ def relu(tape: Tape, x: Tensor, inplace: bool = False) -> Tensor:
     if inplace:
         raise refusal("relu in place")
     return elementwise.relu(tape, x)
+
+
+def _fit(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether all are float32 and the bias is one number an output."""
+    return x.dtype == weight.dtype == torch.float32 and (bias is None or (bias.dtype == torch.float32 and bias.shape == weight.shape[:1]))
 
 
 _FORM_OF: dict[Any, registry.Form] = {

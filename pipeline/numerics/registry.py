@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from pipeline import precision
 from pipeline.numerics import elementwise, pooling, weighted
 from pipeline.numerics.later import QUESTIONS
 from pipeline.numerics.tape import Tape, refusal
@@ -57,6 +58,8 @@ class Forms(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.compiler.is_compiling():
             raise refusal("a compiled model", "the model as it is")
+        if precision.is_autocast():
+            raise refusal("autocast, which lowers the precision of what forms compute with")
         form = self._form_of.get(func)
         if form is not None:
             return _uncompiled(form)(self._tape, *args, **(kwargs or {}))

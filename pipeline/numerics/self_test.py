@@ -71,15 +71,16 @@ def _proofs(on: torch.device) -> Iterator[tuple[str, Tensor, list[float]]]:
         yield f"the weight gradient of {form}", of_floats.weight_gradient(g, operand, w.shape)[-1, -1, -1, -1:], [2 * 100 * _ODD * _ODD]
     if on.type == device.CPU and device.multiplies_bytes():
         forms.append(("conv2d by digits", ConvolutionOfBytes))
-    pixels = torch.full((2, 3, 32, 32), _BYTE, dtype=torch.uint8, device=on)
+    pixels = torch.full((8, 3, 32, 32), _BYTE, dtype=torch.uint8, device=on)
+    pixels[0, -1, -1, -1] -= 1  # so that no sum is even
     for form, convolution in forms:
-        of_bytes, w, g = convolution(terms=BYTE_TERMS), float64(6, 3, 5, 5, value=_SLICES), float64(2, 6, 28, 28, value=_DIGITS)
+        of_bytes, w, g = convolution(terms=BYTE_TERMS), float64(6, 3, 5, 5, value=_SLICES), float64(8, 6, 28, 28, value=_DIGITS)
         operand = of_bytes.operand(pixels, w.shape)
         known_float32 = float(np.float32(3 * 25 * _BYTE * _SLICES))
         yield f"{form} of bytes", of_bytes.forward_bytes(operand, w)[1, -1, -1, -1:].float(), [known_float32]
         d_w, d_bias = of_bytes.gradients(g, operand, w.shape)
-        yield f"the weight gradient of {form} of bytes", d_w[-1, -1, -1, -1:], [2 * 784 * _BYTE * _DIGITS]
-        yield f"the bias gradient of {form} of bytes", d_bias[-1:], [2 * 784 * _DIGITS]
+        yield f"the weight gradient of {form} of bytes", d_w[-1, -1, -1, -1:], [(8 * 784 * _BYTE - 1) * _DIGITS]
+        yield f"the bias gradient of {form} of bytes", d_bias[-1:], [8 * 784 * _DIGITS]
     large = 2**40 - 1
     yield "a sum over the batch", Convolution().bias_gradient(float64(8, 2, 32, 32, value=large)), [8 * 1024 * large] * 2
     yield "a sum over classes", float64(3, 1000, value=large).sum(1), [1000 * large] * 3
