@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import torch
 from pipeline import device as devices
 from pipeline import numerics, params, tensors
 from pipeline.errors import UserError
-from pipeline.numerics import loss
+from pipeline.numerics import loss, native_forms
 from pipeline.params import Train
 from pipeline.runs import provenance
 from pipeline.training import loop, signals
@@ -120,11 +121,15 @@ def test_a_share_that_is_not_finite_stops_all_workers_with_the_steps_number(name
         if rank == culprit and taken[rank] == 4:
             logits[0, 0] = value
 
-    exact, native = loss.cross_entropy, torch.nn.functional.cross_entropy
+    exact, native = loss.cross_entropy, native_forms.logits
     monkeypatch.setattr(loss, "cross_entropy", lambda tape, logits, labels: poison(logits) or exact(tape, logits, labels))
-    monkeypatch.setattr(
-        "torch.nn.functional.cross_entropy", lambda logits, *rest, **more: poison(logits.detach()) or native(logits, *rest, **more)
-    )
+
+    def poisoned(*arguments: Any) -> torch.Tensor:
+        logits = native(*arguments)
+        poison(logits)
+        return logits
+
+    monkeypatch.setattr(native_forms, "logits", poisoned)
     monkeypatch.setattr(signals, "noted", lambda: contextlib.nullcontext(lambda: None))
     settings, said = Train(epochs=3, batch_size=64, lr=0.01, momentum=0.9, log_every=3), []
 
