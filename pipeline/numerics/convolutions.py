@@ -13,11 +13,8 @@ from pipeline.numerics.reductions import TERMS, Convolution, ConvolutionByRows, 
 def convolution(stride: Pair, padding: Pair, dilation: Pair, x: Tensor, w: torch.Size, terms: int) -> Convolution:
     """The fastest form for inputs x [N, I, H, W] and weights [O, I, h, w].
 
-    They differ in weight gradients. In ms, conv1's and conv2's of 64 images, two threads, what each copies included:
-
-    |                              | of bytes | by rows   | by turned rows |
-    | AMD EPYC (Zen 4)             | 0.85     | 1.5, 0.6  | 2.3, 0.8       |
-    | Intel Xeon (AVX-512 and AMX) | 2.1      | 0.9, 0.43 | 0.75, 0.35     |
+    They differ in gradients. On an AMD EPYC (Zen 4) at ed58e72, conv1's and conv2's of 64 images, two threads: of bytes 0.93 ms, by rows
+    1.85 and 0.73, by turned rows 3.5 and 1.1. On an Intel Xeon with AVX-512 turned rows are the fastest (docs/performance.md).
     """
     plain = Convolution(stride, padding, dilation, terms)
     short = plain.output_terms(w) <= terms and plain.input_terms(w) <= TERMS and plain.image_terms(x.shape, w) <= terms

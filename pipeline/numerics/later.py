@@ -38,5 +38,4 @@ class Later(ABC):
 
 @cache
 def _nan(device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # one for all, those that autograd takes included
-        return torch.full((), torch.nan, device=device)
+    return torch.full((), torch.nan, device=device)

@@ -67,8 +67,9 @@ def conv2d(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None, st
     y = BY_ROWS.forward(lines, weight)
 
     def backward(g: Tensor) -> tuple[Tensor | None]:
-        gradients = BY_ROWS.weight_gradient(g, lines, weight.shape), BY_ROWS.bias_gradient(g)
-        tape.gradients.update(zip(names, gradients, strict=False))
+        tape.gradients[names[0]] = BY_ROWS.weight_gradient(g, lines, weight.shape)
+        if bias is not None:
+            tape.gradients[names[1]] = BY_ROWS.bias_gradient(g)
         if not tape.leads_to_weights(x):
             return (None,)
         padded = BY_ROWS.input_gradient(g, weight, lines.permute(3, 1, 0, 2).shape)
@@ -85,7 +86,9 @@ def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     x = tape.input(x, "linear")
 
     def backward(g: Tensor) -> tuple[Tensor]:
-        tape.gradients.update(zip(names, (g.t() @ x, g.sum(0)), strict=False))
+        tape.gradients[names[0]] = g.t() @ x
+        if bias is not None:
+            tape.gradients[names[1]] = g.sum(0)
         return (g @ weight,)
 
     return tape.record(F.linear(x, weight, bias), (x,), backward)
