@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import platform
 import re
@@ -15,8 +14,10 @@ from typing import Any
 
 import torch
 
-from pipeline import memory, precision
+from pipeline import memory
 from pipeline.errors import UserError, shown
+from pipeline.exact import precision
+from pipeline.exact.errors import Imprecise
 from pipeline.params import DEVICE
 
 CPU = "cpu"
@@ -149,7 +150,10 @@ def prepare(device: torch.device, workers: int = 1) -> None:
     Raises:
         UserError: an environment variable lowers the precision, which PyTorch cannot undo; names it.
     """
-    precision.restore(device)
+    try:
+        precision.restore(device)
+    except Imprecise as reason:
+        raise UserError(str(reason)) from None
     by_torchrun = workers > 1 and "TORCHELASTIC_RUN_ID" in os.environ  # it sets 1 where nothing is set
     if by_torchrun or not re.fullmatch(OMP_THREADS, os.environ.get("OMP_NUM_THREADS", "")):
         torch.set_num_threads(max(1, cpu_limit() // workers) if workers > 1 else min(torch.get_num_threads(), cpu_limit()))
@@ -169,37 +173,6 @@ def cpu_limit() -> int:
         if quota_us > 0:
             return max(1, min(limit, -(-quota_us // period_us)))
     return limit
-
-
-def is_cpu(tensor: torch.Tensor) -> bool:
-    """Whether a tensor lives in the CPU's memory."""
-    return tensor.device.type == "cpu"
-
-
-def is_from_intel() -> bool:
-    """Whether Intel made this machine's CPU, for which MKL has kernels of its own."""
-    return "GenuineIntel" in _processor()
-
-
-def multiplies_bytes() -> bool:
-    """Whether PyTorch multiplies matrices of bytes on this CPU at several times float64's rate.
-
-    Seen on AMD's processors with AVX-512 VNNI; on an Intel Xeon with VNNI and AMX it was slower than float64 (docs/performance.md).
-    """
-    return "AuthenticAMD" in _processor() and "avx512_vnni" in _processor() and torch.backends.cpu.get_cpu_capability() == "AVX512"
-
-
-@functools.cache
-def _processor() -> str:
-    """Linux's description of the first CPU; empty elsewhere."""
-    with contextlib.suppress(OSError):
-        return Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
-    return ""
-
-
-def has_float64(device: torch.device) -> bool:
-    """Whether a device computes in float64, which exact numerics need."""
-    return device.type != "mps"
 
 
 def collectives(device: torch.device) -> dict[str, Any]:

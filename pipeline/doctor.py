@@ -170,10 +170,9 @@ def _numerics() -> str:
     import torch
 
     from pipeline import device
-    from pipeline.numerics import registry, self_test
-    from pipeline.numerics.exact import VERSION
+    from pipeline.exact import VERSION, hardware, registry, self_test
 
-    able = [name for name in device.available() if device.has_float64(torch.device(name))]
+    able = [name for name in device.available() if hardware.has_float64(torch.device(name))]
     for name in able:
         device.prepare(torch.device(name))
         self_test.check(torch.device(name))

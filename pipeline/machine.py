@@ -18,7 +18,7 @@ from typing import Literal
 import msgspec
 
 from pipeline import device, files, revision, schema, sources
-from pipeline.numerics.exact import VERSION
+from pipeline.exact import VERSION
 from pipeline.runs.outputs import METRICS, PREDICTIONS, read_bytes
 
 RECORD = "machine.json"

@@ -15,20 +15,23 @@ from pipeline.errors import UserError
 PACKAGE = Path(__file__).parent
 
 _EVERY_STAGE = ("files.py", "inputs.py", "params.py", "paths.py", "schema.py", "sources.py", "tensors.py")
-_NUMERICS = tuple(
-    f"numerics/{name}.py"
+_EXACT = tuple(
+    f"exact/{name}.py"
     for name in (
         "__init__",
         "convolutions",
         "digits",
         "elementwise",
-        "exact",
+        "engine",
+        "errors",
         "grid",
+        "group",
+        "hardware",
+        "initial_values",
         "later",
         "loss",
-        "native",
-        "native_forms",
         "pooling",
+        "precision",
         "reductions",
         "registry",
         "self_test",
@@ -42,11 +45,14 @@ _NUMERICS = tuple(
 _MODEL = (
     "data/dataset.py",
     "device.py",
-    "draws.py",
+    "exact/draws.py",
     "memory.py",
     "model.py",
-    "precision.py",
-    *_NUMERICS,
+    *_EXACT,
+    "numerics/__init__.py",
+    "numerics/exact.py",
+    "numerics/native.py",
+    "numerics/native_forms.py",
     "runs/outputs.py",
     "runs/provenance.py",
     "workers/__init__.py",
@@ -62,7 +68,8 @@ STAGES: dict[str, tuple[str, ...]] = {
         "data/fetch.py",
         "data/pickles.py",
         "data/synthetic.py",
-        "draws.py",
+        "exact/__init__.py",
+        "exact/draws.py",
     ),
     "train": (
         *_EVERY_STAGE,

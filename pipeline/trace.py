@@ -16,12 +16,14 @@ from torch import Tensor
 
 from pipeline import device as devices
 from pipeline import tensors
-from pipeline.draws import random_integers
-from pipeline.model import SimpleCNN, initialise
-from pipeline.numerics.exact import VERSION, Exact
-from pipeline.numerics.later import Later
-from pipeline.numerics.tape import Backward, Tape
-from pipeline.workers import ALONE, Group
+from pipeline.exact import VERSION
+from pipeline.exact.draws import random_integers
+from pipeline.exact.engine import Exact
+from pipeline.exact.group import ALONE, Group
+from pipeline.exact.initial_values import initialise
+from pipeline.exact.later import Later
+from pipeline.exact.tape import Backward, Tape
+from pipeline.model import SimpleCNN
 
 GOLDEN = Path(__file__).with_name(f"trace-{VERSION}.txt")
 """A line a tensor: the first 16 hexadecimal digits of its hash, and which it is."""

@@ -14,10 +14,10 @@ import torch
 
 from pipeline import device as devices
 from pipeline import numerics
-from pipeline.draws import random_integers
 from pipeline.evaluation import evaluate
+from pipeline.exact import loss, transcendental
+from pipeline.exact.draws import random_integers
 from pipeline.model import SimpleCNN
-from pipeline.numerics import loss, transcendental
 from pipeline.params import Evaluate
 from pipeline.workers import ALONE
 from tests import reference

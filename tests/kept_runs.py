@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from pipeline.data.dataset import Dataset, Description
-from pipeline.draws import random_integers
+from pipeline.exact.draws import random_integers
 from pipeline.params import Train
 from pipeline.runs import environments, kept, outputs
 from pipeline.runs.environments import Facts

@@ -17,8 +17,8 @@ from msgspec import structs
 
 from pipeline import evaluation, inputs, reproduce
 from pipeline.data.dataset import Dataset
-from pipeline.draws import permutation
 from pipeline.errors import Interrupted, UserError
+from pipeline.exact.draws import permutation
 from pipeline.params import Compare
 from pipeline.runs import kept, outputs
 from pipeline.training import stage

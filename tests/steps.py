@@ -13,7 +13,7 @@ import torch
 from pipeline import device as devices
 from pipeline import numerics
 from pipeline.data.dataset import Dataset
-from pipeline.draws import random_integers
+from pipeline.exact.draws import random_integers
 from pipeline.params import Train
 from pipeline.tensors import fingerprint
 from pipeline.training.trainer import Trainer

@@ -12,8 +12,8 @@ import pytest
 
 from pipeline import demo, machine
 from pipeline.errors import UserError
+from pipeline.exact import VERSION
 from pipeline.machine import OLDEST_INSTRUCTIONS, Outcome, Record
-from pipeline.numerics.exact import VERSION
 from tools import claims, markers
 
 ROOT = Path(__file__).parent.parent

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import draws
 from pipeline.data import pictures
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
+from pipeline.exact import draws
 from pipeline.export import export
 from pipeline.runs import outputs
 from tests import browser, network_runs

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.errors import UserError
-from pipeline.model import SimpleCNN, initialise
+from pipeline.exact.errors import Unsupported
+from pipeline.exact.initial_values import initialise
+from pipeline.model import SimpleCNN
 
 pytestmark = pytest.mark.fault(42)
 
@@ -39,7 +40,7 @@ def weights(model):
 )
 def test_a_parameter_that_no_law_covers_is_refused_by_name_and_nothing_is_set(model, parameter):
     before = weights(model)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(Unsupported) as error:
         initialise(model, 0)
     assert str(error.value) == (
         f"parameter {parameter}: no law says how to draw its initial value; "
@@ -51,7 +52,7 @@ def test_a_parameter_that_no_law_covers_is_refused_by_name_and_nothing_is_set(mo
 def test_a_parameter_that_is_added_to_a_known_layer_is_refused_by_name():
     layer = nn.Linear(2, 2)
     layer.gain = nn.Parameter(torch.ones(1))
-    with pytest.raises(UserError, match=r"^parameter '0\.gain' of a Linear: no law"):
+    with pytest.raises(Unsupported, match=r"^parameter '0\.gain' of a Linear: no law"):
         initialise(nn.Sequential(layer), 0)
 
 

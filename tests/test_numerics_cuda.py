@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.draws import random_integers
-from pipeline.numerics import grid, transcendental, update
-from pipeline.numerics.exact import Exact
+from pipeline.exact import grid, transcendental, update
+from pipeline.exact.draws import random_integers
+from pipeline.exact.engine import Exact
 from tests.steps import drawn_set, trained_fingerprint, trainer
 
 pytestmark = pytest.mark.cuda

@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.draws import random_integers
-from pipeline.errors import UserError
-from pipeline.numerics import elementwise, loss, pooling, tiles, transcendental, weighted
-from pipeline.numerics.exact import Exact
-from pipeline.numerics.tape import Tape
-from pipeline.numerics.update import SGD
+from pipeline.exact import elementwise, loss, pooling, tiles, transcendental, weighted
+from pipeline.exact.draws import random_integers
+from pipeline.exact.engine import Exact
+from pipeline.exact.errors import Unsupported
+from pipeline.exact.tape import Tape
+from pipeline.exact.update import SGD
 from tests.steps import ints
 
 
@@ -53,7 +53,7 @@ def test_a_mean_of_more_losses_than_float64_adds_exactly_is_the_quotient_of_pyth
 def test_more_classes_than_can_be_added_exactly_are_refused_by_name():
     assert loss.MOST_CLASSES == 8192
     loss.Softmax(torch.zeros(1, 8192))
-    with pytest.raises(UserError, match="adds the probabilities of at most 8192 classes, and the model has 8193; set numerics: native"):
+    with pytest.raises(Unsupported, match="adds the probabilities of at most 8192 classes, and the model has 8193; set numerics: native"):
         Exact().scores(torch.zeros(1, 8193), torch.zeros(1, dtype=torch.int64))
 
 
@@ -153,14 +153,14 @@ def test_a_change_of_shape_moves_values_in_row_major_order_and_back(shape, batch
 @pytest.mark.parametrize("form", [elementwise.relu, pooling.max_pool2d, lambda tape, x, *_: elementwise.add(tape, x, x)])
 def test_a_form_that_has_no_rule_for_bytes_refuses_them(form):
     x = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
-    with pytest.raises(UserError, match=r"numerics 'exact' has no form of .* of torch\.uint8"):
+    with pytest.raises(Unsupported, match=r"numerics 'exact' has no form of .* of torch\.uint8"):
         form(Tape(x), x, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64])
 def test_a_weighted_sum_of_another_type_than_bytes_and_float32_is_refused(dtype):
     x = torch.zeros(2, 3, dtype=dtype)
-    with pytest.raises(UserError, match=f"no form of linear of {dtype}"):
+    with pytest.raises(Unsupported, match=f"no form of linear of {dtype}"):
         weighted.linear(Tape(x), x, torch.zeros(4, 3))
 
 

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from pipeline import device as devices
-from pipeline.draws import permutation, random_integers
-from pipeline.model import SimpleCNN, initialise
-from pipeline.numerics import grid, loss, registry, self_test, tiles, transcendental, update, weighted
+from pipeline.exact import grid, loss, registry, self_test, tiles, transcendental, update, weighted
+from pipeline.exact.draws import permutation, random_integers
+from pipeline.exact.initial_values import initialise
+from pipeline.model import SimpleCNN
 from pipeline.tensors import fingerprint
 from tests import reference
 from tests.conftest import ROOT

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.draws import random_integers
-from pipeline.numerics import grid
+from pipeline.exact import grid
+from pipeline.exact.draws import random_integers
 
 EDGES = [
     0.0, 1e-45, 2.0**-126, 2.0**-41, 2.0**-40, math.nextafter(2.0**-40, 1), 1e-3, 0.5, math.nextafter(1.0, 0), 1.0, 1.5,

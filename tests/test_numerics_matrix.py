@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipeline import device as devices
-from pipeline.numerics.exact import Exact
+from pipeline.exact.engine import Exact
 from pipeline.workers import ALONE
 from tests.chaos import Chaos
 from tests.conftest import ROOT

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from pipeline import numerics
-from pipeline.draws import random_integers
-from pipeline.errors import UserError
 from pipeline.evaluation import evaluate
-from pipeline.numerics.exact import Exact
-from pipeline.numerics.reductions import Convolution, Matmul
+from pipeline.exact.draws import random_integers
+from pipeline.exact.engine import Exact
+from pipeline.exact.errors import Unsupported
+from pipeline.exact.reductions import Convolution, Matmul
 from pipeline.params import Evaluate
 from tests.chaos import Chaos
 from tests.networks import batch, equal, own_network, step
@@ -80,6 +80,6 @@ def test_a_batch_whose_sums_float64_does_not_hold_trains_exactly_all_the_same():
 def test_a_batch_that_int64_does_not_hold_is_refused_with_the_largest_that_it_does():
     model, (images, labels) = trainer().model, batch(4)
     step(model, images, labels, of=335544)
-    with pytest.raises(UserError, match="conv2d's gradient sums 33554500 products at batch_size 335545, and 33554431 are the most: "
+    with pytest.raises(Unsupported, match="conv2d's gradient sums 33554500 products at batch_size 335545, and 33554431 are the most: "
                                         "set batch_size to at most 335544, or numerics: native"):  # fmt: skip
         step(model, images, labels, of=335545)

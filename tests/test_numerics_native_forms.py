@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline import numerics
-from pipeline.numerics import tape
+from pipeline.exact import tape
 from pipeline.workers import ALONE
 from tests.networks import batch, own_network
 from tests.steps import CPU, trainer

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from pipeline import numerics
-from pipeline.errors import UserError
-from pipeline.numerics import registry, weighted
-from pipeline.numerics.exact import VERSION, Exact
+from pipeline.exact import VERSION, registry, weighted
+from pipeline.exact.engine import Exact
+from pipeline.exact.errors import Unsupported
 from tests.networks import batch
 from tests.steps import CPU
 
@@ -34,7 +34,7 @@ from tests.steps import CPU
 )
 def test_an_operation_without_an_exact_form_is_refused_by_name(layer, named):
     x = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
-    with pytest.raises(UserError, match=rf"numerics 'exact' has no form of '?.*{named}.*numerics: native"):
+    with pytest.raises(Unsupported, match=rf"numerics 'exact' has no form of '?.*{named}.*numerics: native"):
         Exact().logits(layer, x)
 
 
@@ -44,13 +44,13 @@ def test_autocast_in_a_model_is_refused():
             with torch.autocast("cpu", torch.bfloat16):
                 return super().forward(x.flatten(1))
 
-    with pytest.raises(UserError, match="has no form of autocast"):
+    with pytest.raises(Unsupported, match="has no form of autocast"):
         Exact().logits(Autocast(192, 10), torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
 
 
 def test_the_refusal_lists_what_has_a_form_from_the_one_table(monkeypatch):
     monkeypatch.setitem(registry.FORMS, "another", (weighted.linear, []))
-    with pytest.raises(UserError, match=f"it has: {', '.join(registry.FORMS)}; never under torch.compile"):
+    with pytest.raises(Unsupported, match=f"it has: {', '.join(registry.FORMS)}; never under torch.compile"):
         Exact().logits(nn.Tanh(), torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
 
 
@@ -63,7 +63,7 @@ def test_a_compiled_model_is_never_computed_by_what_a_compiler_made():
 
     model, (x, _) = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), batch(8)
     plain = Exact().logits(model, x)
-    with contextlib.suppress(UserError):
+    with contextlib.suppress(Unsupported):
         assert torch.equal(Exact().logits(torch.compile(model, backend=compiler), x), plain)
     assert compiled == []
 
@@ -71,11 +71,11 @@ def test_a_compiled_model_is_never_computed_by_what_a_compiler_made():
 def test_exact_1_is_refused_with_the_line_that_says_which_version_made_a_run():
     for name in ("exact", VERSION):
         assert numerics.select(name, CPU).version == "exact-2"
-    with pytest.raises(UserError, match=r"^numerics 'exact-1': this version of the pipeline has exact-2 and native; use the version that "
+    with pytest.raises(Unsupported, match=r"^numerics 'exact-1': this version of the pipeline has exact-2 and native; use the version that "
                                         r"made the run$"):  # fmt: skip
         numerics.select("exact-1", CPU)
 
 
 def test_exact_numerics_on_a_device_without_float64_are_refused_with_the_way_out():
-    with pytest.raises(UserError, match="needs float64, which device 'mps' has not; set numerics: native"):
+    with pytest.raises(Unsupported, match="needs float64, which device 'mps' has not; set numerics: native"):
         numerics.select("exact", torch.device("mps"))

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from pipeline import device
-from pipeline.draws import random_integers
-from pipeline.numerics import digits, reductions
-from pipeline.numerics.convolutions import convolution
-from pipeline.numerics.digits import ConvolutionOfBytes
-from pipeline.numerics.reductions import BYTE_TERMS, TERMS, Convolution, ConvolutionByRows, ConvolutionByTurnedRows, Matmul, in_lines
+from pipeline.exact import digits, reductions
+from pipeline.exact.convolutions import convolution
+from pipeline.exact.digits import ConvolutionOfBytes
+from pipeline.exact.draws import random_integers
+from pipeline.exact.reductions import BYTE_TERMS, TERMS, Convolution, ConvolutionByRows, ConvolutionByTurnedRows, Matmul, in_lines
 from tests.chaos import Chaos
 from tests.steps import ints
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.errors import UserError
-from pipeline.numerics.exact import Exact
-from pipeline.numerics.tape import Tape
+from pipeline.exact.engine import Exact
+from pipeline.exact.tape import Tape
 from tests.networks import batch, step
 from tests.steps import drawn_set, run_steps, trainer
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import draws
 from pipeline.data import pictures
 from pipeline.errors import UserError
+from pipeline.exact import draws
 
 
 def pixels(label: str, *shape: int) -> np.ndarray:

@@ -96,6 +96,10 @@ def test_no_module_imports_itself_by_way_of_others():
     assert [file for file in imports if file in reached(imports[file], imports)] == []
 
 
+def test_exact_numerics_import_nothing_else_of_the_pipeline():
+    assert {file for file in reached({f for f in IMPORTS if f.startswith("exact/")}) if not file.startswith("exact/")} <= {"__init__.py"}
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_has_the_name_of_its_command_and_its_module_or_section(stage):
     assert STAGES[stage]["cmd"] == f"exec python -m pipeline {stage}"
@@ -144,7 +148,7 @@ def test_no_path_of_an_output_is_spelled_in_code_but_in_the_module_that_owns_it(
 def test_only_the_modules_of_devices_know_devices():
     pattern = re.compile(r"torch\.cuda|\.cuda\(|[\"'](?:cpu|cuda|mps)(?::\d+)?[\"']")
     for path in (ROOT / "pipeline").rglob("*.py"):
-        if path.name in ("device.py", "precision.py"):
+        if path.name in ("device.py", "precision.py", "hardware.py"):
             continue
         code = re.sub(r'""".*?"""', "", path.read_text(), flags=re.DOTALL)
         assert not pattern.findall(code), path

@@ -50,8 +50,9 @@ def test_a_brighter_pattern_than_its_ground_is_all_that_tells_a_class(data):
 def test_simple_cnn_learns_it_in_three_epochs_but_not_perfectly(data, one_thread):
     import torch
 
-    from pipeline.draws import permutation
-    from pipeline.model import SimpleCNN, initialise
+    from pipeline.exact.draws import permutation
+    from pipeline.exact.initial_values import initialise
+    from pipeline.model import SimpleCNN
 
     model = SimpleCNN()
     initialise(model, 0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline import trace
-from pipeline.numerics import transcendental
+from pipeline.exact import transcendental
 from tests import goldens
 from tests.conftest import ROOT, command
 from tests.dispatched import Dispatched

@@ -10,8 +10,9 @@ from torch import nn, optim
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline import numerics
-from pipeline.draws import permutation, random_integers
-from pipeline.model import SimpleCNN, initialise
+from pipeline.exact.draws import permutation, random_integers
+from pipeline.exact.initial_values import initialise
+from pipeline.model import SimpleCNN
 from pipeline.params import Train
 from pipeline.training import loop
 from pipeline.training.loop import Training

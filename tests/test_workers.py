@@ -17,7 +17,8 @@ import torch
 from pipeline import device as devices
 from pipeline import numerics, params, tensors
 from pipeline.errors import UserError
-from pipeline.numerics import loss, native_forms
+from pipeline.exact import loss
+from pipeline.numerics import native_forms
 from pipeline.params import Train
 from pipeline.runs import provenance
 from pipeline.training import loop, signals

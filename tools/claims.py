@@ -13,8 +13,8 @@ from pipeline import demo, machine
 from pipeline.comparison import markdown
 from pipeline.device import CPU
 from pipeline.errors import UserError
+from pipeline.exact import VERSION
 from pipeline.machine import Outcome, Record
-from pipeline.numerics.exact import VERSION
 from tools import markers
 
 README = Path("README.md")

@@ -23,8 +23,8 @@ from pipeline.data import dataset
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError, printable
 from pipeline.evaluation import evaluate
+from pipeline.exact import VERSION
 from pipeline.inputs import CACHE
-from pipeline.numerics.exact import VERSION
 from pipeline.params import Evaluate, Train
 from pipeline.training import loop
 from pipeline.training.trainer import Trainer

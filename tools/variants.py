@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader
 
 from pipeline import numerics
 from pipeline.data.dataset import Dataset
-from pipeline.draws import random_integers
 from pipeline.evaluation import evaluate
-from pipeline.model import SimpleCNN, initialise
+from pipeline.exact.draws import random_integers
+from pipeline.exact.initial_values import initialise
+from pipeline.model import SimpleCNN
 from pipeline.params import Evaluate, Train
 from pipeline.training.trainer import Trainer
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pipeline.data.dataset import Dataset
-from pipeline.draws import permutation, random_integers
+from pipeline.exact.draws import permutation, random_integers
 
 PATTERNS: dict[str, Callable[..., np.ndarray]] = {
     "disc": lambda dx, dy, r, w: dx * dx + dy * dy <= r * r,

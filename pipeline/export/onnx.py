@@ -14,8 +14,8 @@ import numpy as np
 from pipeline import __version__, files
 from pipeline.data import dataset
 from pipeline.device import CPU
-from pipeline.draws import random_integers
 from pipeline.errors import UserError
+from pipeline.exact.draws import random_integers
 from pipeline.predict import Network
 from pipeline.runs.outputs import Model
 

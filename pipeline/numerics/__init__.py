@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from pipeline import device
 from pipeline.errors import UserError
-from pipeline.numerics import self_test
-from pipeline.numerics.exact import VERSION, Exact
+from pipeline.exact import VERSION, hardware, self_test
+from pipeline.exact.errors import Imprecise
+from pipeline.numerics.exact import Exact
 from pipeline.numerics.native import Native
 
 Numerics = Exact | Native
@@ -25,7 +25,10 @@ def select(name: str, on: torch.device) -> Numerics:
         return Native()
     if name not in ("exact", VERSION):
         raise UserError(f"numerics '{name}': this version of the pipeline has {VERSION} and native; use the version that made the run")
-    if not device.has_float64(on):
+    if not hardware.has_float64(on):
         raise UserError(f"numerics 'exact' needs float64, which device '{on}' has not; set numerics: native, or device: cpu")
-    self_test.check(on)
+    try:
+        self_test.check(on)
+    except Imprecise as reason:
+        raise UserError(f"{reason}, or set numerics: native") from None
     return Exact()

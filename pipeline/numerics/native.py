@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline import device
+from pipeline.exact import hardware
+from pipeline.exact.tape import Tape
 from pipeline.numerics import native_forms
-from pipeline.numerics.tape import Tape
 from pipeline.workers import Group
 
 Result = TypeVar("Result")
@@ -31,7 +31,7 @@ class Native:
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
         """What the model says of uint8 images [N, 3, 32, 32]: float32 [N, C]."""
         # on a CPU as many at a time as stay in its caches
-        parts = torch.split(images, native_forms.BY_ROWS.images_at_once) if device.is_cpu(images) else (images,)
+        parts = torch.split(images, native_forms.BY_ROWS.images_at_once) if hardware.is_cpu(images) else (images,)
 
         def by_forms(part: Tensor) -> Tensor:
             given = native_forms.images(part)
@@ -87,7 +87,7 @@ def _attempt(
 
     Whatever a form cannot take, PyTorch takes, or says in its own words why not.
     """
-    if device.is_cpu(images) and images.shape[0] and model not in by_pytorch:
+    if hardware.is_cpu(images) and images.shape[0] and model not in by_pytorch:
         try:
             with torch.inference_mode():
                 return by_forms()

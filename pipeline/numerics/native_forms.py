@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.numerics import elementwise, registry, tiles
-from pipeline.numerics.reductions import ConvolutionByRows, in_lines
-from pipeline.numerics.tape import Tape, refusal
+from pipeline.exact import elementwise, registry, tiles
+from pipeline.exact.errors import refusal
+from pipeline.exact.reductions import ConvolutionByRows, in_lines
+from pipeline.exact.tape import Tape
 
 BY_ROWS = ConvolutionByRows()
 

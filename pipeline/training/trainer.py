@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import device as devices
-from pipeline.draws import permutation
-from pipeline.model import SimpleCNN, initialise
+from pipeline.exact.draws import permutation
+from pipeline.exact.initial_values import initialise
+from pipeline.model import SimpleCNN
+from pipeline.numerics.exact import refusals_explained
 from pipeline.params import Train
 from pipeline.workers import ALONE, Group
 
@@ -39,7 +41,8 @@ class Trainer:
         self.device, self.seed, self.numerics, self.settings, self.group = device, seed, numerics, settings, group
         # 1. the device is selected; 2. the model moves to it
         self.model: nn.Module = SimpleCNN()
-        initialise(self.model, seed)
+        with refusals_explained():
+            initialise(self.model, seed)
         self.parameters = dict(self.model.named_parameters())
         self.initial = torch.cat([p.detach().flatten() for p in self.parameters.values()]).to(device)  # float32 [P]
         self.weights = self.initial.clone()

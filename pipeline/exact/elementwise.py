@@ -10,12 +10,13 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
-from pipeline.numerics.later import Later
-from pipeline.numerics.tape import Tape, refusal
+from pipeline.exact.errors import refusal
+from pipeline.exact.later import Later
+from pipeline.exact.tape import Tape
 
 
 def relu(tape: Tape, x: Tensor, inplace: bool = False) -> Tensor:
-    """The exact form of torch.relu; never in place, because what goes back may need x. Raises UserError for bytes."""
+    """The exact form of torch.relu; never in place, because what goes back may need x. Raises Unsupported for bytes."""
     x = tape.input(x, "relu")
     if x.dtype != torch.float32:
         raise refusal(f"relu of {x.dtype}", "float32")
@@ -47,7 +48,7 @@ def rectified(g: Tensor, x: Tensor) -> Tensor:
 
 
 def add(tape: Tape, x: Tensor, other: Tensor, *, alpha: float = 1) -> Tensor:
-    """The exact form of x + other: one float32 rounding. Raises UserError for unlike shapes, other types and a factor."""
+    """The exact form of x + other: one float32 rounding. Raises Unsupported for unlike shapes, other types and a factor."""
     if not isinstance(other, Tensor) or not isinstance(x, Tensor) or x.shape != other.shape or alpha != 1:
         raise refusal("addition of unlike shapes, of numbers or with a factor", "that of two tensors of one shape")
     x, other = tape.input(x, "addition"), tape.input(other, "addition")
@@ -58,7 +59,7 @@ def add(tape: Tape, x: Tensor, other: Tensor, *, alpha: float = 1) -> Tensor:
 
 
 def reshape(tape: Tape, x: Tensor, *shape: int | Iterable[int] | torch.dtype) -> Tensor:
-    """The exact form of Tensor.reshape and Tensor.view. Raises UserError for a view as another type."""
+    """The exact form of Tensor.reshape and Tensor.view. Raises Unsupported for a view as another type."""
     x = tape.input(x, "a change of shape")
     sizes: list[int] = []
     for part in shape:

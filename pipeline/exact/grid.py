@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline import device
+from pipeline.exact import hardware
 
 FLOAT64_BITS = 53
 """Integers up to 2^53 are float64s, and so is every partial sum that stays within."""
@@ -68,7 +68,7 @@ def largest(magnitudes: Tensor) -> Tensor:
 
 def of_tensor(x: Tensor) -> Grid:
     """The grid of the whole of `x`, float32: `choose(magnitude(x))`, on a CPU by a look at the value."""
-    return _seen(x) if device.is_cpu(x) else choose(magnitude(x))
+    return _seen(x) if hardware.is_cpu(x) else choose(magnitude(x))
 
 
 def _seen(x: Tensor) -> Grid:

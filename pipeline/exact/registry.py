@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from pipeline import precision
-from pipeline.numerics import elementwise, pooling, weighted
-from pipeline.numerics.later import QUESTIONS
-from pipeline.numerics.tape import Tape, refusal
+from pipeline.exact import elementwise, pooling, precision, weighted
+from pipeline.exact.errors import refusal
+from pipeline.exact.later import QUESTIONS
+from pipeline.exact.tape import Tape
 
 Form = Callable[..., Tensor]
 """Given the tape and the operation's own arguments, computes what the operation does, exactly, and records the way back."""

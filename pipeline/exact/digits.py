@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.numerics.grid import BYTE_BITS, OPERAND_BITS
-from pipeline.numerics.reductions import ConvolutionByRows
+from pipeline.exact.grid import BYTE_BITS, OPERAND_BITS
+from pipeline.exact.reductions import ConvolutionByRows
 
 BITS, DIGITS = 7, 3
 assert BITS * DIGITS - 1 > OPERAND_BITS

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.errors import UserError
-from pipeline.numerics import grid, transcendental
-from pipeline.numerics.tape import Tape
+from pipeline.exact import grid, transcendental
+from pipeline.exact.errors import Unsupported
+from pipeline.exact.tape import Tape
 
 PROBABILITY_BITS = 40
 """Exponentials are integers of this many bits in the sum over classes."""
@@ -22,12 +22,9 @@ class Softmax:
     """Softmax and its logarithm: the loss and predictions share it."""
 
     def __init__(self, logits: Tensor) -> None:
-        """Logits float32 [N, C]. Raises UserError for more classes than MOST_CLASSES."""
+        """Logits float32 [N, C]. Raises Unsupported for more classes than MOST_CLASSES."""
         if logits.shape[1] > MOST_CLASSES:
-            raise UserError(
-                f"numerics 'exact' adds the probabilities of at most {MOST_CLASSES} classes, and the model has {logits.shape[1]}; "
-                "set numerics: native"
-            )
+            raise Unsupported(f"adds the probabilities of at most {MOST_CLASSES} classes, and the model has {logits.shape[1]}")
         z = logits.double()
         self.shifted = z - z.amax(1, keepdim=True)  # [N, C], largest 0
         e = (transcendental.exp(self.shifted) * 2.0**PROBABILITY_BITS).round_()

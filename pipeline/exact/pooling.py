@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.numerics import tiles
-from pipeline.numerics.elementwise import Rectified, rectified
-from pipeline.numerics.later import Later
-from pipeline.numerics.tape import Tape, refusal
+from pipeline.exact import tiles
+from pipeline.exact.elementwise import Rectified, rectified
+from pipeline.exact.errors import refusal
+from pipeline.exact.later import Later
+from pipeline.exact.tape import Tape
 
 
 def max_pool2d(tape: Tape, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
-    """The exact form of torch.nn.functional.max_pool2d for square tiles that do not overlap. Raises UserError for others and bytes."""
+    """The exact form of torch.nn.functional.max_pool2d for square tiles that do not overlap. Raises Unsupported for others and bytes."""
     k = tiles.square(*arguments, **named)
     if k is None:
         raise refusal("max_pool2d with overlapping, padded or oblong windows, ceil_mode or indices", "square windows with stride = size")

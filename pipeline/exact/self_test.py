@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import device, precision
-from pipeline.errors import UserError
-from pipeline.numerics import grid, transcendental
-from pipeline.numerics.digits import ConvolutionOfBytes
-from pipeline.numerics.reductions import BYTE_TERMS, TERMS, Convolution, ConvolutionByRows, ConvolutionByTurnedRows, Matmul
-from pipeline.numerics.update import SGD
+from pipeline.exact import grid, hardware, precision, transcendental
+from pipeline.exact.digits import ConvolutionOfBytes
+from pipeline.exact.errors import Imprecise
+from pipeline.exact.reductions import BYTE_TERMS, TERMS, Convolution, ConvolutionByRows, ConvolutionByTurnedRows, Matmul
+from pipeline.exact.update import SGD
 
 _ODD = 2**grid.OPERAND_BITS - 1
 """An operand whose every bit counts: rounded to fewer bits, it is another number."""
@@ -31,16 +30,16 @@ def check(on: torch.device) -> None:
     """Prove on a device what exact numerics need of its kernels.
 
     Raises:
-        UserError: an operation gives other results than exact arithmetic; names it, the device and what is set that may do this.
+        Imprecise: an operation gives other results than exact arithmetic; names it, the device and what is set that may do this.
     """
     with torch.no_grad():
         for operation, results, known in _proofs(on):
             if results.tolist() != known:
                 causes = precision.set_from_outside()
-                raise UserError(
+                raise Imprecise(
                     f"numerics 'exact': on device '{on}' {operation} gives other results than exact arithmetic does "
                     f"({'set here: ' + ', '.join(causes) if causes else 'no setting known to do this is set'}); "
-                    f"{'unset that' if causes else 'use another device'}, or set numerics: native"
+                    f"{'unset that' if causes else 'use another device'}"
                 )
 
 
@@ -69,7 +68,7 @@ def _proofs(on: torch.device) -> Iterator[tuple[str, Tensor, list[float]]]:
         yield form, of_floats.forward(operand, w)[1, -1, -1, -1:], [6 * 25 * _ODD * _ODD]
         yield f"the input gradient of {form}", of_floats.input_gradient(g, w, x.shape)[1, -1, 7, 6:8], [16 * 25 * _ODD * _ODD] * 2
         yield f"the weight gradient of {form}", of_floats.weight_gradient(g, operand, w.shape)[-1, -1, -1, -1:], [2 * 100 * _ODD * _ODD]
-    if on.type == device.CPU and device.multiplies_bytes():
+    if on.type == hardware.CPU and hardware.multiplies_bytes():
         forms.append(("conv2d by digits", ConvolutionOfBytes))
     pixels = torch.full((8, 3, 32, 32), _BYTE, dtype=torch.uint8, device=on)
     pixels[0, -1, -1, -1] -= 1  # so that no sum is even

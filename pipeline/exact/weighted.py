@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import UserError
-from pipeline.numerics import grid
-from pipeline.numerics.convolutions import convolution
-from pipeline.numerics.reductions import BYTE_TERMS, TERMS, Convolution, Matmul
-from pipeline.numerics.tape import Tape, refusal
-from pipeline.numerics.tiles import pair
+from pipeline.exact import grid
+from pipeline.exact.convolutions import convolution
+from pipeline.exact.errors import Unsupported, refusal
+from pipeline.exact.reductions import BYTE_TERMS, TERMS, Convolution, Matmul
+from pipeline.exact.tape import Tape
+from pipeline.exact.tiles import pair
 
 Operation = Matmul | Convolution
 Part = slice | None
@@ -29,7 +29,7 @@ INT64_FACTOR = 2 ** (grid.INT64_BITS - grid.FLOAT64_BITS)
 
 
 def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The exact form of torch.nn.functional.linear, for x [N, I]. Raises UserError for other dimensions."""
+    """The exact form of torch.nn.functional.linear, for x [N, I]. Raises Unsupported for other dimensions."""
     if x.dim() != 2:
         raise refusal(f"linear on {x.dim()} dimensions", "2")
     return _weighted_sum(tape, Matmul(_terms(x)), x, weight, bias)
@@ -37,7 +37,7 @@ def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
 
 def conv2d(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
            groups: int = 1) -> Tensor:  # fmt: skip
-    """The exact form of torch.nn.functional.conv2d, for x [N, I, H, W]. Raises UserError for several groups and paddings by name."""
+    """The exact form of torch.nn.functional.conv2d, for x [N, I, H, W]. Raises Unsupported for several groups and paddings by name."""
     if groups != 1 or isinstance(padding, str) or x.dim() != 4:
         raise refusal(f"conv2d with groups={groups}, padding={padding!r}, {x.dim()} dimensions", "groups=1, a padding in pixels, 4")
     if (places := weight.shape[2:].numel()) > TERMS:
@@ -144,12 +144,14 @@ class _Layer:
 
 
 def _check_batch(operation: Operation, image_terms: int, batch_images: int) -> None:
-    """Raises UserError where int64 does not hold the sums over the batch; names the largest batch that it does."""
+    """Raises Unsupported where int64 does not hold the sums over the batch; names the largest batch that it does."""
     most = operation.terms * INT64_FACTOR - 1
     if image_terms * batch_images > most:
-        raise UserError(f"numerics 'exact': {operation.name}'s gradient sums {image_terms * batch_images} products at batch_size "
-                        f"{batch_images}, and {most} are the most: set batch_size to at most {most // image_terms}, "
-                        "or numerics: native")  # fmt: skip
+        raise Unsupported(
+            f"sums {image_terms * batch_images} products for {operation.name}'s gradient at batch_size {batch_images}, "
+            f"and {most} are the most",
+            f"set batch_size to at most {most // image_terms}",
+        )
 
 
 def _an_image(values: Tensor, images: Tensor) -> Tensor:

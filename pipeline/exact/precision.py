@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from pipeline.errors import UserError, shown
+from pipeline.exact.errors import Imprecise
 
 LOWER_PRECISION: dict[str, dict[str, set[str]]] = {
     "cpu": {name: {"strict"} for name in ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")},
@@ -38,12 +38,12 @@ def restore(device: torch.device) -> None:
     were switched on before. cuDNN does not search for algorithms.
 
     Raises:
-        UserError: an environment variable lowers the precision, which PyTorch cannot undo; names it.
+        Imprecise: an environment variable lowers the precision, which PyTorch cannot undo; names it.
     """
     for name, harmless in LOWER_PRECISION.get(device.type, {}).items():
         value = os.environ.get(name, "")
         if value and value.lower() not in harmless:
-            raise UserError(f"{name}={shown(value)} makes device '{device}' compute in less precision, which PyTorch cannot undo; unset it")
+            raise Imprecise(f"{name}={value!r:.80} makes device '{device}' compute in less precision, which PyTorch cannot undo; unset it")
     backends = torch.backends
     torch.set_float32_matmul_precision("highest")  # for CUDA's and oneDNN's products
     backends.cudnn.allow_tf32 = False

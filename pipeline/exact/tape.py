@@ -12,10 +12,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline.errors import UserError
-from pipeline.numerics import grid
-from pipeline.numerics.later import Later
-from pipeline.workers import Group
+from pipeline.exact import grid
+from pipeline.exact.errors import refusal
+from pipeline.exact.group import Group
+from pipeline.exact.later import Later
 
 Backward = Callable[[Tensor], tuple[Tensor | None, ...]]
 
@@ -52,7 +52,7 @@ class Tape:
         """What to compute with, and to record, for `x`, which must have been made from the images: so its gradient has a way back.
 
         Raises:
-            UserError: it was not; names the operation `what`.
+            Unsupported: it was not; names the operation `what`.
         """
         if self.learns and id(x) not in self._values:
             name = self._names.get(id(x))
@@ -67,7 +67,7 @@ class Tape:
         """The name of a weight that the operation `what` uses, which it may be once.
 
         Raises:
-            UserError: it is not a parameter of the model, or was used before.
+            Unsupported: it is not a parameter of the model, or was used before.
         """
         if not self.learns:
             return ""
@@ -109,7 +109,7 @@ class Tape:
         """Compute the sums that wait, over all workers of the group: one maximum, one sum.
 
         Raises:
-            UserError: a weight takes no part in the loss, so it has no gradient.
+            Unsupported: a weight takes no part in the loss, so it has no gradient.
         """
         waiting, self._waiting = self._waiting, []  # they hold this tape, which would live on until Python's collector comes
         magnitudes = group.maximum(torch.stack([m for sums in waiting for m in sums.magnitudes]))
@@ -123,12 +123,6 @@ class Tape:
             sums.round(_take(totals, len(sums.magnitudes)), _take(units, len(sums.magnitudes)))
         if missing := [name for name in self._names.values() if name not in self.gradients]:
             raise refusal(f"a weight that takes no part in the loss, as '{missing[0]}' does not")
-
-
-def refusal(what: str, instead: str = "") -> UserError:
-    """The error that says what has no exact form, and what to use."""
-    return UserError(f"numerics 'exact' has no form of {what}{f' (it has: {instead})' if instead else ''}; "
-                     "change the model or set numerics: native")  # fmt: skip
 
 
 def _take(items: list[Tensor], count: int) -> list[Tensor]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline import device
-from pipeline.numerics.digits import ConvolutionOfBytes
-from pipeline.numerics.reductions import TERMS, Convolution, ConvolutionByRows, ConvolutionByTurnedRows, Pair
+from pipeline.exact import hardware
+from pipeline.exact.digits import ConvolutionOfBytes
+from pipeline.exact.reductions import TERMS, Convolution, ConvolutionByRows, ConvolutionByTurnedRows, Pair
 
 
 def convolution(stride: Pair, padding: Pair, dilation: Pair, x: Tensor, w: torch.Size, terms: int) -> Convolution:
@@ -20,6 +20,6 @@ def convolution(stride: Pair, padding: Pair, dilation: Pair, x: Tensor, w: torch
     short = plain.output_terms(w) <= terms and plain.input_terms(w) <= TERMS and plain.image_terms(x.shape, w) <= terms
     if not short or (stride, padding, dilation) != ((1, 1), (0, 0), (1, 1)):
         return plain
-    if device.is_cpu(x) and x.dtype == torch.uint8 and device.multiplies_bytes():
+    if hardware.is_cpu(x) and x.dtype == torch.uint8 and hardware.multiplies_bytes():
         return ConvolutionOfBytes(terms=terms)
-    return ConvolutionByTurnedRows(terms=terms) if device.is_cpu(x) and device.is_from_intel() else ConvolutionByRows(terms=terms)
+    return ConvolutionByTurnedRows(terms=terms) if hardware.is_cpu(x) and hardware.is_from_intel() else ConvolutionByRows(terms=terms)

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline import device
-from pipeline.numerics.grid import BYTE_BITS, FLOAT64_BITS, OPERAND_BITS
+from pipeline.exact import hardware
+from pipeline.exact.grid import BYTE_BITS, FLOAT64_BITS, OPERAND_BITS
 
 FLOAT32_BITS = 24
 """Integers up to 2^24 are float32s."""
@@ -188,7 +188,7 @@ class ConvolutionByRows(Convolution):
         channels. The sums of both stay within 2^24; the last addition rounds once (the product with 2^10 is exact, so
         whether it is fused does not matter).
         """
-        if not device.is_cpu(x) or w[0].numel() << (BYTE_BITS + SLICE_BITS) > 1 << FLOAT32_BITS:
+        if not hardware.is_cpu(x) or w[0].numel() << (BYTE_BITS + SLICE_BITS) > 1 << FLOAT32_BITS:
             return self.forward(in_lines(x, torch.float64), w)
         hi = (w * 2.0 ** -(SLICE_BITS + 1)).round_()
         both = self.forward(in_lines(x, torch.float32), torch.cat((hi, w - hi * 2.0 ** (SLICE_BITS + 1))).float())

@@ -1,0 +1,42 @@
+"""The few questions that exact numerics ask of a device: which way to a sum is fast on it. No answer changes a bit."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from pathlib import Path
+
+import torch
+
+CPU = "cpu"
+
+
+def is_cpu(tensor: torch.Tensor) -> bool:
+    """Whether a tensor lives in the CPU's memory."""
+    return tensor.device.type == CPU
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in float64, which exact numerics need."""
+    return device.type != "mps"
+
+
+def is_from_intel() -> bool:
+    """Whether Intel made this machine's CPU, for which MKL has kernels of its own."""
+    return "GenuineIntel" in _processor()
+
+
+def multiplies_bytes() -> bool:
+    """Whether PyTorch multiplies matrices of bytes on this CPU at several times float64's rate.
+
+    Seen on AMD's processors with AVX-512 VNNI; on an Intel Xeon with VNNI and AMX it was slower than float64 (docs/performance.md).
+    """
+    return "AuthenticAMD" in _processor() and "avx512_vnni" in _processor() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+@functools.cache
+def _processor() -> str:
+    """Linux's description of the first CPU; empty elsewhere."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    return ""
