@@ -53,7 +53,7 @@ def test_a_mean_of_more_losses_than_float64_adds_exactly_is_the_quotient_of_pyth
 def test_more_classes_than_can_be_added_exactly_are_refused_by_name():
     assert loss.MOST_CLASSES == 8192
     loss.Softmax(torch.zeros(1, 8192))
-    with pytest.raises(Unsupported, match="adds the probabilities of at most 8192 classes, and the model has 8193; set numerics: native"):
+    with pytest.raises(Unsupported, match="adds the probabilities of at most 8192 classes, and the model has 8193; change the model"):
         Exact().scores(torch.zeros(1, 8193), torch.zeros(1, dtype=torch.int64))
 
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from pipeline import device as devices
+from pipeline.exact import hardware
 from pipeline.exact.engine import Exact
 from pipeline.workers import ALONE
 from tests.chaos import Chaos
@@ -79,7 +79,7 @@ def test_training_and_evaluation_call_no_aten_operation_outside_the_list():
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """What is computed otherwise on a CPU is computed as it is on a GPU, but on CPU tensors."""
-    monkeypatch.setattr(devices, "is_cpu", lambda tensor: False)
+    monkeypatch.setattr(hardware, "is_cpu", lambda tensor: False)
 
 
 def test_the_gpus_own_ways_give_the_cpus_bits(as_on_a_gpu, monkeypatch):
