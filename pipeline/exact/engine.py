@@ -5,13 +5,15 @@ A mode around the model puts exact forms in the place of its operations (registr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.exact import loss
+from pipeline.exact.errors import Unsupported
 from pipeline.exact.group import Group
+from pipeline.exact.masks import Draws
 from pipeline.exact.registry import Forms
 from pipeline.exact.tape import Tape
 from pipeline.exact.update import SGD
@@ -24,7 +26,7 @@ class Exact:
     """Exact numerics, as `numerics.select` returns them."""
 
     version = VERSION
-    tape: Callable[[Tensor, Mapping[str, Tensor], int], Tape] = Tape
+    tape: Callable[..., Tape] = Tape
     """What records a training step; another may note what passes (trace.py)."""
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
@@ -39,27 +41,38 @@ class Exact:
             return tape.input(logits, "the logits")
 
     def loss_and_gradients(
-        self, model: nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        group: Group,
+        batch_images: int,
+        draws: Draws | None = None,
+        auxiliary: float = 0.3,
     ) -> tuple[Tensor, list[Tensor]]:
         """The mean cross-entropy of a batch, float32 0-dim, and the gradients of model.parameters(), in their order.
 
-        Of the batch's `batch_images` images this worker of the group has uint8 images [N, 3, 32, 32] and labels int64 [N]; N may be 0.
-        What is returned is the whole batch's, the same for every worker, after two exchanges: one maximum, one sum. Looks
-        at no value, so that a CUDA graph can hold it.
+        Of the batch's `batch_images` images this worker of the group has uint8 or float32 images [N, C, H, W] and labels int64 [N]; N may
+        be 0. What is returned is the whole batch's, the same for every worker. Looks at no value, so that a CUDA graph can hold it.
+        Of heads beside the main one (GoogLeNet's, Inception's) the loss counts `auxiliary` times.
 
         Raises:
             Unsupported: the model does what has no exact form, or the batch is too large for exact sums; says what.
         """
         weights = dict(model.named_parameters())
         with torch.inference_mode():
-            tape = self.tape(images, weights, batch_images)
+            tape = self.tape(images, weights, batch_images, group, draws)
             with Forms(tape):
-                logits = model(images)
-            logits = tape.input(logits, "the loss")
-            mean, gradient = loss.cross_entropy(tape, logits, labels)
-            tape.walk_back(logits, gradient)
-            tape.add_up(group)
-            return mean.value.float(), [tape.gradients[name] for name in weights]
+                given = model(images)
+            main, *others = [tape.input(logits, "the loss") for logits in heads(given)]
+            mean, gradient = loss.cross_entropy(tape, main, labels)
+            beside = [(logits, *loss.cross_entropy(tape, logits, labels, auxiliary)) for logits in others]
+            tape.walk_back([(main, gradient), *((logits, gradient) for logits, _, gradient in beside)])
+            gradients = tape.add_up(group)
+            value = mean.value
+            for _, other, _ in beside:
+                value = value + other.value * auxiliary
+            return value.float(), [torch.zeros_like(w) if (g := gradients[name]) is None else g for name, w in weights.items()]
 
     def optimizer(self, weights: Tensor, lr: float, momentum: float) -> SGD:
         """What updates float32 `weights` [P], in place."""
@@ -80,3 +93,11 @@ class Exact:
     def mean(self, losses: Tensor) -> float:
         """The mean of float64 losses [N]."""
         return float(loss.mean(losses))
+
+
+def heads(given: object) -> list[Tensor]:
+    """The logits that a network gives, float32 [N, C], the main ones first: a tensor, or a tuple of them and None."""
+    found = [given] if isinstance(given, Tensor) else [each for each in given if each is not None] if isinstance(given, tuple) else []
+    if not found or not all(isinstance(each, Tensor) and each.dim() == 2 for each in found):
+        raise Unsupported(f"takes logits [N, C] from a network, and this one gives {type(given).__name__}")
+    return found
