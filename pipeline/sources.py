@@ -19,6 +19,7 @@ _EXACT = tuple(
     f"exact/{name}.py"
     for name in (
         "__init__",
+        "augmentation",
         "convolutions",
         "digits",
         "elementwise",
@@ -30,15 +31,16 @@ _EXACT = tuple(
         "initial_values",
         "later",
         "loss",
+        "optimizers",
         "pooling",
         "precision",
         "reductions",
         "registry",
+        "schedules",
         "self_test",
         "tape",
         "tiles",
         "transcendental",
-        "update",
         "weighted",
     )
 )
@@ -79,6 +81,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "training/signals.py",
         "training/stage.py",
         "training/trainer.py",
+        "training/updates.py",
         "workers/board.py",
         "workers/launch.py",
         "workers/meeting.py",

@@ -22,6 +22,7 @@ from pipeline.exact.engine import Exact
 from pipeline.exact.group import ALONE, Group
 from pipeline.exact.initial_values import initialise
 from pipeline.exact.later import Later
+from pipeline.exact.optimizers import SGD
 from pipeline.exact.tape import Backward, Tape
 from pipeline.model import SimpleCNN
 
@@ -98,7 +99,7 @@ def trace(device: torch.device) -> list[str]:
     images = torch.from_numpy(pixels.reshape(STEPS, IMAGES, 3, 32, 32)).to(device)
     labels = torch.from_numpy(random_integers("trace/labels", 2**32, STEPS * IMAGES) % 10).to(device).view(STEPS, IMAGES)
     exact = Exact()
-    optimizer = exact.optimizer(weights, LR, MOMENTUM)
+    optimizer = SGD([weights], LR, MOMENTUM)
     for step in range(STEPS):
 
         def note(which: str, tensor: Tensor, step: int = step) -> None:
@@ -107,8 +108,9 @@ def trace(device: torch.device) -> list[str]:
         exact.tape = partial(NotingTape, note)
         loss, gradients = exact.loss_and_gradients(model, images[step], labels[step], ALONE, IMAGES)
         note("loss, mean", loss)
-        optimizer.step(torch.cat([gradient.flatten() for gradient in gradients]))
-        for kind, vector in {"velocity": optimizer.state["velocity"], "weights": weights}.items():
+        weights.grad = torch.cat([gradient.flatten() for gradient in gradients])
+        optimizer.step()
+        for kind, vector in {"velocity": optimizer.state[weights]["momentum_buffer"], "weights": weights}.items():
             for name, part in zip(parameters, torch.split(vector, sizes), strict=True):
                 note(f"update, {name}, {kind}", part)
     return lines

@@ -14,7 +14,6 @@ from pipeline.exact import loss
 from pipeline.exact.group import Group
 from pipeline.exact.registry import Forms
 from pipeline.exact.tape import Tape
-from pipeline.exact.update import SGD
 
 VERSION = "exact-2"
 """Changes whenever the bits change; docs/exact-numerics.md defines it."""
@@ -39,8 +38,9 @@ class Exact:
             return tape.input(logits, "the logits")
 
     def loss_and_gradients(
-        self, model: nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int
-    ) -> tuple[Tensor, list[Tensor]]:
+        self, model: nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int, *,
+        label_smoothing: float = 0.0,
+    ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
         """The mean cross-entropy of a batch, float32 0-dim, and the gradients of model.parameters(), in their order.
 
         Of the batch's `batch_images` images this worker of the group has uint8 images [N, 3, 32, 32] and labels int64 [N]; N may be 0.
@@ -56,14 +56,10 @@ class Exact:
             with Forms(tape):
                 logits = model(images)
             logits = tape.input(logits, "the loss")
-            mean, gradient = loss.cross_entropy(tape, logits, labels)
+            mean, gradient = loss.cross_entropy(tape, logits, labels, label_smoothing)
             tape.walk_back(logits, gradient)
             tape.add_up(group)
             return mean.value.float(), [tape.gradients[name] for name in weights]
-
-    def optimizer(self, weights: Tensor, lr: float, momentum: float) -> SGD:
-        """What updates float32 `weights` [P], in place."""
-        return SGD(weights, lr, momentum)
 
     def scores(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For float32 logits [N, C] and int64 labels [N]: losses float64 [N], predicted classes int64 [N], confidences float32 [N].

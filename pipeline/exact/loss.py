@@ -31,10 +31,28 @@ class Softmax:
         self.total = e.sum(1, keepdim=True)  # exact
         self.probabilities = e / self.total  # [N, C]
 
-    def losses(self, labels: Tensor) -> Tensor:
-        """Cross-entropy of each row, float64 [N], for labels int64 [N]."""
+    def losses(self, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Cross-entropy of each row, float64 [N], for labels int64 [N], of which all classes share the part `label_smoothing`."""
         log_total = transcendental.log(self.total * 2.0**-PROBABILITY_BITS)
-        return (log_total - self.shifted.gather(1, labels.unsqueeze(1))).squeeze(1)
+        wanted = self.shifted.gather(1, labels.unsqueeze(1))  # [N, 1]
+        if label_smoothing:
+            own, shared = _targets(label_smoothing, self.shifted)
+            wanted = wanted * own + _tree(self.shifted) * shared
+        return (log_total - wanted).squeeze(1)
+
+
+def _targets(label_smoothing: float, like: Tensor) -> tuple[Tensor, Tensor]:
+    """What of a target is its label's own, and what each of its classes shares: float64, 0-dim."""
+    own, shared = 1.0 - label_smoothing, label_smoothing / like.shape[1]
+    return torch.full((), own, dtype=like.dtype, device=like.device), torch.full((), shared, dtype=like.dtype, device=like.device)
+
+
+def _tree(x: Tensor) -> Tensor:
+    """The sum of each row of float64 x [N, C], float64 [N, 1]: a tree of additions whose shape is fixed by index."""
+    while (count := x.shape[1]) > 1:
+        half = (count + 1) // 2
+        x = torch.cat((x[:, : count - half] + x[:, half:], x[:, count - half : half]), 1)
+    return x
 
 
 class MeanLoss:
@@ -57,15 +75,19 @@ class MeanLoss:
         self.value = total / torch.full_like(total, self.batch_images)
 
 
-def cross_entropy(tape: Tape, logits: Tensor, labels: Tensor) -> tuple[MeanLoss, Tensor]:
+def cross_entropy(tape: Tape, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> tuple[MeanLoss, Tensor]:
     """The batch's mean cross-entropy, which waits, and the gradient of the logits.
 
-    Logits float32 [N, C], labels int64 [N]; the gradient is float32 [N, C].
+    Logits float32 [N, C], labels int64 [N], `label_smoothing` from 0 to below 1; the gradient is float32 [N, C].
     """
     softmax = Softmax(logits)
     hot = labels.unsqueeze(1) == torch.arange(logits.shape[1], device=labels.device)
-    difference = softmax.probabilities - hot.double()
-    mean = MeanLoss(softmax.losses(labels), tape.batch_images)
+    target = hot.double()
+    if label_smoothing:
+        own, shared = _targets(label_smoothing, softmax.shifted)
+        target = target * own + shared
+    difference = softmax.probabilities - target
+    mean = MeanLoss(softmax.losses(labels, label_smoothing), tape.batch_images)
     tape.wait(mean)
     return mean, (difference / torch.full((), tape.batch_images, dtype=torch.float64, device=labels.device)).float()
 

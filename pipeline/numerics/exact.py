@@ -32,10 +32,11 @@ class Exact(engine.Exact):
 
     @refusals_explained()
     def loss_and_gradients(
-        self, model: nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int
-    ) -> tuple[Tensor, list[Tensor]]:
+        self, model: nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int, *,
+        label_smoothing: float = 0.0,
+    ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
         """As the package's."""
-        return super().loss_and_gradients(model, images, labels, group, batch_images)
+        return super().loss_and_gradients(model, images, labels, group, batch_images, label_smoothing=label_smoothing)
 
     @refusals_explained()
     def scores(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

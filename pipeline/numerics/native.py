@@ -42,8 +42,9 @@ class Native:
             return torch.cat([_attempt(partial(by_forms, part), model, known, part, partial(_logits, model, part)) for part in parts])
 
     def loss_and_gradients(
-        self, model: nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int
-    ) -> tuple[Tensor, list[Tensor]]:
+        self, model: nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int, *,
+        label_smoothing: float = 0.0,
+    ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
         """The mean cross-entropy of a batch, float32 0-dim, and the gradients of model.parameters(), in their order.
 
         Of the batch's `batch_images` images this worker of the group has uint8 images [N, 3, 32, 32] and labels int64 [N]; N may be 0.
@@ -51,20 +52,17 @@ class Native:
         """
 
         def by_autograd() -> list[Tensor]:
-            loss = F.cross_entropy(_logits(model, images), labels, reduction="sum") / batch_images
+            loss = F.cross_entropy(_logits(model, images), labels, reduction="sum", label_smoothing=label_smoothing) / batch_images
             return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
 
         by_forms = partial(native_forms.loss_and_gradients, model, images, labels, batch_images)
-        results = _attempt(by_forms, model, self._trained_by_pytorch, images, by_autograd)
+        # the forms have no smoothing
+        results = by_autograd() if label_smoothing else _attempt(by_forms, model, self._trained_by_pytorch, images, by_autograd)
         if group.count > 1:
             total = group.total(torch.cat([each.flatten() for each in results]).double()).float()
             parts = torch.split(total, [each.numel() for each in results])
             results = [part.view(each.shape) for part, each in zip(parts, results, strict=True)]
         return results[0], results[1:]
-
-    def optimizer(self, weights: Tensor, lr: float, momentum: float) -> SGD:
-        """What updates float32 `weights` [P], in place."""
-        return SGD(weights, lr, momentum)
 
     def scores(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For float32 logits [N, C] and int64 labels [N]: losses float64 [N], predicted classes int64 [N], confidences float32 [N]."""
@@ -99,18 +97,3 @@ def _attempt(
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
     """What PyTorch makes of uint8 images, which the model is given as torchvision's ToTensor has them: float32 in [0, 1]."""
     return cast(Tensor, model(images.float().div_(255)))
-
-
-class SGD:
-    """SGD with momentum as torch.optim.SGD defines it, on one vector of weights, float32 [P], changed in place."""
-
-    def __init__(self, weights: Tensor, lr: float, momentum: float) -> None:
-        self.weights = weights
-        self.state = {"velocity": torch.zeros_like(weights)}
-        """What training must keep besides the weights: float32 [P] each."""
-        self._lr, self._momentum = lr, momentum
-
-    def step(self, gradient: Tensor) -> None:
-        """One update with the gradient, float32 [P]."""
-        velocity = self.state["velocity"].mul_(self._momentum).add_(gradient)
-        self.weights.add_(velocity, alpha=-self._lr)
