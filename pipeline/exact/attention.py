@@ -47,7 +47,8 @@ def multi_head_attention_forward(
         F.linear(x, weight, bias).view(x.shape[0], images * num_heads, width // num_heads).transpose(0, 1)
         for x, (weight, bias) in zip((query, key, value), thirds, strict=True)
     ]  # [N heads, L, E / heads] each
-    attended = scaled_dot_product_attention(*heads, attn_mask=attn_mask, dropout_p=dropout_p if training else 0.0)
+    q, k, v = heads
+    attended = scaled_dot_product_attention(q, k, v, attn_mask, dropout_p if training else 0.0)
     y = attended.transpose(0, 1).reshape(length, images, width)
     return F.linear(y, out_proj_weight, out_proj_bias), None
 
@@ -58,10 +59,11 @@ def einsum(equation: str, *operands: Tensor) -> Tensor:
     terms = left.split(",")
     if len(operands) != 2 or not right or any(len(t) < 2 for t in terms):
         raise refusal(f"einsum '{equation}'", "a product of two batches of matrices")
-    (a, b), (x, y) = operands, terms
+    a, b = operands
+    x, y = terms
     if x[:-2] != y[:-2] or right[:-2] != x[:-2] or "." in left:
         raise refusal(f"einsum '{equation}'", "a product of two batches of matrices")
-    (i, k), (m, n) = x[-2:], y[-2:]
+    i, k, m, n = *x[-2:], *y[-2:]
     if right[-2:] == i + n and k == m:
         return torch.matmul(a, b)
     if right[-2:] == i + m and k == n:

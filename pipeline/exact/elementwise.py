@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.exact import grid, transcendental
@@ -28,8 +27,10 @@ def floats(tape: Tape, x: Any, what: str) -> Tensor:
     if not isinstance(x, Tensor):
         raise refusal(f"{what} of {type(x).__name__}")
     x = tape.input(x, what)
+    assert isinstance(x, Tensor)
     if x.dtype == torch.uint8 and tape.of_images(x):
-        return tape.record(x.float().div_(x.new_full((), BYTE_MAXIMUM, dtype=torch.float32)), (x,), lambda g: (None,))
+        y = x.float().div_(x.new_full((), BYTE_MAXIMUM, dtype=torch.float32))
+        return tape.record(y, (x,), lambda g: (None,))
     if x.dtype != torch.float32 and (tape.of_images(x) or x.dtype.is_floating_point):
         raise refusal(f"{what} of {x.dtype}", "float32")
     return x
@@ -89,15 +90,14 @@ def _binary(name: str, compute: Callable[[Tensor, Tensor], Tensor], gradients: C
         if named.pop("alpha", 1) != 1 or named:
             raise refusal(f"{name} with {', '.join(named) or 'a factor'}", f"{name} of two operands")
         a, b = (floats(tape, x, name) if isinstance(x, Tensor) else x for x in (a, b))
-        like = a if isinstance(a, Tensor) else b
-        if not isinstance(like, Tensor) or any(isinstance(x, complex) or not isinstance(x, Tensor | int | float) for x in (a, b)):
+        given = [x for x in (a, b) if isinstance(x, Tensor)]
+        if not given or not all(isinstance(x, Tensor | int | float) for x in (a, b)):
             raise refusal(f"{name} of {type(a).__name__} and {type(b).__name__}")
-        if like.dtype != torch.float32 and not all(isinstance(x, Tensor) and x.dtype == torch.float32 for x in (a, b)):
-            other = b if like is a else a
-            if not (isinstance(other, Tensor) and other.dtype == torch.float32):
-                return compute(a, b)  # type: ignore[arg-type]  # constants of integers: PyTorch's own, which do not round
-            like = other
-        x, other = ((x if isinstance(x, Tensor) else number(like, x)).to(torch.float32) if not _is_float32(x) else x for x in (a, b))
+        float32 = [x for x in given if x.dtype == torch.float32]
+        if not float32 and (len(given) == 2 or name != "division"):
+            return compute(a, b)  # type: ignore[arg-type]  # constants of integers: PyTorch's own, which do not round
+        like = (float32 or given)[0]
+        x, other = (_as_float32(each, like) for each in (a, b))
         y = compute(x, other)
 
         def backward(g: Tensor) -> tuple[Gradient, ...]:
@@ -112,8 +112,11 @@ def _binary(name: str, compute: Callable[[Tensor, Tensor], Tensor], gradients: C
     return form
 
 
-def _is_float32(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.dtype == torch.float32
+def _as_float32(x: Operand, like: Tensor) -> Tensor:
+    """`x` itself if it is a float32 tensor; a constant of another type, or a number, as one."""
+    if not isinstance(x, Tensor):
+        return torch.full((), x, dtype=torch.float32, device=like.device)
+    return x if x.dtype == torch.float32 else x.float()
 
 
 add = _binary("addition", torch.add, lambda g, a, b, y: (lambda: g, lambda: g))
@@ -389,6 +392,3 @@ def total(tape: Tape, x: Tensor, dims: Sequence[int]) -> Tensor:
         return (g.expand(x.shape),)
 
     return tape.record(y, (x,), backward)
-
-
-_ = F

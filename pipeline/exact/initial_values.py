@@ -123,7 +123,7 @@ def _noting() -> Iterator[_Noting]:
         return noting.note(x, ("trunc_normal", (float(mean), float(std), float(a), float(b))), first=True)
 
     before = nn.init._no_grad_trunc_normal_
-    nn.init._no_grad_trunc_normal_ = trunc_normal
+    nn.init._no_grad_trunc_normal_ = trunc_normal  # type: ignore[assignment]
     try:
         with noting:
             yield noting

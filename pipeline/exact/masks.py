@@ -39,7 +39,7 @@ def _mixed(x: Tensor) -> Tensor:
 
 
 def drawn(tape: Tape, images: int, elements: int, device: torch.device) -> Tensor:
-    """32-bit draws for `elements` elements of each of so many images, int64 [images, elements]; without images for the batch, [1, elements]."""
+    """32-bit draws for the elements of each of so many images, int64 [images, elements]; of no images, for the batch [1, elements]."""
     draws: Draws | None = tape.draws
     if draws is None:
         raise refusal("a random mask where no seed is given", "draws")

@@ -107,7 +107,7 @@ def normalised(tape: Tape, x: Tensor, axes: int, eps: float) -> Tensor:
 def _affine(tape: Tape, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     if weight is not None:
         x = elementwise.multiply(tape, x, weight)
-    return x if bias is None else elementwise.add(tape, x, bias)  # type: ignore[no-any-return]
+    return x if bias is None else elementwise.add(tape, x, bias)
 
 
 def layer_norm(tape: Tape, x: Tensor, normalized_shape: Sequence[int] | int, weight: Tensor | None = None, bias: Tensor | None = None,

@@ -37,7 +37,7 @@ def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     if x.dim() > 2:
         rows = tape.record(x.flatten(0, -2), (x,), lambda g: (g.view(x.shape),), shares=x)
         y = linear(tape, rows, weight, bias)
-        return tape.record(y.unflatten(0, x.shape[:-1]), (y,), lambda g: (g.flatten(0, -2),), shares=y)
+        return tape.record(y.reshape(*x.shape[:-1], len(weight)), (y,), lambda g: (g.flatten(0, -2),), shares=y)
     return _weighted_sum(tape, Matmul(_terms(x)), x, weight, bias)
 
 
@@ -88,10 +88,7 @@ class WeightedSum:
         self.operation, self.bias, self.x_shape = operation, bias, x.shape
         self.needs_input, self.learns = tape.learns_from(x), tape.learns
         image_terms = operation.image_terms(x.shape, weight.shape)
-        if tape.of_images(x):  # rows of this layer for each image of the batch, the same for every worker
-            rows = tape.batch_images * -(-x.shape[0] // max(tape.images, 1))
-        else:
-            rows = x.shape[0]
+        rows = tape.rows(x)
         if tape.learns:
             _check_batch(operation, image_terms, rows)
         self.fit_float64 = image_terms * rows <= operation.terms
@@ -127,7 +124,7 @@ class WeightedSum:
             unit = self.x_grid.unit.view(-1, 1)
             both = [grid.largest(of_channels * unit)] + ([] if self.bias is None else [grid.largest(of_channels)])
             self.magnitudes = torch.cat(both)
-        gradients: list[Gradient] = [None, self, self][: 2 if self.bias is None else 3]
+        gradients: list[Gradient] = [None, self] if self.bias is None else [None, self, self]
         if self.needs_input:
             g_grid = grid.choose(_an_image(of_channels.amax(1), g))
 

@@ -152,7 +152,7 @@ class Convolution:
 
         def of_channels(g: Tensor, w: Tensor) -> Tensor:
             columns = g.flatten(3).mT.double() @ w.flatten(2)  # [N, G, H' W', I / G h w]
-            sums = F.fold(columns.mT.flatten(1, 2), x_shape[2:], w.shape[3:], self.dilation, self.padding, self.stride)
+            sums: Tensor = F.fold(columns.mT.flatten(1, 2), x_shape[2:], w.shape[3:], self.dilation, self.padding, self.stride)
             return sums
 
         g, w = g.unflatten(1, (self.groups, -1)), w.unflatten(0, (self.groups, -1))

@@ -96,7 +96,7 @@ FORMS: dict[str, tuple[Form, list[Any]]] = {
     "squeeze": (shapes.squeeze, [torch.squeeze, Tensor.squeeze]),
     "flip": (shapes.flip, [torch.flip, Tensor.flip]),
     "roll": (shapes.roll, [torch.roll, Tensor.roll]),
-    "pad": (shapes.pad, [F.pad, torch._C._nn.pad]),  # type: ignore[attr-defined]
+    "pad": (shapes.pad, [F.pad, torch._C._nn.pad]),
     "expand": (shapes.expand, [Tensor.expand]),
     "expand_as": (shapes.expand_as, [Tensor.expand_as]),
     "repeat": (shapes.repeat, [Tensor.repeat]),
@@ -135,10 +135,11 @@ IN_PLACE: dict[Any, Any] = {
 """Operations in place, and what they compute."""
 
 QUESTIONS = {
-    Tensor.size, Tensor.dim, Tensor.shape.__get__, Tensor.dtype.__get__, Tensor.device.__get__, Tensor.ndim.__get__, Tensor.numel,  # type: ignore[attr-defined]
-    Tensor.is_nested.__get__, Tensor.is_cuda.__get__, Tensor.requires_grad.__get__, Tensor.is_floating_point, Tensor.__len__,  # type: ignore[attr-defined]
-    Tensor.is_contiguous, Tensor.ndimension, Tensor.layout.__get__, Tensor.get_device, torch.numel, torch.is_floating_point, torch.is_tensor,  # type: ignore[attr-defined]
-    Tensor.nelement, Tensor.is_sparse.__get__, Tensor.is_quantized.__get__, torch._assert,  # type: ignore[attr-defined]
+    *(getattr(Tensor, name) for name in ("size", "dim", "numel", "nelement", "ndimension", "is_floating_point", "is_contiguous", "get_device",
+                                         "__len__")),
+    *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "is_nested", "is_cuda", "requires_grad", "layout",
+                                                 "is_sparse", "is_quantized")),
+    torch.numel, torch.is_floating_point, torch.is_tensor, torch._assert,
 }  # fmt: skip
 """Operations that only ask for what is known without a tensor's values: they compute nothing."""
 SHAPES = {Tensor.size, Tensor.shape.__get__}  # type: ignore[attr-defined]
@@ -149,10 +150,12 @@ MAKING = {
 }  # fmt: skip
 """Operations that make constants."""
 OF_CONSTANTS = {
-    Tensor.__setitem__, Tensor.add_, Tensor.__iadd__, Tensor.copy_, Tensor.fill_, Tensor.zero_, Tensor.mul_, Tensor.__imul__, Tensor.long, Tensor.int, Tensor.bool,
-    Tensor.__and__, Tensor.__or__, Tensor.__invert__, torch.logical_and, torch.logical_or, torch.logical_not, Tensor.logical_not, torch.meshgrid,
-    torch.functional.meshgrid, Tensor.triu, torch.triu, torch.tril, Tensor.tril, Tensor.item, Tensor.__bool__, Tensor.__int__, Tensor.tolist,
-    Tensor.__index__, Tensor.type_as, Tensor.__floordiv__, Tensor.__mod__, Tensor.__float__,
+    torch.logical_and, torch.logical_or, torch.logical_not, torch.meshgrid, torch.functional.meshgrid, torch.triu, torch.tril,
+    *(getattr(Tensor, name) for name in (
+        "__setitem__", "add_", "__iadd__", "copy_", "fill_", "zero_", "mul_", "__imul__", "long", "int", "bool", "__and__", "__or__",
+        "__invert__", "logical_not", "triu", "tril", "item", "__bool__", "__int__", "__index__", "__float__", "tolist", "type_as",
+        "__floordiv__", "__mod__",
+    )),
 }  # fmt: skip
 """Operations that are PyTorch's own on constants."""
 

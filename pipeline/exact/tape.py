@@ -28,7 +28,7 @@ class Sums(Protocol):
     """Whether float64 holds the sums over the whole batch; else they are int64."""
 
     def integers(self, scales: Tensor) -> Tensor:
-        """This worker's sums, of any shape, on grids of these scales, float32 [G]."""
+        """Compute the sums of this worker's images, of any shape, on grids of these scales, float32 [G]."""
 
     def round(self, sums: Tensor, units: Tensor) -> Sequence[Tensor]:
         """From all workers' sums and the grids' units, the gradient of each weight that these sums were recorded for, in order."""
@@ -108,7 +108,7 @@ class Tape:
             return x
         while value.replaced is not None:
             x = value.replaced
-            value = x.exact  # type: ignore[attr-defined]
+            value = x.exact  # type: ignore[attr-defined,union-attr]
         if value.version != value.memory.version:
             raise refusal(f"{what} of a tensor whose memory another operation has changed in place", "the new tensor")
         if (later := Later.of(x)) is None:
@@ -190,12 +190,18 @@ class Tape:
         if value.learns:
             self._over_images.append(self._over_weights.pop())
 
+    def rows(self, x: Tensor) -> int:
+        """How many rows `x` [rows, ...] has for the whole batch, over all workers."""
+        if not self.of_images(x):
+            return len(x)
+        return self.batch_images * (len(x) // self.images if self.images else 1)
+
     def wait(self, sums: Sums) -> None:
         """Leave sums over the batch for `add_up`."""
         self._waiting.append((sums, []))
 
     def walk_back(self, gradients: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """From tensors and their gradients to those before them, in the reverse of the order recorded; gradients of one tensor are added."""
+        """From tensors and their gradients to those before them, in the reverse of the order recorded; those of one tensor are added."""
         for y, gradient in gradients:
             if (value := self.value(y)) is not None:
                 _add(value, gradient)
@@ -246,13 +252,13 @@ def _resolve(waiting: list[tuple[Sums | Tensor, list[Value | None]]], group: Gro
     if sums:
         sizes = [each.magnitudes.numel() for each in sums]
         chosen = grid.choose(group.maximum(torch.cat([each.magnitudes for each in sums])))
-        scales, units = chosen.scale.split(sizes), chosen.unit.split(sizes)
+        scales, units = torch.split(chosen.scale, sizes), torch.split(chosen.unit, sizes)
         dtype = torch.float64 if all(each.fit_float64 for each in sums) else torch.int64
         mine = [each.integers(scale) for each, scale in zip(sums, scales, strict=True)]
         total = group.total(torch.cat([part.flatten().to(dtype) for part in mine]))
         totals = torch.split(total, [part.numel() for part in mine])
-        for each, part, of, unit in zip(sums, mine, totals, units, strict=True):
-            rounded[id(each)] = each.round(of.view(part.shape), unit)
+        for one, part, of, unit in zip(sums, mine, totals, units, strict=True):
+            rounded[id(one)] = one.round(of.view(part.shape), unit)
     for each, values in waiting:
         gradients = [each] if isinstance(each, Tensor) else rounded[id(each)]
         for value, gradient in zip(values, gradients, strict=False):

@@ -57,7 +57,8 @@ def _bounds(group: Group, rank: int, images: int) -> tuple[int, int]:
 @cache
 def _subtrees(low: int, high: int, images: int) -> tuple[Node, ...]:
     """The largest subtrees of the batch's tree that lie within images `low` to `high`, in the order in which `_reduced` finds them."""
-    nodes, level = [], 0
+    nodes: list[Node] = []
+    level = 0
     while low < high:
         if low == 0 and high == images:
             if images == 1:
@@ -75,7 +76,8 @@ def _subtrees(low: int, high: int, images: int) -> tuple[Node, ...]:
 
 def _reduced(x: Tensor, nodes: tuple[Node, ...], low: int, images: int) -> list[Tensor]:
     """The sums of the subtrees `nodes` from this worker's rows, whose first is image `low`."""
-    wanted, found, level = set(nodes), {}, 0
+    wanted, level = set(nodes), 0
+    found: dict[Node, Tensor] = {}
     while len(found) < len(nodes):
         for row in range(len(x)):
             if (level, low + row) in wanted:
