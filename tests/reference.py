@@ -106,7 +106,7 @@ def forward(weights: Weights, images: np.ndarray) -> tuple[np.ndarray, list[Kept
                 sums, bias = dot(now.integers["x"], now.integers["w"].T), b.reshape(1, -1)
             y = rounded(sums, an_image(unit_x * unit_w, sums), x.dtype == np.uint8) + bias
         elif kind == RELU:
-            y = np.where(x > 0, x, F32(0))
+            y = np.where(x <= 0, F32(0), x)
         elif kind == POOL:
             y = tiles(x).max(-1)
         else:
@@ -132,7 +132,7 @@ def backward(weights: Weights, kept: list[Kept], g: np.ndarray) -> Weights:
             if now.x.dtype != np.uint8:
                 g = input_gradient(kind, weights[f"{name}.weight"], now, g)
         elif kind == RELU:
-            g = np.where(now.y > 0, g, F32(0))
+            g = np.where(now.y <= 0, F32(0), g)
         elif kind == POOL:
             first = np.eye(4, dtype=F32)[tiles(now.x).argmax(-1)]  # NumPy's argmax is the first
             n, c, h, w = now.x.shape

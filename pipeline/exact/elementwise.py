@@ -16,12 +16,18 @@ from pipeline.exact.tape import Tape
 
 
 def relu(tape: Tape, x: Tensor, inplace: bool = False) -> Tensor:
-    """The exact form of torch.relu; never in place, because what goes back may need x. Raises Unsupported for bytes."""
-    x = tape.input(x, "relu")
-    if x.dtype != torch.float32:
-        raise refusal(f"relu of {x.dtype}", "float32")
-    later = Rectified(x)
-    return tape.record(later.placeholder(), (x,), later.backward)
+    """The exact form of torch.relu. Raises Unsupported for bytes."""
+    source = tape.input(x, "relu")
+    if source.dtype != torch.float32:
+        raise refusal(f"relu of {source.dtype}", "float32")
+    later = Rectified(source)
+    y = tape.record(later.placeholder(), (source,), later.backward)
+    return tape.change(x, y) if inplace else y
+
+
+def relu_(tape: Tape, x: Tensor) -> Tensor:
+    """The exact form of torch.relu_."""
+    return relu(tape, x, inplace=True)
 
 
 class Rectified(Later):
@@ -58,6 +64,11 @@ def add(tape: Tape, x: Tensor, other: Tensor, *, alpha: float = 1) -> Tensor:
     return tape.record(x + other, (x, other), lambda g: (g, g))
 
 
+def add_(tape: Tape, x: Tensor, other: Tensor, *, alpha: float = 1) -> Tensor:
+    """The exact form of x += other."""
+    return tape.change(x, add(tape, x, other, alpha=alpha))
+
+
 def reshape(tape: Tape, x: Tensor, *shape: int | Iterable[int] | torch.dtype) -> Tensor:
     """The exact form of Tensor.reshape and Tensor.view. Raises Unsupported for a view as another type."""
     x = tape.input(x, "a change of shape")
@@ -67,7 +78,9 @@ def reshape(tape: Tape, x: Tensor, *shape: int | Iterable[int] | torch.dtype) ->
             raise refusal("a view as another type", "changes of shape")
         sizes += [index(part)] if isinstance(part, SupportsIndex) else map(index, part)
     if -1 in sizes:
-        sizes[sizes.index(-1)] = x.numel() // -math.prod(sizes) if x.numel() else 0
+        at, of_image = sizes.index(-1), x.shape[1:].numel()
+        # of no images, an axis other than the first has the size that it has of one
+        sizes[at] = x.numel() // -math.prod(sizes) if x.numel() else of_image // max(1, -math.prod(sizes[1:])) if at else 0
     return _reshaped(tape, x, sizes)
 
 
@@ -88,7 +101,12 @@ def contiguous(tape: Tape, x: Tensor) -> Tensor:
 def _reshaped(tape: Tape, x: Tensor, sizes: list[int]) -> Tensor:
     if sizes == list(x.shape):
         return x
-    return tape.record(_in_shape(x, sizes), (x,), lambda g: (_in_shape(g, list(x.shape)),))
+    of_image, of_row = tape.rows(x) * x.shape[1:].numel(), math.prod(sizes[1:])
+    if not sizes or not of_row or of_image % of_row:
+        raise refusal(
+            f"a change of shape from {list(x.shape)} to {sizes}, which mixes images", "one that keeps each image's values together"
+        )
+    return tape.view(_in_shape(x, sizes), x, of_image // of_row, lambda g: (_in_shape(g, list(x.shape)),))
 
 
 def _in_shape(x: Tensor, sizes: list[int]) -> Tensor:

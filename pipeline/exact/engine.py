@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.exact import loss
+from pipeline.exact.errors import refusal
 from pipeline.exact.group import Group
 from pipeline.exact.registry import Forms
 from pipeline.exact.tape import Tape
@@ -36,7 +37,7 @@ class Exact:
         with torch.inference_mode():
             with Forms(tape):
                 logits = model(images)
-            return tape.input(logits, "the logits")
+            return _of_images(tape.input(logits, "the logits"), images)
 
     def loss_and_gradients(
         self, model: nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int
@@ -55,7 +56,7 @@ class Exact:
             tape = self.tape(images, weights, batch_images)
             with Forms(tape):
                 logits = model(images)
-            logits = tape.input(logits, "the loss")
+            logits = _of_images(tape.input(logits, "the loss"), images)
             mean, gradient = loss.cross_entropy(tape, logits, labels)
             tape.walk_back(logits, gradient)
             tape.add_up(group)
@@ -80,3 +81,9 @@ class Exact:
     def mean(self, losses: Tensor) -> float:
         """The mean of float64 losses [N]."""
         return float(loss.mean(losses))
+
+
+def _of_images(logits: Tensor, images: Tensor) -> Tensor:
+    if logits.dim() != 2 or len(logits) != len(images) or not logits.shape[1] or Tape.rows(logits) != 1:
+        raise refusal(f"a model that gives {list(logits.shape)} for {len(images)} images", "a row of logits an image")
+    return logits

@@ -19,6 +19,9 @@ def max_pool2d(tape: Tape, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
     k = tiles.square(*arguments, **named)
     if k is None:
         raise refusal("max_pool2d with overlapping, padded or oblong windows, ceil_mode or indices", "square windows with stride = size")
+    x = tape.current(x, "max_pool2d")
+    if x.dim() == 4 and k > min(x.shape[2:]):
+        raise refusal(f"max_pool2d with windows of {k} on images of {tuple(x.shape[2:])}", "windows that the images hold")
     if x.dtype != torch.float32 or x.dim() != 4:
         raise refusal(f"max_pool2d of {x.dtype}, {x.dim()} dimensions", "float32, 4")
     later = Later.of(x)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -24,8 +26,10 @@ FORMS: dict[str, tuple[Form, list[Any]]] = {
     "conv2d": (weighted.conv2d, [torch.conv2d]),
     "linear": (weighted.linear, [F.linear]),
     "relu": (elementwise.relu, [F.relu, torch.relu, Tensor.relu]),
+    "relu_": (elementwise.relu_, [torch.relu_, Tensor.relu_]),
     "max_pool2d": (pooling.max_pool2d, [F.max_pool2d]),
     "addition": (elementwise.add, [torch.add, Tensor.add, Tensor.__add__]),
+    "addition in place": (elementwise.add_, [Tensor.add_, Tensor.__iadd__]),
     "reshape": (elementwise.reshape, [Tensor.reshape, Tensor.view]),
     "flatten": (elementwise.flatten, [torch.flatten, Tensor.flatten]),
     "contiguous": (elementwise.contiguous, [Tensor.contiguous]),
@@ -62,7 +66,13 @@ class Forms(TorchFunctionMode):
             raise refusal("autocast, which lowers the precision of what forms compute with")
         form = self._form_of.get(func)
         if form is not None:
-            return _uncompiled(form)(self._tape, *args, **(kwargs or {}))
+            try:
+                return _uncompiled(form)(self._tape, *args, **(kwargs or {}))
+            except TypeError:
+                with suppress(TypeError):
+                    signature(form).bind(self._tape, *args, **(kwargs or {}))
+                    raise
+                raise refusal(f"'{resolve_name(func) or func}' with these arguments: {', '.join(kwargs or {}) or len(args)}") from None
         if func in QUESTIONS:
             return func(*args, **(kwargs or {}))
         raise refusal(f"'{resolve_name(func) or func}'", f"{', '.join(FORMS)}; never under torch.compile")

@@ -35,6 +35,12 @@ class BatchSums(Protocol):
         """Take all workers' sums, flat, and note what is made of them."""
 
 
+class Memory:
+    """What a tensor and its views share in PyTorch. Here nothing is overwritten: a change in place makes a new value, and a new version."""
+
+    version = 0
+
+
 class Tape:
     """What a pass records. Without weights it is one for inference, which records nothing."""
 
@@ -46,6 +52,7 @@ class Tape:
         self._used: set[str] = set()
         self._steps: list[tuple[Tensor, tuple[Tensor, ...], Backward]] = []
         self._values = {id(images): images}  # and all that was made of them; held, so that no id is given twice
+        self._newer: dict[int, tuple[Tensor, Tensor]] = {}  # what was changed in place, and its new value
         self._waiting: list[BatchSums] = []
 
     def input(self, x: Tensor, what: str) -> Tensor:
@@ -54,14 +61,43 @@ class Tape:
         Raises:
             Unsupported: it was not; names the operation `what`.
         """
+        x = self.current(x, what)
         if self.learns and id(x) not in self._values:
             name = self._names.get(id(x))
             raise refusal(f"{what} of " + (f"the weight '{name}'" if name else "a tensor that was not made from the images"))
         if (later := Later.of(x)) is None:
             return x
         if later.value is None:
-            later.value = self.record(later.compute(), (x,), lambda g: (g,))
+            later.value = self.view(later.compute(), x, self.rows(x), lambda g: (g,))
         return later.value
+
+    def current(self, x: Tensor, what: str) -> Tensor:
+        """The newest value of `x`, which may have been changed in place.
+
+        Raises:
+            Unsupported: what was changed in place is a view of it, or that of which it is one; names the operation `what`.
+        """
+        while id(x) in self._newer:
+            _, x = self._newer[id(x)]
+        memory = getattr(x, "memory", None)
+        if memory is not None and x.version != memory.version:  # type: ignore[attr-defined]
+            raise refusal(f"{what} of a tensor whose memory was changed in place by way of another", "changes of the tensor that is read")
+        return x
+
+    def change(self, x: Tensor, y: Tensor) -> Tensor:
+        """Note that an operation in place gave `x` the value `y`, which was recorded. Gives x, whose readers get y from now on."""
+        old = self.current(x, "a change in place")
+        if old is self._images:
+            raise refusal("a change of the images in place")
+        _share(old, y)
+        y.version = y.memory.version = y.memory.version + 1  # type: ignore[attr-defined]
+        self._newer[id(old)] = old, y
+        return x
+
+    @staticmethod
+    def rows(x: Tensor) -> int:
+        """How many rows, places along the first axis, `x` has of each image: also where a worker's share is empty."""
+        return getattr(x, "rows", 1)
 
     def weight(self, weight: Tensor, what: str) -> str:
         """The name of a weight that the operation `what` uses, which it may be once.
@@ -83,8 +119,17 @@ class Tape:
         """Whether anybody wants the gradient of `x`: it is not the images."""
         return x is not self._images
 
+    def view(self, y: Tensor, x: Tensor, rows: int, backward: Backward) -> Tensor:
+        """The same for a `y` that shares its memory with `x` in PyTorch and has so many rows of each image."""
+        self.record(y, (x,), backward)
+        y.rows = rows  # type: ignore[attr-defined]
+        _share(x, y)
+        return y
+
     def record(self, y: Tensor, inputs: tuple[Tensor, ...], backward: Backward) -> Tensor:
         """Note that `y` was made from `inputs`, and how its gradient gives theirs (None for bytes). Gives y."""
+        if inputs and (rows := self.rows(inputs[0])) != 1:
+            y.rows = rows  # type: ignore[attr-defined]
         if self.learns:
             self._steps.append((y, inputs, backward))
             self._values[id(y)] = y
@@ -123,6 +168,12 @@ class Tape:
             sums.round(_take(totals, len(sums.magnitudes)), _take(units, len(sums.magnitudes)))
         if missing := [name for name in self._names.values() if name not in self.gradients]:
             raise refusal(f"a weight that takes no part in the loss, as '{missing[0]}' does not")
+
+
+def _share(x: Tensor, y: Tensor) -> None:
+    if getattr(x, "memory", None) is None:
+        x.memory, x.version = Memory(), 0  # type: ignore[attr-defined]
+    y.memory, y.version = x.memory, x.version  # type: ignore[attr-defined]
 
 
 def _take(items: list[Tensor], count: int) -> list[Tensor]:

@@ -56,6 +56,8 @@ def _weighted_sum(tape: Tape, operation: Operation, x: Tensor, weight: Tensor, b
     """X uint8 or float32, weight and bias float32 -> float32."""
     if x.dtype not in (torch.uint8, torch.float32):
         raise refusal(f"{operation.name} of {x.dtype}", "bytes and float32")
+    if not weight.numel():
+        raise refusal(f"{operation.name} with an empty weight, {tuple(weight.shape)}")
     if max(operation.output_terms(weight.shape), operation.input_terms(weight.shape)) >= TERMS * INT64_FACTOR:
         raise refusal(f"{operation.name} with a weight of {tuple(weight.shape)}", f"sums of less than {TERMS * INT64_FACTOR} products")
     x = tape.input(x, operation.name)
@@ -70,12 +72,13 @@ class _Layer:
     def __init__(self, tape: Tape, operation: Operation, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         self.tape, self.operation, self.bias, self.x_shape = tape, operation, bias, x.shape
         self.names = [tape.weight(each, operation.name) for each in (weight, bias) if each is not None]
-        image_terms = operation.image_terms(x.shape, weight.shape)
+        row_terms = operation.image_terms(x.shape, weight.shape)
+        image_terms = row_terms * tape.rows(x)  # a view may have made several rows of an image
         if tape.learns:
             _check_batch(operation, image_terms, tape.batch_images)
         self.fit_float64 = image_terms * tape.batch_images <= operation.terms
-        images, at_once = x.shape[0], max(1, min(operation.images_at_once, operation.terms // image_terms))
-        self.parts: list[Part] = [slice(first, min(first + at_once, images)) for first in range(0, images, at_once)]
+        rows, at_once = x.shape[0], max(1, min(operation.images_at_once, operation.terms // row_terms))
+        self.parts: list[Part] = [slice(first, min(first + at_once, rows)) for first in range(0, rows, at_once)]
         if len(self.parts) < 2:
             self.parts = [None]
         self.w_grid = grid.of_tensor(weight)
