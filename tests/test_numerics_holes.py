@@ -15,6 +15,7 @@ from pipeline.exact.errors import Unsupported
 from pipeline.exact.tape import Tape
 from tests.networks import batch, equal, step
 from tests.simulated import Exchange, together
+from tests.test_numerics_workers import Recorded
 
 
 class Model(nn.Module):
@@ -60,6 +61,13 @@ def test_a_view_that_makes_rows_of_images_gives_the_same_bits_for_any_shares(ima
     alone = step(model, *given)
     for of_worker in in_shares(model, *given, [*empty, 1, images - 1]):
         assert equal(of_worker, alone)
+
+
+@pytest.mark.parametrize(("images", "dtype"), [(32, torch.float64), (33, torch.int64)])
+def test_the_rows_that_a_view_makes_of_an_image_count_in_the_bound(images, dtype):
+    group = Recorded()
+    step(viewed_as_rows(), *batch(2), group=group, of=images)
+    assert group.given["total"].dtype == dtype
 
 
 def test_a_share_without_images_keeps_the_sizes_of_an_image():
