@@ -9,6 +9,8 @@ import signal
 import sys
 from typing import TextIO
 
+from pipeline.errors import ANSWER_IS_NO
+
 UNWRITTEN = 74
 """The exit code when standard output could not be written (EX_IOERR of sysexits.h)."""
 BROKEN_PIPE = 128 + signal.SIGPIPE
@@ -76,7 +78,7 @@ def exit_code(code: int) -> int:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     failure = getattr(sys.stdout, "failure", None)
-    if failure is None or code not in (0, 1) or os.environ.get("DVC_STAGE"):
+    if failure is None or code not in (0, ANSWER_IS_NO) or os.environ.get("DVC_STAGE"):
         return code
     if failure.errno == errno.EPIPE:
         return BROKEN_PIPE

@@ -64,7 +64,7 @@ def test_json_holds_all_figures_and_nothing_else_is_printed(compare: Compare) ->
     code, out, err = compare(keep(), keep(seed=1, predicted=guesses(1000, [5, 50])), "--json")
     report = json.loads(out)
     (pair,) = report["pairs"]
-    assert (code, err) == (1, "")
+    assert (code, err) == (3, "")
     assert report["verdict"] == pair["verdict"] == "different"
     assert pair["differences"] == [{"field": "seed", "first": 0, "second": 1, "decides": True}]
     assert pair["reason"] == "seed is 0 in 1, 1 in 2"

@@ -73,7 +73,7 @@ def test_doctor_ends_with_1_and_names_gpus_all_when_no_gpu_is_there(checkout, mo
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     set_device(checkout, "cuda")
     done = run("--quiet")
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1)
     assert done.stderr.startswith("error: device 'cuda': ")
     if device.needed_driver() and device.driver_version() is None:
         assert "no NVIDIA GPU is visible; in a container add --gpus all" in done.stderr
@@ -97,7 +97,7 @@ def test_quiet_says_nothing_when_the_device_can_be_used(checkout):
 def test_bad_params_are_one_finding_and_hide_no_other(checkout):
     set_device(checkout, "gpu")
     done = run()
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert done.stdout.splitlines()[0] == "!!  device       params.yaml: 'device' is 'gpu'; allowed: cpu | cuda | cuda:N | mps"
     assert len(done.stdout.splitlines()) == len(ABOUT)
 

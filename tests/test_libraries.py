@@ -101,7 +101,7 @@ def test_commands_that_need_no_pytorch_do_not_mind_its_variables(workspace):
 def test_doctor_answers_when_pytorch_cannot_be_imported(variables, workspace):
     done = command("doctor", folder=workspace, **variables)
     lines = {line.split()[1]: line for line in done.stdout.splitlines()}
-    assert (done.returncode, done.stderr, list(lines)) == (1, "", list(doctor.CHECKS))
+    assert (done.returncode, done.stderr, list(lines)) == (3, "", list(doctor.CHECKS))
     assert lines["device"].startswith("!!  device       torch cannot be imported (")
     assert next(iter(variables)) in lines["device"]
     assert lines["threads"] == "!!  threads      not known: PyTorch cannot be imported"
@@ -131,7 +131,7 @@ def test_doctor_answers_when_no_package_can_be_imported_but_the_command_lines(wo
     environment = {**os.environ, "PYTHONPATH": f"{workspace}:{ROOT}"}
     done = subprocess.run([sys.executable, "-m", "pipeline", "doctor"], capture_output=True, text=True, env=environment)
     assert [line.split()[1] for line in done.stdout.splitlines()] == list(doctor.CHECKS), done.stderr
-    assert (done.returncode, done.stderr) == (1, "")
+    assert (done.returncode, done.stderr) == (3, "")
     assert done.stdout.startswith("!!  device       import of torch halted; None in sys.modules for ")
 
 

@@ -50,7 +50,7 @@ COMPARE = {"identical": f"{PIPELINE} compare A B", "different": f"{PIPELINE} com
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("verdict", COMPARE)
 def test_a_reader_that_has_gone_is_no_verdict(verdict, unbuffered, workspace):
-    assert shell(f"{COMPARE[verdict]}")[0] == {"identical": 0, "different": 1}[verdict]
+    assert shell(f"{COMPARE[verdict]}")[0] == {"identical": 0, "different": 3}[verdict]
     code, out, said = shell(f"(sleep 0.2; {COMPARE[verdict]}) | true", PYTHONUNBUFFERED=unbuffered)
     assert (code, out, said) == (streams.BROKEN_PIPE, "", "")
     assert streams.BROKEN_PIPE == 141
@@ -97,7 +97,7 @@ def test_a_stage_that_dvc_runs_does_not_lose_its_outputs_because_its_words_are_n
 @pytest.mark.fault(55)
 @pytest.mark.parametrize("verdict", COMPARE)
 def test_a_verdict_that_is_asked_for_as_an_exit_code_alone_is_the_right_one(verdict, workspace):
-    expected = {"identical": 0, "different": 1}[verdict]
+    expected = {"identical": 0, "different": 3}[verdict]
     assert [shell(f"{COMPARE[verdict]} {closed}") for closed in (">&-", ">&- 2>&-", "<&- >&- 2>&-", ">/dev/null")] == [
         (expected, "", "")
     ] * 4
@@ -167,4 +167,4 @@ def test_streams_that_are_not_the_shells_are_left_alone(monkeypatch, tmp_path):
             monkeypatch.setattr(sys, "stderr", given)
             streams.prepare()
             assert sys.stdout is sys.stderr is given
-            assert streams.exit_code(1) == 1
+            assert streams.exit_code(3) == 3
