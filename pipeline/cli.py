@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn, Optional
 
 import typer
 
-from pipeline import streams
+from pipeline import __version__, streams
 from pipeline.errors import ANSWER_IS_NO, STOP_SIGNALS, Interrupted, UserError, printable
 from pipeline.libraries import failed_import, settle_variables
 
@@ -22,8 +22,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Train and evaluate SimpleCNN with the same bits on every device. Settings: params.yaml.",
 )
+
+
+@app.callback(invoke_without_command=True)
+def options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Train and evaluate SimpleCNN with the same bits on every device. Settings: params.yaml."""
+    if version:
+        print(f"pipeline {__version__}")
+        raise typer.Exit
 
 
 def main() -> NoReturn:
