@@ -159,12 +159,13 @@ def compare(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print markdown, for a pull request.")] = False,
     html: Annotated[Optional[Path], typer.Option(help="Write a page with plots that opens offline.", metavar="FILE")] = None,
 ) -> None:
-    """Compare kept runs with the first one; exit code 0: identical or equivalent, 3: different, 2: bad input."""
+    """Compare kept runs with the first one; exit code 0: identical or equivalent, 3: different or undecided, 2: bad input."""
     import atexit
     import gc
 
     from pipeline import params
     from pipeline.comparison import verdict
+    from pipeline.comparison.report import AGREEING
     from pipeline.runs import kept
 
     atexit.register(gc.freeze)  # nothing is left to be found; the search at the end took a tenth of this command's CPU time
@@ -173,7 +174,7 @@ def compare(
     settings = params.load().compare
     if not folders and (folder := kept.keep_unkept()):
         print(f"kept as {folder}", file=sys.stderr)
-    runs = verdict.load(folders or kept.listed())
+    runs = verdict.load(folders or kept.by_time(kept.listed()))
     report = verdict.report(runs, settings)
     if html is not None:
         from pipeline.comparison import page
@@ -192,7 +193,7 @@ def compare(
         from pipeline.comparison import terminal
 
         terminal.show(report)
-    raise typer.Exit(ANSWER_IS_NO if report.verdict == "different" else 0)
+    raise typer.Exit(0 if report.verdict in AGREEING else ANSWER_IS_NO)
 
 
 @app.command()
@@ -293,7 +294,7 @@ def reproduce(
     ] = None,
     checkpoint_seconds: Annotated[float, typer.Option(help="Save the unfinished training every so many seconds.", min=0)] = 15,
 ) -> None:
-    """Train and evaluate a kept run again and compare; exit code 0: identical or equivalent, 3: different, 2: bad input."""
+    """Train and evaluate a kept run again and compare; exit code 0: identical or equivalent, 3: different or undecided, 2: bad input."""
     from pipeline import device as devices
     from pipeline import reproduce
 

@@ -13,7 +13,7 @@ from pipeline.comparison import wording
 from pipeline.comparison.report import Report, Verdict
 from pipeline.errors import printable
 
-STYLES: dict[Verdict, str] = {"identical": "bold green", "equivalent": "bold cyan", "different": "bold red"}
+STYLES: dict[Verdict, str] = {"identical": "bold green", "equivalent": "bold cyan", "undecided": "bold yellow", "different": "bold red"}
 COLUMN = 18
 """Characters that a run's column needs at least."""
 NARROWEST = 40
