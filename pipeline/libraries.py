@@ -33,6 +33,7 @@ def settle_variables() -> None:
     # OpenMP's threads wait for each other by spinning, by default for milliseconds; on a machine that has other work, or fewer
     # CPUs than threads, that made training ten times slower. To wake a thread takes 50 to 90 microseconds, and a step pauses for up
     # to 300: this count is 300 (docs/performance.md).
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what PyTorch's sockets warn of, we say
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
