@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -95,6 +96,9 @@ class Trainer:
             self.order.copy_(torch.from_numpy(permutation(f"order/{self.seed}/{epoch}", len(self.labels))))
             self.position.fill_(first)
             self._order_of = epoch
+        if self.numerics.version == "native":  # what a network draws itself, as dropout does: the same again, resumed too
+            drawn = hashlib.sha256(f"draws/{self.seed}/{self.steps_completed}/{self.group.rank}".encode()).digest()
+            torch.manual_seed(int.from_bytes(drawn[:8], "little", signed=True))
         left = len(self.labels) - first
         if left < self.settings.batch_size or self._full_step is None:
             self._step(self.offsets[:left])
