@@ -187,3 +187,15 @@ def test_more_workers_than_cpus_are_a_finding(wanted, ok, text, checkout, monkey
     monkeypatch.setattr(device, "cpu_limit", lambda: 4)
     set_params(checkout, workers=wanted)
     assert finding("workers") == doctor.Finding("workers", ok, text)
+
+
+@pytest.mark.fault(67)
+def test_the_environments_workers_are_told_with_what_they_mean(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    assert finding("workers").text == (
+        "WORLD_SIZE=2 RANK=0 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500 in the environment: train is one of 2 workers, and waits for the "
+        "others; to train alone, or with what params.yaml says, unset WORLD_SIZE"
+    )
