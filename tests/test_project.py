@@ -195,6 +195,7 @@ def test_make_repro_runs_the_environments_python_whatever_the_path_has(tmp_path)
     (tmp_path / "requirements").mkdir()
     for name in ("uv.txt", "dev.txt", "torch.txt"):
         (tmp_path / "requirements" / name).touch()
+    (tmp_path / "pyproject.toml").touch()
     programs = tmp_path / ".venv" / "bin"
     programs.mkdir(parents=True)
     for name, line in (("dvc", "exec python"), ("python", "echo the python of .venv")):

@@ -117,7 +117,8 @@ class Meeting:
                     theirs[rank] = json.loads(text)
             return len(theirs) == self.count - 1
 
-        if not until(all_came, SAY_SECONDS):
+        # those that were started here are only slow, or `_failure` sees that they ended
+        if not until(all_came, SAY_SECONDS * (20 if self._others else 1)):
             waited = ", ".join(str(rank) for rank in range(1, self.count) if rank not in theirs)
             print(f"worker 0 of {self.count} waits for worker {waited}, up to {JOIN_SECONDS:.0f} seconds", file=sys.stderr, flush=True)
         if not until(all_came, JOIN_SECONDS):
