@@ -157,6 +157,10 @@ def _workers() -> str:
     from pipeline import device, params
 
     given = params.load()
+    if count := os.environ.get("WORLD_SIZE"):
+        where = " ".join(f"{name}={os.environ.get(name, '')}" for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
+        alone = "to train alone, or with what params.yaml says, unset WORLD_SIZE"
+        return f"WORLD_SIZE={count} {where} in the environment: train is one of {count} workers, and waits for the others; {alone}"
     device.select(given.device, 0, given.workers)
     what, most = ("CPU", device.cpu_limit()) if given.device == device.CPU else ("GPU", max(1, len(device.accelerators())))
     if given.workers > most:

@@ -117,7 +117,7 @@ def test_a_step_that_fails_or_is_left_out_hides_no_other_and_is_told_by_the_exit
     words = ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
     with pytest.raises(SystemExit) as ended:
         gpu.main(words)
-    assert ended.value.code == 1
+    assert ended.value.code == 3
     assert (tmp_path / "out/steps.txt").read_text().splitlines() == [
         "one: FAILED: ValueError: no such thing (0 s)", "two: left out: nothing to do (0 s)", "three: ok (0 s)",
     ]  # fmt: skip

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import struct
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline import params
 from pipeline.errors import UserError
+from tests.conftest import ROOT
 
 FILE = Path(__file__).parent.parent / "params.yaml"
 TEXT = FILE.read_text()
@@ -407,3 +409,15 @@ def test_no_bytes_escape(tmp_path_factory, content):
     path.write_bytes(content)
     with pytest.raises(UserError):
         params.load(path)
+
+
+def test_params_yaml_is_as_dvc_writes_it_so_an_experiments_diff_has_the_changed_line_alone(tmp_path):
+    from dvc.utils.serialize import modify_yaml
+
+    for change, lines in (({}, 0), ({"seed": 1}, 1), ({"workers": 2, "device": "cuda"}, 2)):
+        shutil.copy(ROOT / params.PARAMS, tmp_path)
+        with modify_yaml(str(tmp_path / params.PARAMS)) as written:
+            written.update(change)
+        before, after = (path.read_text().splitlines() for path in (ROOT / params.PARAMS, tmp_path / params.PARAMS))
+        assert len(before) == len(after)
+        assert sum(ours != theirs for ours, theirs in zip(before, after, strict=True)) == lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -106,6 +107,9 @@ class Trainer:
             self.epoch.fill_(epoch)
             self.step_number.fill_(self.steps_completed)
             self._order_of = epoch
+        if self.numerics.version == "native":  # what a network draws itself, as dropout does: the same again, resumed too
+            drawn = hashlib.sha256(f"draws/{self.seed}/{self.steps_completed}/{self.group.rank}".encode()).digest()
+            torch.manual_seed(int.from_bytes(drawn[:8], "little", signed=True))
         left = len(self.labels) - first
         if left < self.settings.batch_size or self._full_step is None:
             self._step(self.offsets[:left])
