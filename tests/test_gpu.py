@@ -63,7 +63,7 @@ def kit(tmp_path_factory) -> Path:
 def test_the_kit_holds_the_projects_files_their_commit_and_the_packages(kit):
     commit = revision.describe(ROOT / "pipeline")
     assert (kit / revision.CARRIED).read_text() == f"{commit}\n"
-    assert (kit / "pipeline/device.py").read_bytes() == (ROOT / "pipeline/device.py").read_bytes()
+    assert (kit / "pipeline/device/__init__.py").read_bytes() == (ROOT / "pipeline/device/__init__.py").read_bytes()
     assert not {".git", ".venv", ".cache", "results"} & {path.name for path in kit.iterdir()}
     packages = {name.split("/")[0] for name in zipfile.ZipFile(kit / gpu_kit.SITE).namelist()}
     assert {"numpy", "msgspec", "safetensors", "pytest", "requests"} <= packages

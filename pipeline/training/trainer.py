@@ -44,8 +44,7 @@ class Trainer:
         with refusals_explained():
             initialise(self.model, seed)
         self.parameters = dict(self.model.named_parameters())
-        self.initial = torch.cat([p.detach().flatten() for p in self.parameters.values()]).to(device)  # float32 [P]
-        self.weights = self.initial.clone()
+        self.weights = torch.cat([p.detach().flatten() for p in self.parameters.values()]).to(device)  # float32 [P]
         for name, part in self._views(self.weights).items():
             self.parameters[name].data = part
         self.model.to(device)  # its buffers, where it has any
@@ -53,29 +52,23 @@ class Trainer:
         # 3. the data moves to it, whole
         self.images = torch.from_numpy(data.train_images).to(device)  # uint8 [N, 3, 32, 32]
         self.labels = torch.from_numpy(data.train_labels).to(device).long()  # int64 [N]
-        self.order = torch.zeros(len(self.labels), dtype=torch.int64, device=device)  # the epoch's order
+        rows = max(len(self.labels), 2 * settings.batch_size)  # enough for the two steps that prove a CUDA graph, as in step_log
+        self.order = torch.arange(rows, device=device).remainder_(max(1, len(self.labels)))  # int64; the epoch's order, in its first N
         self.steps_completed = 0
         self._order_of: int | None = None
         self.position = torch.zeros(1, dtype=torch.int64, device=device)  # in the epoch, in images
         # what steps gave since it was last read: the loss, and the least and the largest number of each part of the optimizer's state
-        self.step_log = torch.zeros(settings.log_every, 1 + 2 * len(self.optimizer.state), device=device)
+        self.step_log = torch.zeros(max(2, settings.log_every), 1 + 2 * len(self.optimizer.state), device=device)
         self.logged = torch.zeros(1, dtype=torch.int64, device=device)  # rows of it
         self.offsets = torch.arange(settings.batch_size, device=device)
         self._full_step: Callable[[], None] | None = None
         if len(self.labels) >= settings.batch_size and group.count == 1:  # that a graph holds collectives was never tried
-            self._full_step = devices.as_cuda_graph(lambda: self._step(self.offsets), device, self._reset)
+            changed = [self.weights, *self.optimizer.state.values(), *self.model.buffers(), self.position, self.step_log, self.logged]
+            self._full_step = devices.as_cuda_graph(lambda: self._step(self.offsets), device, changed)
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
         parts = torch.split(flat, [p.numel() for p in self.parameters.values()])
         return {name: part.view(p.shape) for (name, p), part in zip(self.parameters.items(), parts, strict=True)}
-
-    def _reset(self) -> None:
-        """Bring all that a step changes to the beginning."""
-        self.weights.copy_(self.initial)
-        for state in self.optimizer.state.values():
-            state.zero_()
-        self.position.zero_()
-        self.logged.zero_()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -92,7 +85,7 @@ class Trainer:
         epoch, batch = divmod(self.steps_completed, self.steps_per_epoch)
         first = batch * self.settings.batch_size
         if self._order_of != epoch:
-            self.order.copy_(torch.from_numpy(permutation(f"order/{self.seed}/{epoch}", len(self.labels))))
+            self.order[: len(self.labels)].copy_(torch.from_numpy(permutation(f"order/{self.seed}/{epoch}", len(self.labels))))
             self.position.fill_(first)
             self._order_of = epoch
         left = len(self.labels) - first
