@@ -186,6 +186,18 @@ def test_without_a_graph_a_step_on_cuda_is_the_step_itself(monkeypatch):
     assert devices.as_cuda_graph(step, torch.device("cuda"), []) is step
 
 
+@pytest.mark.parametrize(("given", "wanted"), [(None, "1"), ("0", "0")])
+def test_collectives_between_gpus_raise_where_a_worker_is_lost_unless_the_user_has_it_otherwise(given, wanted, monkeypatch):
+    monkeypatch.setenv("TORCH_NCCL_BLOCKING_WAIT", given or "")
+    if given is None:
+        monkeypatch.delenv("TORCH_NCCL_BLOCKING_WAIT")
+    assert devices.collectives(CPU) == {"backend": "gloo"}
+    assert os.environ.get("TORCH_NCCL_BLOCKING_WAIT") == given
+    gpu = torch.device("cuda:1")
+    assert devices.collectives(gpu) == {"backend": "nccl", "device_id": gpu}
+    assert os.environ["TORCH_NCCL_BLOCKING_WAIT"] == wanted
+
+
 def test_native_convolutions_on_cuda_are_those_that_give_equal_runs(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
     devices.prepare(CPU)

@@ -96,5 +96,12 @@ def cpu_limit() -> int:
 
 
 def collectives(device: torch.device) -> dict[str, Any]:
-    """How torch.distributed connects workers on such devices: arguments of `init_process_group`."""
-    return {"backend": "nccl", "device_id": device} if device.type == "cuda" else {"backend": "gloo"}
+    """How torch.distributed connects workers on such devices: arguments of `init_process_group`.
+
+    Between GPUs a collective waits for its end and raises where another worker is lost, as gloo does: NCCL's own watchdog would end the
+    process, and nobody could say whose fault it was.
+    """
+    if device.type != "cuda":
+        return {"backend": "gloo"}
+    os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
+    return {"backend": "nccl", "device_id": device}
