@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 .PHONY: help setup demo repro test test-cuda test-machine-code test-arm64 check format compare results claims pictures gpu-kit bench scaling seeds torture lock image-cpu image-cuda run-cpu run-cuda
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 setup: $(READY) ## make the environment in .venv (TORCH_INDEX_URL=... chooses where PyTorch comes from)
 

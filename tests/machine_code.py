@@ -22,8 +22,9 @@ import torch
 from pipeline import files
 
 CACHE = Path(__file__).parent.parent / ".cache" / "machine-code"
-_PLAIN = r"(vectorized_elementwise_kernelILi[48]E.*|elementwise_kernelILi\d+ELi\dEZNS0_22gpu_kernel_impl_nocastI.*)"
-"""Kernels of one operation on elements of one type, contiguous or not; those that convert types on their way are of another kind."""
+_PLAIN = r"(vectorized_elementwise_kernelILi4E.*|elementwise_kernelILi\d+ELi\dEZNS0_22gpu_kernel_impl_nocastI.*)"
+_FOUR = "vectorized_elementwise_kernelILi4E.*"
+"""Kernels of one operation on elements of one type, four at a time or not contiguous; those that convert types have other names."""
 
 
 class Rule(NamedTuple):
@@ -35,8 +36,8 @@ class Rule(NamedTuple):
     must: tuple[str, ...]
 
 
-def _binary(functor: str, dtype: str) -> str:
-    return rf"{_PLAIN}(Binary|AUnary|BUnary)FunctorI{dtype * 3}NS0_15binary_internal10{functor}FunctorI{dtype}E"
+def _binary(functor: str, dtype: str, kinds: str = "Binary|BUnary") -> str:
+    return rf"{_PLAIN}({kinds})FunctorI{dtype * 3}NS0_15binary_internal10{functor}FunctorI{dtype}E"
 
 
 _OF_DIVISION = r"FCHK|MUFU\.(RCP|RSQ)|FFMA2?(\.(FTZ|R[ZMP]))*|F(ADD|MUL)(\.FTZ)?"
@@ -46,8 +47,8 @@ RULES = {
     "mul float64": Rule(_binary("Mul", "d"), "DMUL", ("DMUL",)),
     "add float32": Rule(_PLAIN + "CUDAFunctor_addIfE", "FFMA2?", ("FFMA2?",)),
     "add float64": Rule(_PLAIN + "CUDAFunctor_addIdE", "DFMA", ("DFMA",)),
-    "div float32": Rule(_binary("Div", "f"), _OF_DIVISION, ("FCHK", r"MUFU\.RCP", "FFMA", "CALL.*")),
-    "div float64": Rule(_binary("Div", "d"), _OF_DIVISION_IN_DOUBLE, (r"MUFU\.RCP64H", "DFMA", "CALL.*")),
+    "div float32": Rule(_binary("Div", "f", "Binary"), _OF_DIVISION, ("FCHK", r"MUFU\.RCP", "FFMA", "CALL.*")),
+    "div float64": Rule(_binary("Div", "d", "Binary"), _OF_DIVISION_IN_DOUBLE, (r"MUFU\.RCP64H", "DFMA", "CALL.*")),
     "reciprocal float32": Rule(_PLAIN + "reciprocal_kernel_cuda.*EUlfE_", _OF_DIVISION, (r"MUFU\.RCP", "FFMA", "CALL.*")),
     "sqrt float32": Rule(
         _PLAIN + r"\dsqrt_kernel_cuda.*EUlfE_", r"MUFU\.RSQ|FFMA(\.FTZ)?|FMUL(\.FTZ)?|FADD\.FTZ", (r"MUFU\.RSQ", "FFMA", "CALL.*")
@@ -58,24 +59,29 @@ RULES = {
     "round float32": Rule(_PLAIN + "round_kernel_cuda.*EUlfE_", "FRND", ("FRND",)),
     "round float64": Rule(_PLAIN + "round_kernel_cuda.*EUldE_", r"FRND\.F64", (r"FRND\.F64",)),
     "sum float64": Rule(r"reduce_kernelI.*ReduceOpIdNS0_14func_wrapper_tIdZNS0_11sum_functorIdddE", "DADD", ("DADD",)),
-    "amax float32": Rule(r"reduce_kernelI.*ReduceOpIfNS0_14func_wrapper_tIfNS0_13MaxNanFunctorIfE", "", (r"F(SETP|MNMX).*",)),
-    "aminmax float32": Rule(r"reduce_kernelI.*ReduceOpIfNS0_9MinMaxOpsIffiE", r"MUFU\.RCP", (r"F(SETP|MNMX).*",)),
-    "maximum float32": Rule(_PLAIN + "maximum_kernel_cuda.*EUlffE", "", (r"F(SETP|MNMX).*",)),
+    "amax float32": Rule(r"reduce_kernelILi512E.*ReduceOpIfNS0_14func_wrapper_tIfNS0_13MaxNanFunctorIfE", "", (r"F(SETP|MNMX).*",)),
+    "aminmax float32": Rule(r"reduce_kernelILi512E.*ReduceOpIfNS0_9MinMaxOpsIffiE", r"MUFU\.RCP|I2F.*", (r"F(SETP|MNMX).*",)),
+    "maximum float32": Rule(_PLAIN + "BinaryFunctor.*maximum_kernel_cuda.*EUlffE", "", (r"F(SETP|MNMX).*",)),
     "hardshrink float32": Rule(_PLAIN + "hardshrink_kernel.*EUlfE_", "", ("FSETP.*",)),
+    "conversions": Rule(
+        r"unrolled_elementwise_kernelI.*direct_copy_kernel_cuda.*EUl[fd]E_.*LoadWithCast",
+        r"[FH](ADD|MUL|FMA)\w*(\..*)?",
+        (r"F2F\.F32\.F64", r"I2F.*S64.*"),
+    ),
 }
 """The operations of a step that round, or choose, and their kernels in PyTorch 2.14."""
 UNLIKE = {
-    "mean": Rule(r"reduce_kernelI.*ReduceOpIdNS0_7MeanOpsIddddE", *RULES["sum float64"][1:]),
-    "rsqrt": Rule(_PLAIN + "rsqrt_kernel_cuda.*EUlfE_", *RULES["sqrt float32"][1:]),
-    "addcmul": Rule(_PLAIN + "addcmul_cuda_kernel.*EUlfffE_", *RULES["mul float32"][1:]),
-    "lerp": Rule(_PLAIN + "lerp_tensor_kernel.*EUlfffE_", *RULES["add float32"][1:]),
-    "hardswish": Rule(_PLAIN + "hardswish_kernel.*EUlfE_", *RULES["div float32"][1:]),
-    "ceil": Rule(_PLAIN + "ceil_kernel_cuda.*EUlfE_", *RULES["round float32"][1:]),
-    "tanh": Rule(_PLAIN + r"\dtanh_kernel_cuda.*EUlfE_", *RULES["mul float32"][1:]),
+    "mean": Rule(r"reduce_kernelILi512E.*ReduceOpIdNS0_7MeanOpsIddddE", *RULES["sum float64"][1:]),
+    "rsqrt": Rule(_FOUR + "rsqrt_kernel_cuda.*EUlfE_", *RULES["sqrt float32"][1:]),
+    "addcmul": Rule(_FOUR + "addcmul_cuda_kernel.*EUlfffE_", *RULES["mul float32"][1:]),
+    "lerp": Rule(_FOUR + "lerp_tensor_kernel.*EUlfffE_", *RULES["add float32"][1:]),
+    "hardswish": Rule(_FOUR + "hardswish_kernel.*EUlfE_", *RULES["div float32"][1:]),
+    "ceil": Rule(_FOUR + "ceil_kernel_cuda.*EUlfE_", *RULES["round float32"][1:]),
+    "tanh": Rule(_FOUR + r"\dtanh_kernel_cuda.*EUlfE_", *RULES["mul float32"][1:]),
 }
 """Operations that no exact form may call, each with the rule of the one that stands in its place, which it breaks."""
-_ARITHMETIC = re.compile(r"[FDH](ADD|MUL|FMA|CHK|RND|SWZ)\w*(\..*)?|MUFU\..*|[FH]MNMX.*\.FTZ.*|DMMA.*|HMMA.*")
-"""Opcodes that round, or that a rounding is made of; with comparisons that flush subnormals."""
+_ARITHMETIC = re.compile(r"[FDH](ADD|MUL|FMA|CHK|RND)\w*(\..*)?|MUFU\..*|[FI]2F.*\.R[ZMP].*|[DH]MMA.*")
+"""Opcodes that round, or that a rounding is made of; of conversions those that do not round to nearest."""
 
 
 class NotHere(Exception):
@@ -130,8 +136,9 @@ def parsed(text: str) -> dict[str, Counter[str]]:
     functions: dict[str, Counter[str]] = {}
     for part in text.split("Function : ")[1:]:
         name, _, code = part.partition("\n")
-        found = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ +)?([A-Z][\w.]*)", code, re.MULTILINE)
-        functions[name.strip()] = Counter(found)
+        found = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ +)?([A-Z][\w.]*)([^;]*);", code, re.MULTILINE)
+        # a constant comes as a half's product of 0 and -0, plus the constant: no arithmetic
+        functions[name.strip()] = Counter(opcode for opcode, of in found if not (opcode.startswith("HFMA2") and "-RZ, RZ, " in of))
     return functions
 
 
@@ -139,8 +146,6 @@ def broken(rule: Rule, kernels: dict[str, Counter[str]]) -> list[str]:
     """What the kernels have that the rule does not allow, and what they lack."""
     complaints = [] if kernels else ["no kernel of that name"]
     for kernel, found in kernels.items():
-        if re.search("kernelILi8E", kernel) and not any(_ARITHMETIC.fullmatch(each) or "SETP" in each for each in found):
-            continue  # eight elements at a time are for newer GPUs; elsewhere this is never launched and only fails
         strange = sorted(each for each in found if _ARITHMETIC.fullmatch(each) and not re.fullmatch(rule.may, each))
         lacking = [must for must in rule.must if not any(re.fullmatch(must, each) for each in found)]
         complaints += [f"{kernel}: has {each}" for each in strange] + [f"{kernel}: has no {each}" for each in lacking]
@@ -158,7 +163,7 @@ def _run(*command: str | Path, folder: str | None = None) -> str:
 
 if __name__ == "__main__":
     for each, of_operation in opcodes(sys.argv[1]).items():
-        if each.startswith(tuple(sys.argv[2:])):
+        if not sys.argv[2:] or each.startswith(tuple(sys.argv[2:])):
             print(each, broken({**RULES, **UNLIKE}[each], of_operation))
             for kernel, found in of_operation.items():
                 print("   ", kernel[:150], {op: n for op, n in found.items() if _ARITHMETIC.fullmatch(op) or "SETP" in op or "CALL" in op})

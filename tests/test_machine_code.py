@@ -62,7 +62,8 @@ PRINTED = """
                                                                                /* 0x003fde0000000f00 */
         /*0010*/              @!P0 FMUL R0, R2, R3 ;                           /* 0x0000000302007220 */
         /*0020*/          @P1 FSETP.NAN.AND P0, PT, R0, R0, PT ;               /* 0x000000000000720b */
-        /*0030*/                   EXIT ;                                      /* 0x000000000000794d */
+        /*0030*/                   HFMA2.MMA R5, -RZ, RZ, 0, 0 ;                /* 0x00000000ff057435 */
+        /*0040*/                   EXIT ;                                      /* 0x000000000000794d */
 """
 
 
@@ -86,6 +87,7 @@ def test_opcodes_are_read_with_and_without_a_predicate():
         ("sum float64", "DADD DFMA", ["has DFMA"]),
         ("sum float64", "DADD FADD", ["has FADD"]),
         ("amax float32", "FSETP.GT.AND FADD", ["has FADD"]),
+        ("conversions", "F2F.F32.F64 I2F.S64 F2F.F32.F64.RZ", ["has F2F.F32.F64.RZ"]),
         ("mul float32", "FMUL", []),
         ("div float32", "MUFU.RCP FCHK FFMA CALL.REL.NOINC FFMA.RZ", []),
     ],

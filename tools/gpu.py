@@ -289,9 +289,9 @@ class Step(NamedTuple):
 
 
 STEPS = {
-    "machine": Step(machine, 180),
-    "crossing": Step(crossing, 300),
-    "timed": Step(timed, 180),
+    "machine": Step(machine, 300),
+    "crossing": Step(crossing, 600),
+    "timed": Step(timed, 300),
     "tests": Step(tests, 900),
     "whole": Step(whole, 3600),
     "demo": Step(demo, 1800),
