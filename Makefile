@@ -6,10 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo repro test test-cuda test-arm64 check format compare results claims pictures gpu-kit bench scaling seeds torture lock image-cpu image-cuda run-cpu run-cuda
+.PHONY: help setup demo repro test test-cuda test-machine-code test-arm64 check format compare results claims pictures gpu-kit bench scaling seeds torture lock image-cpu image-cuda run-cpu run-cuda
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 # what pip, uv and Python are told elsewhere to install, or to install into; where packages come from they are told
 unexport PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_DRY_RUN PIP_NO_DEPS PIP_IGNORE_INSTALLED PIP_NO_BINARY PIP_ONLY_BINARY
@@ -46,6 +46,9 @@ test: $(READY) ## run all the tests that this machine can run, a file at a time 
 
 test-cuda: $(READY) ## run the tests that need a GPU
 	$(BIN)/python -m pytest -m cuda
+
+test-machine-code: $(READY) ## read the CUDA kernels of the installed PyTorch, for every GPU architecture (no GPU needed)
+	PIPELINE_TEST_MACHINE_CODE=1 $(BIN)/python -m pytest tests/test_machine_code.py
 
 test-arm64: $(READY) ## run the goldens on an ARM64 that QEMU plays (Debian on x86-64; half a GB from its archive and the index)
 	$(BIN)/python -m tools.arm64

@@ -173,13 +173,13 @@ def _workers() -> str:
 def _numerics() -> str:
     import torch
 
-    from pipeline import device
-    from pipeline.exact import VERSION, hardware, registry, self_test
+    from pipeline import device, numerics
+    from pipeline.exact import VERSION, hardware, registry
 
     able = [name for name in device.available() if hardware.has_float64(torch.device(name))]
     for name in able:
         device.prepare(torch.device(name))
-        self_test.check(torch.device(name))
+        numerics.select(VERSION, torch.device(name))
     forms = f"{', '.join(registry.FORMS)}; cross_entropy as the loss; SGD with momentum"
     return f"{VERSION} is proved on {', '.join(able)}; what a model may be made of: {forms}"
 

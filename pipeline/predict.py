@@ -54,7 +54,8 @@ class Network:
         self.numerics = numerics.select(numerics_name or model.provenance.numerics, self._device)
         self._module = SimpleCNN()
         load_weights(self._module, model.weights)
-        self._module.to(self._device).eval()
+        with devices.failures_explained(self._device):
+            self._module.to(self._device).eval()
         self.fingerprint = model.fingerprint
         self.classes = list(model.provenance.data.classes)
         if len(self.classes) != self._module.fc3.out_features:

@@ -52,7 +52,11 @@ _EXACT = tuple(
 )
 _MODEL = (
     "data/dataset.py",
-    "device.py",
+    "device/__init__.py",
+    "device/cuda.py",
+    "device/description.py",
+    "device/failures.py",
+    "device/graph.py",
     "exact/draws.py",
     "memory.py",
     "model.py",

@@ -130,7 +130,8 @@ def test_a_pytorch_that_does_not_load_is_a_finding_with_the_remedy(monkeypatch):
 @pytest.mark.fault(27)
 def test_a_driver_too_old_is_named_with_the_one_needed(monkeypatch):
     monkeypatch.setattr(device.torch.version, "cuda", "13.0")
-    monkeypatch.setattr(device, "driver_version", lambda: "535.104.05")
+    for module in (device, device.cuda):
+        monkeypatch.setattr(module, "driver_version", lambda: "535.104.05")
     assert finding("driver") == doctor.Finding(
         "driver", False, "NVIDIA 535.104.05 is too old for this PyTorch, which needs at least 580; update it"
     )

@@ -274,7 +274,8 @@ def test_a_time_out_that_is_none_is_one_line(text, monkeypatch):
 
 
 def test_each_worker_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
-    monkeypatch.setattr(devices, "_check_cuda", lambda device: None)
+    for check in ("check", "check_architecture"):
+        monkeypatch.setattr(devices.cuda, check, lambda device: None)
     monkeypatch.setattr(devices.torch.cuda, "device_count", lambda: 2)
     assert [str(devices.select("cuda", worker, 2)) for worker in (0, 1)] == ["cuda:0", "cuda:1"]
     assert str(devices.select("cuda:1", 0, 1)) == "cuda:1"
