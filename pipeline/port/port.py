@@ -103,6 +103,8 @@ def _without_overlaps(findings: list[Finding]) -> list[Finding]:
 
 
 def _overlap(a: Edit, b: Edit) -> bool:
+    if a == b:  # two questions in one statement, which is guarded once
+        return True
     if a.start == a.end or b.start == b.end:  # one inserts: only inside the other is a conflict
         return a.start < b.start < a.end or b.start < a.start < b.end
     return a.start < b.end and b.start < a.end
