@@ -284,6 +284,35 @@ def export(
 
 
 @app.command()
+def port(
+    scripts: Annotated[
+        list[Path], typer.Argument(help="Scripts with the modules that they import; folders.", metavar="SCRIPT_OR_FOLDER...")
+    ],
+    write: Annotated[bool, typer.Option("--write", help="Show the diff, then rewrite what computes the same.")] = False,
+    numbers: Annotated[bool, typer.Option("--numbers", help="Rewrite what gives other numbers too.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Print only what would be rewritten, as a diff.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")] = False,
+) -> None:
+    """Find what binds scripts to a GPU, and rewrite it; exit code 0: nothing is bound any more, 3: something is, 2: bad input."""
+    from pipeline.port import port
+
+    if as_json and diff:
+        raise UserError("--json and --diff together: choose one")
+    ported = port.port_all(scripts, numbers)
+    if as_json:
+        print(port.as_json(ported))
+    elif not diff:
+        print(*port.lines(ported), sep="\n")
+    if (diff or write) and not as_json:
+        print("".join(line for each in ported for line in each.diff()), end="")
+    if write:
+        sys.stdout.flush()
+        port.write(ported)
+    if any(each.left if write else each.bound for each in ported):
+        raise typer.Exit(3)
+
+
+@app.command()
 def reproduce(
     run: Annotated[Path, typer.Argument(help="The folder of a kept run.", metavar="RUN")],
     device: Annotated[str, typer.Option(help="Where to compute, as in params.yaml; the CPU by default.")] = "",

@@ -40,7 +40,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         facts |= {
             "cuda": torch.version.cuda,
             "driver": driver_version(),
-            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+            "cudnn": torch.backends.cudnn.version(),
             "compute_capability": f"{capability[0]}.{capability[1]}",
         }
     return facts

@@ -31,7 +31,7 @@ def as_cuda_graph(step: Callable[[], None], device: torch.device, state: Sequenc
         return step
     with torch.cuda.device(device):
         beginning = [part.clone() for part in state]
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             for _ in range(3):
