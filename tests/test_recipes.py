@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from pipeline import numerics, params
 from pipeline.errors import UserError
-from pipeline.exact import loss, optimizers, schedules
+from pipeline.exact import augmentation, loss, optimizers, schedules, self_test
 from pipeline.exact.augmentation import Augmentation
 from pipeline.exact.tape import Tape
 from pipeline.params import Augment, Optimizer, Schedule, Train
@@ -89,6 +89,42 @@ def test_the_beginning_of_a_training_has_the_whole_trainings_rates():
     whole, beginning = trainer(recipe), Trainer(DATA, CPU, 3, numerics.select("exact", CPU), RECIPES[recipe], epochs=2)
     assert beginning.total_steps == 6
     assert trained(beginning, 6) == trained(whole, 6)
+
+
+def augmented_by_place(original: Any, self: Any, images: Any, epoch: Any, numbers: Any) -> Any:
+    return original(self, images, epoch, torch.arange(len(numbers)))
+
+
+def in_one_rounding(self: Any, weights: Any, gradient: Any, state: Any, group: Any) -> None:
+    """Nesterov's direction with momentum and gradient contracted."""
+    velocity, momentum = state["momentum_buffer"], torch.tensor(group["momentum"])
+    gradient = gradient + weights * group["weight_decay"]
+    velocity.copy_(F.hardshrink(velocity * momentum + gradient, optimizers.SNAP))
+    direction = (velocity.double() * momentum.double() + gradient.double()).float()
+    weights.copy_(F.hardshrink(weights - direction * group["lr"], optimizers.SNAP))
+
+
+NEIGHBOURS: dict[str, tuple[Any, str, Any]] = {
+    "an image is augmented by its number, not its place in the batch": (
+        Augmentation, "__call__", lambda self, *given: augmented_by_place(augment, self, *given),
+    ),
+    "an image's hash takes this factor": (augmentation, "_FACTOR", 0x45D9F3D),
+    "nesterov's product is rounded before the gradient is added": (optimizers.SGD, "_update", in_one_rounding),
+    "roots are IEEE's, not a last bit more": (optimizers, "_square_root", lambda x: x.double().sqrt().to(x.dtype) * (1 + 2.0**-23)),
+    "the cosine is taken on the nearer side of a half": (schedules, "_COSINE", schedules._COSINE[6:]),
+    "one_cycle begins at a twenty-fifth": (schedules, "DIVISOR", 24.0),
+    "norms and biases do not decay where so set": (updates, "_decays", lambda parameter, settings: True),
+    "the shared part of a target is s / C": (loss, "_targets", lambda s, like: [torch.tensor(x).double() for x in (1 - s, s / 9)]),
+}  # fmt: skip
+"""A rule of the definition, and its neighbour."""
+augment = Augmentation.__call__
+
+
+@pytest.mark.parametrize("rule", NEIGHBOURS)
+def test_a_rule_replaced_by_its_neighbour_changes_the_golden(rule, monkeypatch):
+    monkeypatch.setattr(self_test, "check", lambda on: None)  # it would find some of them
+    monkeypatch.setattr(*NEIGHBOURS[rule])
+    assert goldens_recipes.recipes(goldens_recipes.Pipeline(CPU)) != GOLDEN.read_text().splitlines()
 
 
 # --- optimizers ------------------------------------------------------------------------------------------------------
