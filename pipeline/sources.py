@@ -19,6 +19,8 @@ _EXACT = tuple(
     f"exact/{name}.py"
     for name in (
         "__init__",
+        "arguments",
+        "attention",
         "augmentation",
         "convolutions",
         "digits",
@@ -31,17 +33,21 @@ _EXACT = tuple(
         "initial_values",
         "later",
         "loss",
+        "masks",
+        "normalisation",
         "optimizers",
         "pooling",
         "precision",
+        "products",
         "reductions",
         "registry",
         "schedules",
         "self_test",
+        "shapes",
         "tape",
         "tiles",
         "transcendental",
-        "weighted",
+        "trees",
     )
 )
 _MODEL = (
@@ -54,7 +60,6 @@ _MODEL = (
     "numerics/__init__.py",
     "numerics/exact.py",
     "numerics/native.py",
-    "numerics/native_forms.py",
     "runs/outputs.py",
     "runs/provenance.py",
     "workers/__init__.py",
