@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from pipeline import numerics, params
 from pipeline.errors import UserError
-from pipeline.exact import augmentation, loss, optimizers, schedules, self_test
+from pipeline.exact import augmentation, loss, optimizers, schedules, self_test, transcendental
 from pipeline.exact.augmentation import Augmentation
 from pipeline.exact.tape import Tape
 from pipeline.params import Augment, Optimizer, Schedule, Train
@@ -110,7 +110,7 @@ NEIGHBOURS: dict[str, tuple[Any, str, Any]] = {
     ),
     "an image's hash takes this factor": (augmentation, "_FACTOR", 0x45D9F3D),
     "nesterov's product is rounded before the gradient is added": (optimizers.SGD, "_update", in_one_rounding),
-    "roots are IEEE's, not a last bit more": (optimizers, "_square_root", lambda x: x.double().sqrt().to(x.dtype) * (1 + 2.0**-23)),
+    "roots are IEEE's, not a last bit more": (optimizers, "square_root", lambda x: x.double().sqrt().to(x.dtype) * (1 + 2.0**-23)),
     "the cosine is taken on the nearer side of a half": (schedules, "_COSINE", schedules._COSINE[6:]),
     "one_cycle begins at a twenty-fifth": (schedules, "DIVISOR", 24.0),
     "norms and biases do not decay where so set": (updates, "_decays", lambda parameter, settings: True),
@@ -199,9 +199,12 @@ def test_the_trainer_does_not_decay_weights_that_take_no_part():
         assert (parameters["used"] < 1).all()
 
 
-def test_square_roots_are_ieees():
-    x = torch.cat((torch.arange(1, 2**16).float(), ints("roots", 19, 100_000).abs().float() * 2.0**-50, torch.zeros(1)))
-    assert np.array_equal(optimizers._square_root(x).numpy(), np.sqrt(x.numpy()))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_square_roots_are_ieees(dtype):
+    x = torch.cat((torch.arange(2**16), ints("roots", 40, 200_000).abs() * 2.0**-50, torch.tensor([math.inf, math.nan, -1.0]))).to(dtype)
+    x = torch.cat((x, x * x, torch.nextafter(x[:-3] * x[:-3], torch.ones((), dtype=dtype))))
+    with np.errstate(invalid="ignore"):
+        assert np.array_equal(transcendental.square_root(x).numpy(), np.sqrt(x.numpy()), equal_nan=True)
 
 
 @pytest.mark.parametrize("settings", [{"momentum": -1}, {"lr": math.nan}, {"weight_decay": -0.1}, {"nesterov": True}])

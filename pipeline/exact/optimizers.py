@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.exact.transcendental import square_root
+
 SNAP = 2.0**-64
 """Weights, velocities and first moments up to this become zero, so the state holds no subnormal and no negative zero."""
 SNAP_SQUARES = 2.0**-100
@@ -148,7 +150,7 @@ class Adam(_Optimizer):
             power.mul_(torch.full_like(power, beta))
         corrections = torch.ones_like(powers) - powers  # float64 [2]
         step_size = (rate.double() / corrections[0]).to(parameter.dtype)
-        denominator = _square_root(second) / _square_root(corrections[1].to(parameter.dtype)) + _number(group["eps"], parameter)
+        denominator = square_root(second) / square_root(corrections[1].to(parameter.dtype)) + _number(group["eps"], parameter)
         parameter.copy_(F.hardshrink(weights - (first / denominator) * step_size, SNAP))
 
 
@@ -174,15 +176,6 @@ class AdamW(Adam):
 def _number(value: float | Tensor, like: Tensor) -> Tensor:
     """A hyperparameter in the type of `like`, on its device, without a copy that a CUDA graph could not hold."""
     return value.to(like.dtype) if isinstance(value, Tensor) else torch.full((), value, dtype=like.dtype, device=like.device)
-
-
-def _square_root(x: Tensor) -> Tensor:
-    """The IEEE square root of float32 numbers, which torch.sqrt on a CPU is not: MKL's is a last bit off for one number in six.
-
-    A float32's root is at least 4 units of float64's last place away from any middle between two float32s, so float64's, which is
-    at most one unit off wherever it is computed, rounds to the right one.
-    """
-    return x.double().sqrt().to(x.dtype)
 
 
 def _is_zero(value: float | Tensor) -> bool:
