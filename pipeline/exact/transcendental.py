@@ -104,7 +104,8 @@ def square_root(x: Tensor) -> Tensor:
 
     MKL's is a last bit off for one float32 in six and one float64 in eighty, another processor's or a GPU's is not. A float32's root is
     at least 4 units of float64's last place away from any middle between two float32s, so float64's, at most one unit off, rounds right.
-    A float64's is corrected by Newton's step from its exact residual, with Dekker's product (https://doi.org/10.1007/BF01397083).
+    A float64's is corrected by Newton's step from its exact residual, with Dekker's product (https://doi.org/10.1007/BF01397083): that is
+    IEEE's too, but for roots within 2^-52 units of a middle, such as that of the largest number below a power of 4.
     """
     if x.dtype != torch.float64:
         return x.double().sqrt().to(x.dtype)
