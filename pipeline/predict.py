@@ -89,6 +89,9 @@ def answers(network: Network, names: Iterable[str], refuse: Refuse) -> Iterator[
     while batch := list(islice(images, BATCH)):
         scores = network(np.stack([image for _, image in batch]))
         for (name, _), logits, confidences in zip(batch, *scores, strict=True):
+            if np.isnan(confidences).any():
+                refuse(f"{name}: the network gives it scores that are not finite, so no class; train again with a smaller lr")
+                continue
             best = np.argsort(-logits, kind="stable")[:BEST]
             yield Answer(name, [(network.classes[i], confidences[i]) for i in best])
 

@@ -1,4 +1,4 @@
-"""What exact-2 must give, in hex, for both implementations: the pipeline and tests/reference.py.
+"""What exact-3 must give, in hex, for both implementations: the pipeline and tests/reference.py.
 
 `python -m tests.goldens` writes the files from the reference. A new golden takes a new version and a line in the changelog.
 """
@@ -220,12 +220,12 @@ def edges(of: Implementation) -> list[str]:
 
 
 CASES: dict[str, Any] = {
-    "exact-2-batch-64": lambda of: training(of, 256, 64, 12),
-    "exact-2-batch-100": lambda of: training(of, 251, 100, 6),
-    "exact-2-batch-512": lambda of: training(of, 549, 512, 3),
-    "exact-2-functions": functions,
-    "exact-2-evaluation": evaluation,
-    "exact-2-edges": edges,
+    "exact-3-batch-64": lambda of: training(of, 256, 64, 12),
+    "exact-3-batch-100": lambda of: training(of, 251, 100, 6),
+    "exact-3-batch-512": lambda of: training(of, 549, 512, 3),
+    "exact-3-functions": functions,
+    "exact-3-evaluation": evaluation,
+    "exact-3-edges": edges,
 }
 
 

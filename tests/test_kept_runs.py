@@ -31,8 +31,8 @@ def test_a_second_repro_does_nothing(clone):
 def test_a_finished_run_is_kept_whole_with_its_identity_and_its_environment(clone):
     (name,) = [name for name in kept(clone) if "seed0" in name and "exact" in name]
     run = runs.load(clone / "runs" / name)
-    assert name.startswith(f"{SMALL}-exact-2-cpu-seed0-")
-    assert (run.identity.seed, run.identity.numerics, run.identity.device) == (0, "exact-2", "cpu")
+    assert name.startswith(f"{SMALL}-exact-3-cpu-seed0-")
+    assert (run.identity.seed, run.identity.numerics, run.identity.device) == (0, "exact-3", "cpu")
     assert run.identity.data == replace(synthetic.make(640, 200), name=SMALL).description
     assert run.identity.code == sources.digest("train")
     assert run.environment.train.seconds_per_epoch > 0

@@ -159,8 +159,8 @@ def weight_and_velocity_in_one(self: Any, weights: Any, gradient: Any, state: An
     weights.copy_(F.hardshrink((weights.double() - velocity.double() * group["lr"].double()).float(), optimizers.SNAP))
 
 
-SMALL, ODD, LARGE = "exact-2-batch-64", "exact-2-batch-100", "exact-2-batch-512"
-FUNCTIONS, EVALUATION, EDGES = "exact-2-functions", "exact-2-evaluation", "exact-2-edges"
+SMALL, ODD, LARGE = "exact-3-batch-64", "exact-3-batch-100", "exact-3-batch-512"
+FUNCTIONS, EVALUATION, EDGES = "exact-3-functions", "exact-3-evaluation", "exact-3-edges"
 RULES: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], Any]]] = {
     "operands have 19 bits, not 18": (SMALL, wrapped(grid, "choose", lambda original, m, bits=18: original(m, bits))),
     "operands have 19 bits in a large batch too": (LARGE, wrapped(grid, "place", twice_in_large_batches)),

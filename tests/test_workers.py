@@ -61,7 +61,7 @@ def test_shares_are_all_of_a_batch_in_its_order_and_differ_by_at_most_one_image(
 
 
 @pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize(("case", "steps"), [("exact-2-batch-64", 12), ("exact-2-batch-100", 6)])
+@pytest.mark.parametrize(("case", "steps"), [("exact-3-batch-64", 12), ("exact-3-batch-100", 6)])
 def test_any_number_of_workers_gives_the_golden(case, steps, count):
     assert goldens.first_difference(goldens.CASES[case](Workers(Exchange(count), steps)), goldens.golden(case)) is None
 
@@ -75,7 +75,7 @@ def test_a_batch_of_fewer_images_than_workers_gives_the_same_weights(count):
 @pytest.mark.parametrize("chaos", range(2))
 @pytest.mark.parametrize("count", [3, 8])
 def test_sums_in_any_order_and_grouping_over_shares_cut_anywhere_and_dealt_to_anyone_give_the_golden(count, chaos):
-    case = "exact-2-batch-100"
+    case = "exact-3-batch-100"
     assert goldens.first_difference(goldens.CASES[case](Workers(Exchange(count, chaos), 6)), goldens.golden(case)) is None
 
 

@@ -46,7 +46,7 @@ def spread(tape: Tape, y: Tensor, x: Tensor, g: Tensor) -> Gradient:
     if not tape.learns_from(x):
         return None
     if tape.of_images(y) and not tape.of_images(x):
-        return SpreadWeight(tape, x, g)
+        return SpreadWeight(tape, x, y, g)
     if x.shape == g.shape:
         return g
     beyond = g.dim() - x.dim()
@@ -57,13 +57,14 @@ def spread(tape: Tape, y: Tensor, x: Tensor, g: Tensor) -> Gradient:
 class SpreadWeight(Sums):
     """The gradient of a weight that was spread over images and axes: exact sums, on a grid for each element of the weight."""
 
-    def __init__(self, tape: Tape, weight: Tensor, g: Tensor) -> None:
+    def __init__(self, tape: Tape, weight: Tensor, y: Tensor, g: Tensor) -> None:
+        """Of `weight`, from the product `g` of the gradient of `y`, of y's shape."""
         shape = [1] * (g.dim() - weight.dim()) + list(weight.shape)
         dims = [i for i, size in enumerate(shape) if size == 1]
         others = [i for i, size in enumerate(shape) if size != 1]
         self.shape = weight.shape
         self.g = g.permute(*dims, *others).reshape(-1, weight.numel())  # float32 [terms, elements]
-        rows = len(self.g) if not tape.images else len(self.g) // tape.images * tape.batch_images
+        rows = -(-tape.batch_images * tape.elements(y) // max(1, weight.numel()))
         if rows << grid.OPERAND_BITS > 1 << grid.INT64_BITS:
             raise refusal(f"a sum of {rows} products for a weight of {tuple(weight.shape)}", "a smaller batch")
         self.fit_float64 = rows << grid.OPERAND_BITS <= 1 << grid.FLOAT64_BITS

@@ -43,7 +43,6 @@ def drawn(tape: Tape, images: int, elements: int, device: torch.device) -> Tenso
     draws: Draws | None = tape.draws
     if draws is None:
         raise refusal("a random mask where no seed is given", "draws")
-    tape.called += 1
     key = torch.full((1,), draws.seed & _WORD, dtype=torch.int64, device=device)
     key = _mixed(key.bitwise_xor(_mixed(torch.full((1,), (draws.seed >> 32) & _WORD, dtype=torch.int64, device=device))))
     for word in (draws.step.to(device), torch.full((1,), tape.called, dtype=torch.int64, device=device)):
@@ -56,14 +55,12 @@ def drawn(tape: Tape, images: int, elements: int, device: torch.device) -> Tenso
 
 def kept(tape: Tape, shape: list[int], probability: float, of_images: bool, device: torch.device) -> Tensor:
     """Which elements of a tensor of that shape are kept, each with `probability`: bool."""
+    tape.called += 1
+    if not math.prod(shape):
+        return torch.ones(shape, dtype=torch.bool, device=device)
     images = tape.images if of_images else 0
-    elements = math.prod(shape) // max(images, 1) if math.prod(shape) else math.prod(shape[1:])
     threshold = round(probability * 2**32)
-    return (
-        (drawn(tape, images, elements, device) < threshold).view(shape)
-        if math.prod(shape)
-        else torch.ones(shape, dtype=torch.bool, device=device)
-    )
+    return (drawn(tape, images, math.prod(shape) // max(images, 1), device) < threshold).view(shape)
 
 
 def dropout(tape: Tape, x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
@@ -85,7 +82,10 @@ def _masked(tape: Tape, x: Tensor, p: float, training: bool, shape: Any) -> Tens
     if not tape.of_images(x):
         raise refusal("dropout of a weight", "dropout of activations")
     scale = elementwise.number(x, 0.0 if p == 1 else 1 / (1 - p))
-    mask = kept(tape, shape(x), 1 - p, True, x.device).float() * scale
+    if (axis := tape.axis(x)) is None:
+        raise refusal("dropout where the images' axis is spread", "one axis of the images")
+    moved = x.movedim(axis, 0)
+    mask = (kept(tape, shape(moved), 1 - p, True, x.device).float() * scale).movedim(0, axis)
     return tape.record(x * mask, (x,), lambda g: (g * mask,))
 
 

@@ -23,9 +23,9 @@ def batch_norm(
 ) -> Tensor:  # fmt: skip
     """The exact form of batch_norm, for x [N, C, ...]: in training over the whole batch of all workers."""
     x = elementwise.floats(tape, x, "batch_norm")
-    if x.dim() < 2 or not tape.of_images(x):
-        raise refusal(f"batch_norm of {x.dim()} dimensions, or of what was not made from the images", "the images' own")
-    rows = x.shape[0] // tape.images if tape.images else 1  # of x for each image
+    if x.dim() < 2 or tape.axis(x) != 0:
+        raise refusal(f"batch_norm of {x.dim()} dimensions, or where the images are not the first axis", "the images first")
+    rows = tape.elements(x) // math.prod(x.shape[1:])  # of x for each image
     count = tape.batch_images * rows * math.prod(x.shape[2:])
     learning = training and tape.learns
     if training and not tape.learns:

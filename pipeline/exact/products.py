@@ -35,9 +35,10 @@ def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
         raise refusal(f"linear on {x.dim()} dimensions with a weight of {weight.dim()}", "2 and more, with 2")
     x = tape.input(x, "linear")
     if x.dim() > 2:
-        rows = tape.record(x.flatten(0, -2), (x,), lambda g: (g.view(x.shape),), shares=x)
+        axis = tape.axis(x)
+        rows = tape.record(x.flatten(0, -2), (x,), lambda g: (g.reshape(x.shape),), shares=x, axis=None if axis else axis)
         y = linear(tape, rows, weight, bias)
-        return tape.record(y.reshape(*x.shape[:-1], len(weight)), (y,), lambda g: (g.flatten(0, -2),), shares=y)
+        return tape.record(y.reshape(*x.shape[:-1], len(weight)), (y,), lambda g: (g.flatten(0, -2),), shares=y, axis=axis)
     return _weighted_sum(tape, Matmul(_terms(x)), x, weight, bias)
 
 

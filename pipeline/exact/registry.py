@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -135,10 +136,12 @@ IN_PLACE: dict[Any, Any] = {
 """Operations in place, and what they compute."""
 
 QUESTIONS = {
-    *(getattr(Tensor, name) for name in ("size", "dim", "numel", "nelement", "ndimension", "is_floating_point", "is_contiguous", "get_device",
-                                         "__len__")),
-    *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "is_nested", "is_cuda", "requires_grad", "layout",
-                                                 "is_sparse", "is_quantized")),
+    *(getattr(Tensor, name) for name in (
+        "size", "dim", "numel", "nelement", "ndimension", "is_floating_point", "is_contiguous", "get_device", "__len__",
+    )),
+    *(getattr(Tensor, name).__get__ for name in (
+        "shape", "dtype", "device", "ndim", "is_nested", "is_cuda", "requires_grad", "layout", "is_sparse", "is_quantized",
+    )),
     torch.numel, torch.is_floating_point, torch.is_tensor, torch._assert,
 }  # fmt: skip
 """Operations that only ask for what is known without a tensor's values: they compute nothing."""
@@ -270,10 +273,10 @@ _LIBRARIES = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parent
 
 def user_line() -> str:
     """The line of a network that called, as FILE:LINE: the innermost one outside PyTorch and this package; empty if there is none."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
         if not name.startswith(_LIBRARIES) and not name.startswith("<"):
             return f"{name}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return ""

@@ -26,10 +26,19 @@ def _moved(name: str, move: Callable[..., Tensor], back: Callable[..., Tensor]) 
         y = move(x, *arguments, **named)
         if y is x:
             return x
-        return tape.record(y, (x,), lambda g: (back(g, x, *arguments, **named),), shares=x)
+        axis = None if (before := tape.axis(x)) is None else _followed(before, x, lambda x: move(x, *arguments, **named))
+        return tape.record(y, (x,), lambda g: (back(g, x, *arguments, **named),), shares=x, axis=axis)
 
     form.__doc__ = f"The exact form of {name}."
     return form
+
+
+def _followed(axis: int, x: Tensor, move: Callable[[Tensor], Tensor]) -> int:
+    """Where `move`, which only changes the order of axes, takes an axis of x: tried on a tensor whose sizes tell."""
+    sizes = [1] * x.dim()
+    sizes[axis] = 2
+    moved = list(move(torch.empty(sizes, device="meta")).shape)
+    return moved.index(2)
 
 
 def _in_shape(x: Tensor, shape: list[int]) -> Tensor:
@@ -48,15 +57,13 @@ def reshape(tape: Tape, x: Tensor, *given: Any, shape: Any = None) -> Tensor:
         known = -math.prod(wanted)
         if (known < 1 or x.numel() % known) and (x.numel() or not known):
             raise RuntimeError(f"shape {wanted} is invalid for input of size {list(x.shape)}")
-        wanted[wanted.index(-1)] = x.numel() // known if x.numel() else _rows_of_none(x, wanted)
+        wanted[wanted.index(-1)] = x.numel() // known if x.numel() else _rows_of_none(tape, x, wanted)
     return _reshaped(tape, x, wanted)
 
 
-def _rows_of_none(x: Tensor, wanted: Sequence[int]) -> int:
+def _rows_of_none(tape: Tape, x: Tensor, wanted: Sequence[int]) -> int:
     """What -1 stands for in a reshape of no images: what it would be of one; 0 for the images' own axis."""
-    if wanted and wanted[0] == -1:
-        return 0
-    return math.prod(x.shape[1:]) // max(1, -math.prod(size for size in wanted if size))
+    return 0 if wanted[0] == -1 else tape.elements(x) // max(1, -math.prod(size for size in wanted if size))
 
 
 def _reshaped(tape: Tape, x: Tensor, wanted: list[int]) -> Tensor:
@@ -64,7 +71,14 @@ def _reshaped(tape: Tape, x: Tensor, wanted: list[int]) -> Tensor:
         raise RuntimeError(f"shape {wanted} is invalid for input of size {list(x.shape)}")
     if wanted == list(x.shape):
         return x
-    return tape.record(_in_shape(x, wanted), (x,), lambda g: (_in_shape(g, list(x.shape)),), shares=x)
+    axis = tape.axis(x)
+    if axis == 0 and tape.elements(x) % max(1, math.prod(wanted[1:])):
+        raise refusal(
+            f"a change of shape from {list(x.shape)} to {wanted}, which mixes images", "one that keeps an image's values together"
+        )
+    if axis and (len(wanted) <= axis or wanted[:axis] != list(x.shape[:axis])):
+        axis = None
+    return tape.record(_in_shape(x, wanted), (x,), lambda g: (_in_shape(g, list(x.shape)),), shares=x, axis=axis)
 
 
 def flatten(tape: Tape, x: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
@@ -130,7 +144,8 @@ def permute(tape: Tape, x: Tensor, *order: Any, dims: Any = None) -> Tensor:
     """The exact form of permute."""
     x = tape.input(x, "permute")
     order = sizes(order if dims is None else (dims,))  # type: ignore[assignment]
-    return tape.record(x.permute(order), (x,), lambda g: (g.permute(_inverse(order, x.dim())),), shares=x)
+    axis = None if (before := tape.axis(x)) is None else _inverse(order, x.dim())[before]
+    return tape.record(x.permute(order), (x,), lambda g: (g.permute(_inverse(order, x.dim())),), shares=x, axis=axis)
 
 
 transpose = _moved("transpose", lambda x, dim0, dim1: x.transpose(dim0, dim1), lambda g, x, dim0, dim1: g.transpose(dim0, dim1))
@@ -174,7 +189,7 @@ def expand(tape: Tape, x: Tensor, *given: Any, size: Any = None) -> Tensor:
 
     def backward(g: Tensor) -> tuple[Gradient]:
         if over_images:
-            return (SpreadWeight(tape, x, g),)
+            return (SpreadWeight(tape, x, y, g),)
         dims = [
             *range(g.dim() - x.dim()),
             *(i + g.dim() - x.dim() for i in range(x.dim()) if x.shape[i] == 1 != g.shape[i + g.dim() - x.dim()]),

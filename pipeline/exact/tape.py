@@ -7,6 +7,7 @@ sum over the workers serve them all, and what was computed of weights alone is w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -52,11 +53,15 @@ class Memory:
 class Value:
     """What the tape knows of a tensor."""
 
-    __slots__ = ("gradient", "learns", "memory", "name", "of_images", "part_of", "replaced", "token", "version")
+    __slots__ = ("axis", "elements", "gradient", "learns", "memory", "name", "of_images", "part_of", "replaced", "token", "version")
 
     def __init__(self, token: object, of_images: bool, learns: bool, memory: Memory, name: str = "") -> None:
         self.token, self.of_images, self.learns, self.memory, self.name = token, of_images, learns, memory, name
         self.version = memory.version
+        self.axis: int | None = 0
+        """Which axis is the images', or the rows' of each image in turn; None where they are spread."""
+        self.elements = 1
+        """Numbers of one image: also where this worker has none."""
         self.replaced: Tensor | None = None
         """What an operation in place has made of the tensor."""
         self.part_of: tuple[Tensor, Any] | None = None
@@ -88,7 +93,8 @@ class Tape:
         self._waiting: list[tuple[Sums | Tensor, list[Value | None]]] = []
         self.called = 0
         """How often a mask was drawn in this pass."""
-        images.exact = Value(self._token, True, False, Memory())  # type: ignore[attr-defined]
+        value = images.exact = Value(self._token, True, False, Memory())  # type: ignore[attr-defined]
+        value.elements = math.prod(images.shape[1:])
 
     def value(self, x: Tensor) -> Value | None:
         """What the tape knows of `x`; None of a constant."""
@@ -125,10 +131,12 @@ class Tape:
         """Whether one of the tensors was made from the images."""
         return any((value := self.value(x)) is not None and value.of_images for x in tensors)
 
-    def record(self, y: Tensor, inputs: Sequence[Tensor], backward: Backward, shares: Tensor | None = None) -> Tensor:
+    def record(
+        self, y: Tensor, inputs: Sequence[Tensor], backward: Backward, shares: Tensor | None = None, axis: int | None = -1
+    ) -> Tensor:
         """Note that `y` was made from `inputs`, and how its gradient gives theirs. Gives y.
 
-        `shares` is the input whose memory y may show.
+        `shares` is the input whose memory y may show; `axis` is y's axis of the images where values only moved, else the inputs' own.
         """
         values = [self.value(x) for x in inputs]
         known = [value for value in values if value is not None]
@@ -138,6 +146,18 @@ class Tape:
         shared = None if shares is None else self.value(shares)
         value = Value(self._token, of_images, learns, Memory() if shared is None else shared.memory)
         y.exact = value  # type: ignore[attr-defined]
+        if of_images:
+            first = next(each for each in known if each.of_images)
+            value.axis = first.axis if axis == -1 else axis
+            if self.images:
+                value.elements = y.numel() // self.images
+            elif axis != -1:
+                value.elements = first.elements
+            elif y.dim() and not y.shape[0]:  # as many rows of each image as the input has
+                x = next(x for x, each in zip(inputs, values, strict=True) if each is first)
+                value.elements = first.elements // max(1, math.prod(x.shape[1:])) * math.prod(y.shape[1:])
+            else:
+                value.elements = math.prod(size for size in y.shape if size)
         if learns:
             (self._over_images if of_images else self._over_weights).append((value, values, backward))
         return y
@@ -192,9 +212,17 @@ class Tape:
 
     def rows(self, x: Tensor) -> int:
         """How many rows `x` [rows, ...] has for the whole batch, over all workers."""
-        if not self.of_images(x):
-            return len(x)
-        return self.batch_images * (len(x) // self.images if self.images else 1)
+        value = self.value(x)
+        return len(x) if value is None or not value.of_images else self.batch_images * value.elements // max(1, math.prod(x.shape[1:]))
+
+    def elements(self, x: Tensor) -> int:
+        """Numbers of one image in `x`, also where this worker has no images."""
+        return x.numel() if (value := self.value(x)) is None or not value.of_images else value.elements
+
+    def axis(self, x: Tensor) -> int | None:
+        """The images' axis of what was made from them."""
+        value = self.value(x)
+        return None if value is None or not value.of_images else value.axis
 
     def wait(self, sums: Sums) -> None:
         """Leave sums over the batch for `add_up`."""

@@ -14,7 +14,7 @@ Numerics = Exact | Native
 
 
 def select(name: str, on: torch.device) -> Numerics:
-    """The numerics called `name` in params.yaml (`exact-2` counts as exact where that is this version), for a device.
+    """The numerics called `name` in params.yaml (`exact-3` counts as exact where that is this version), for a device.
 
     For exact ones the device's kernels are proved first, which takes milliseconds.
 

@@ -19,7 +19,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     data: Description
     seed: int
     numerics: str
-    """With its version: `exact-2`, or `native`."""
+    """With its version: `exact-3`, or `native`."""
     train: Train
     code: str
     """The digest of the sources that trained (`sources.digest`)."""
