@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
@@ -11,6 +11,7 @@ from pipeline.errors import UserError
 from pipeline.exact import engine
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.group import Group
+from pipeline.exact.update import SGD
 
 
 @contextlib.contextmanager
@@ -36,6 +37,10 @@ class Exact(engine.Exact):
     ) -> tuple[Tensor, list[Tensor]]:
         """As the package's."""
         return super().loss_and_gradients(model, images, labels, group, batch_images)
+
+    def optimizer(self, weights: Tensor, lr: float, momentum: float, parameters: Sequence[nn.Parameter] = ()) -> SGD:
+        """As the package's: it updates the vector of weights, of which a model's parameters are views."""
+        return super().optimizer(weights, lr, momentum)
 
     @refusals_explained()
     def scores(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

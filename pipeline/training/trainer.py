@@ -49,7 +49,7 @@ class Trainer:
         for name, part in self._views(self.weights).items():
             self.parameters[name].data = part
         self.model.to(device)  # its buffers, where it has any
-        self.optimizer = numerics.optimizer(self.weights, settings.lr, settings.momentum)
+        self.optimizer = numerics.optimizer(self.weights, settings.lr, settings.momentum, list(self.parameters.values()))
         # 3. the data moves to it, whole
         self.images = torch.from_numpy(data.train_images).to(device)  # uint8 [N, 3, 32, 32]
         self.labels = torch.from_numpy(data.train_labels).to(device).long()  # int64 [N]

@@ -20,30 +20,30 @@ from torch.distributed.rendezvous import rendezvous
 
 from pipeline.errors import UserError
 from pipeline.workers import launch
-from pipeline.workers.place import Place
+from pipeline.workers.rank import Worker
 
 _POLL_SECONDS = 0.02
 _PREFIX = "pipeline"
 
 
-class Board:
+class Messages:
     """Keys and texts. Its methods raise RuntimeError when the store is gone."""
 
     def __init__(self, store: Store, drawn: bool) -> None:
-        """With `drawn`, as worker 0 has it, the board is new."""
+        """With `drawn`, as worker 0 has it, they begin anew."""
         self._store, self._prefix = store, ""
         if drawn:
             self._prefix = secrets.token_hex(8)
             self._store.set(_PREFIX, self._prefix)
 
     def newest(self) -> str:
-        """Turn to the board that a worker 0 drew last, which may be a dead one; its prefix, empty while there is none."""
+        """Turn to the messages that a worker 0 began last, which may be a dead one; its prefix, empty while there is none."""
         self._prefix = self._store.get(_PREFIX).decode() if self._store.check([_PREFIX]) else ""
         return self._prefix
 
     @property
     def store(self) -> Store:
-        """The store of this board alone."""
+        """The store of these messages alone."""
         return PrefixStore(self._prefix, self._store)
 
     def say(self, key: str, text: str) -> None:
@@ -59,28 +59,28 @@ class Board:
         return self.store.add(key, add)
 
 
-def opened(place: Place, folder: Path, held: contextlib.ExitStack, seconds: float) -> tuple[Board, launch.Others | None]:
-    """The board of a place's workers, and those that had to be started here for it, until `held` is left.
+def opened(worker: Worker, folder: Path, held: contextlib.ExitStack, seconds: float) -> tuple[Messages, launch.Others | None]:
+    """The messages of a worker and the others, and those that had to be started here for it, until `held` is left.
 
     Raises:
         UserError: it cannot be reached within `seconds`, or a worker cannot be started.
     """
-    if place.local_count == place.count:
+    if worker.local_count == worker.count:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", launch.LOOPBACK)  # the machine's name need not resolve
     others = None
-    if place.starts_others:
-        others = held.enter_context(launch.started(place, folder))
-        store = FileStore(str(others.file), place.count)
+    if worker.starts_others:
+        others = held.enter_context(launch.started(worker, folder))
+        store = FileStore(str(others.file), worker.count)
     elif file := os.environ.get(launch.FILE):
         launch.end_with_worker_0()
-        store = FileStore(file, place.count)
+        store = FileStore(file, worker.count)
     else:
         try:
             store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=seconds)))
         except (RuntimeError, ValueError) as error:
             reason = first_line(error)
-            raise UserError(f"the {place.count} workers' store cannot be reached: {reason}; start with torchrun") from error
-    return Board(store, drawn=place.rank == 0), others
+            raise UserError(f"the {worker.count} workers' store cannot be reached: {reason}; start with torchrun") from error
+    return Messages(store, drawn=worker.rank == 0), others
 
 
 def until(condition: Callable[[], bool], seconds: float) -> bool:
