@@ -235,7 +235,7 @@ def _train(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Training
     own = unfinished if plan.worker.rank == 0 else None
     with session.together(plan.worker, work / "workers") as join, devices.failures_explained(device):
         group = join(device, provenance.flattened(described))
-        _, training = stage.fit(described, plan.data, device, plan.numerics, own, checkpoint_seconds, group)
+        _, training = stage.fit(described, plan.data, device, plan.numerics, own, checkpoint_seconds, group, plan.run.identity.train.epochs)
     return training, unfinished, group
 
 

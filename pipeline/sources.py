@@ -19,6 +19,9 @@ _EXACT = tuple(
     f"exact/{name}.py"
     for name in (
         "__init__",
+        "arguments",
+        "attention",
+        "augmentation",
         "convolutions",
         "digits",
         "elementwise",
@@ -30,16 +33,21 @@ _EXACT = tuple(
         "initial_values",
         "later",
         "loss",
+        "masks",
+        "normalisation",
+        "optimizers",
         "pooling",
         "precision",
+        "products",
         "reductions",
         "registry",
+        "schedules",
         "self_test",
+        "shapes",
         "tape",
         "tiles",
         "transcendental",
-        "update",
-        "weighted",
+        "trees",
     )
 )
 _MODEL = (
@@ -78,6 +86,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "training/signals.py",
         "training/stage.py",
         "training/trainer.py",
+        "training/updates.py",
         "workers/launch.py",
         "workers/processes.py",
         "workers/rank.py",

@@ -14,8 +14,8 @@ from torch import Tensor
 from pipeline.exact import grid, hardware, precision, transcendental
 from pipeline.exact.digits import ConvolutionOfBytes
 from pipeline.exact.errors import Imprecise
+from pipeline.exact.optimizers import SGD
 from pipeline.exact.reductions import BYTE_TERMS, TERMS, Convolution, ConvolutionByRows, ConvolutionByTurnedRows, Matmul
-from pipeline.exact.update import SGD
 
 _ODD = 2**grid.OPERAND_BITS - 1
 """An operand whose every bit counts: rounded to fewer bits, it is another number."""
@@ -107,7 +107,9 @@ def _proofs(on: torch.device) -> Iterator[tuple[str, Tensor, list[float]]]:
     yield "exp", transcendental.exp(z), [float.fromhex("0x1.b5efd29f24c26p-1"), float.fromhex("0x1.84aaa3b8d51e8p-2")]
     yield "log", transcendental.log(10 / (1 - z)), [float.fromhex("0x1.1425c8c3355c3p+1"), float.fromhex("0x1.a00c3514fda94p+0")]
     weights = torch.zeros(1, device=on)
-    sgd = SGD(weights, 0.5, 0.9)
+    sgd = SGD([weights], 0.5, 0.9)
     for gradient in (0.046875, float.fromhex("-0x1.5f15f2p-5")):
-        sgd.step(torch.full_like(weights, gradient))
-    yield "the update", torch.cat((sgd.state["velocity"], weights)), [float.fromhex("-0x1.5f168p-11"), float.fromhex("-0x1.7a83a6p-6")]
+        weights.grad = torch.full_like(weights, gradient)
+        sgd.step()
+    velocity = sgd.state[weights]["momentum_buffer"]
+    yield "the update", torch.cat((velocity, weights)), [float.fromhex("-0x1.5f168p-11"), float.fromhex("-0x1.7a83a6p-6")]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,7 +12,6 @@ from pipeline.errors import UserError
 from pipeline.exact import engine
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.group import Group
-from pipeline.exact.update import SGD
 
 
 @contextlib.contextmanager
@@ -33,14 +33,10 @@ class Exact(engine.Exact):
 
     @refusals_explained()
     def loss_and_gradients(
-        self, model: nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int
-    ) -> tuple[Tensor, list[Tensor]]:
+        self, model: nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int, **settings: Any
+    ) -> tuple[Tensor, list[Tensor | None]]:
         """As the package's."""
-        return super().loss_and_gradients(model, images, labels, group, batch_images)
-
-    def optimizer(self, weights: Tensor, lr: float, momentum: float, parameters: Sequence[nn.Parameter] = ()) -> SGD:
-        """As the package's: it updates the vector of weights, of which a model's parameters are views."""
-        return super().optimizer(weights, lr, momentum)
+        return super().loss_and_gradients(model, images, labels, group, batch_images, **settings)
 
     @refusals_explained()
     def scores(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,7 +5,6 @@ What is the pipeline's is how bytes reach the model, and that the gradients of s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -23,16 +22,17 @@ class Native:
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
         """What the model says of uint8 images [N, C, H, W]: float32 [N, classes]."""
         with torch.inference_mode():
-            return cast(Tensor, model(pixels(images)))
+            return heads(model(pixels(images)))[0]
 
     def loss_and_gradients(
-        self, model: nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int, *, label_smoothing: float = 0.0
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The mean cross-entropy of a batch, float32 0-dim, and the gradients of model.parameters(), in their order.
+        self, model: nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int, *, draws: object = None,
+        label_smoothing: float = 0.0, auxiliary: float = 0.3,
+    ) -> tuple[Tensor, list[Tensor | None]]:  # fmt: skip
+        """The mean cross-entropy of a batch, float32 0-dim, and the gradients of model.parameters(), in their order; None of an unused one.
 
-        Of the batch's `batch_images` images this worker of the group has uint8 images [N, C, H, W] and labels int64 [N]; N may be 0.
-        Several workers have the buffers of worker 0, as with DistributedDataParallel; each one's mean is weighted by its share of the
-        batch, and they are added in float64, in an order that is the group's. A weight that is frozen or unused has a gradient of 0.
+        Of the batch's `batch_images` images this worker of the group has images [N, C, H, W] and labels int64 [N]; N may be 0. Several
+        workers have the buffers of worker 0, as with DistributedDataParallel; each one's mean is weighted by its share of the batch, and
+        they are added in float64, in an order that is the group's.
         """
         weights = list(model.parameters())
         trained = [weight for weight in weights if weight.requires_grad]
@@ -40,21 +40,24 @@ class Native:
             for buffer in model.buffers():
                 group.copy_first(buffer)
         if len(labels):
-            loss = F.cross_entropy(model(pixels(images)), labels, label_smoothing=label_smoothing)
-            gradients = iter(torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True))
-            results = [loss.detach(), *(next(gradients) if weight.requires_grad else torch.zeros_like(weight) for weight in weights)]
+            main, *others = heads(model(pixels(images)))
+            loss = F.cross_entropy(main, labels, label_smoothing=label_smoothing)
+            for logits in others:
+                loss = loss + auxiliary * F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+            of_trained = iter(torch.autograd.grad(loss, trained, allow_unused=True))
+            gradients = [next(of_trained) if weight.requires_grad else None for weight in weights]
         else:
-            results = [weights[0].new_zeros(()).detach(), *map(torch.zeros_like, weights)]
-        if group.count > 1:
-            share = len(labels) / batch_images
-            total = group.total(torch.cat([each.flatten() for each in results]).double() * share).float()
-            parts = torch.split(total, [each.numel() for each in results])
-            results = [part.view(each.shape) for part, each in zip(parts, results, strict=True)]
-        return results[0], results[1:]
-
-    def optimizer(self, weights: Tensor, lr: float, momentum: float, parameters: Sequence[nn.Parameter]) -> Optimizer:
-        """What updates a model's parameters, which are views of float32 `weights` [P], in their order."""
-        return Optimizer(torch.optim.SGD([p for p in parameters if p.requires_grad], lr, momentum), weights, parameters)
+            loss, gradients = weights[0].new_zeros(()), [None] * len(weights)
+        if group.count == 1:
+            return loss.detach(), gradients
+        used = torch.tensor([float(g is not None) for g in gradients], device=loss.device)  # a worker without images does not know
+        given = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, gradients, strict=True)]
+        share = len(labels) / batch_images
+        flat = torch.cat([each.flatten() for each in (loss.detach(), *given)]).double() * share
+        total = group.total(torch.cat((flat, used.double())))
+        parts = torch.split(total[: len(flat)].float(), [1, *(w.numel() for w in weights)])
+        uses = total[len(flat) :].tolist()
+        return parts[0].view(()), [part.view(w.shape) if use else None for part, w, use in zip(parts[1:], weights, uses, strict=True)]
 
     def scores(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For float32 logits [N, C] and int64 labels [N]: losses float64 [N], predicted classes int64 [N], confidences float32 [N]."""
@@ -71,29 +74,10 @@ class Native:
 
 
 def pixels(images: Tensor) -> Tensor:
-    """Uint8 images [N, C, H, W] as torchvision's ToTensor has them: float32 in [0, 1]."""
-    return images.float().div_(255)
+    """Uint8 images [N, C, H, W] as torchvision's ToTensor has them: float32 in [0, 1]; float32 ones as they are."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
-class Optimizer:
-    """One of torch.optim's on a model's own parameters, as the trainer uses it: gradients and state are vectors of all weights."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, weights: Tensor, parameters: Sequence[nn.Parameter]) -> None:
-        self._optimizer, self._parameters = optimizer, parameters
-        self.state = {"momentum_buffer": torch.zeros_like(weights)}
-        """What training must keep besides the weights, by torch.optim's names: float32 [P] each."""
-        for name, vector in self.state.items():
-            for parameter, part in zip(parameters, self._parts(vector), strict=True):
-                if parameter.requires_grad:
-                    optimizer.state[parameter][name] = part
-
-    def _parts(self, vector: Tensor) -> list[Tensor]:
-        """A view of `vector` [P] for each parameter."""
-        parts = torch.split(vector, [p.numel() for p in self._parameters])
-        return [part.view(p.shape) for part, p in zip(parts, self._parameters, strict=True)]
-
-    def step(self, gradient: Tensor) -> None:
-        """One update with the gradient, float32 [P]."""
-        for parameter, part in zip(self._parameters, self._parts(gradient), strict=True):
-            parameter.grad = part if parameter.requires_grad else None
-        self._optimizer.step()
+def heads(given: object) -> list[Tensor]:
+    """The logits that a network gives, the main ones first: a tensor, or a tuple of them and None (GoogLeNet, Inception)."""
+    return [given] if isinstance(given, Tensor) else [each for each in cast(tuple[Tensor | None, ...], given) if each is not None]

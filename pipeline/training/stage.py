@@ -79,16 +79,19 @@ def checkpoint_of(described: Provenance, device: torch.device, folder: Path) -> 
 
 def fit(
     described: Provenance, data: Dataset, device: torch.device, chosen: Numerics, unfinished: Checkpoint | None,
-    checkpoint_seconds: float, group: Group = ALONE,
+    checkpoint_seconds: float, group: Group = ALONE, of_epochs: int | None = None,
 ) -> tuple[Trainer, Training]:  # fmt: skip
     """Train as `described` to the end, from the state in `unfinished` if there is one, which the caller removes.
+
+    Where that is the beginning of a training of `of_epochs` epochs, its schedule is that training's.
 
     Raises:
         UserError: the device failed, or the training diverged.
         Interrupted: a signal came; the state is saved.
     """
     with devices.failures_explained(device):
-        trainer = Trainer(data, device, described.seed, chosen, described.train, group)
+        settings = msgspec.structs.replace(described.train, epochs=of_epochs or described.train.epochs)
+        trainer = Trainer(data, device, described.seed, chosen, settings, group, described.train.epochs)
         return trainer, loop.train(trainer, unfinished, checkpoint_seconds)
 
 
