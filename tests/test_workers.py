@@ -86,7 +86,7 @@ def test_native_numerics_give_other_weights_for_another_number_of_workers_and_cl
         def train(group: Group) -> np.ndarray:
             given = trainer("native", data=drawn_set(100), batch_size=100, group=group)
             given.step()
-            return given.weights.numpy().copy()
+            return np.concatenate([array.ravel() for array in given.named_weights().values()])
 
         first, *others = together(Exchange(count), train)
         assert all(np.array_equal(first, other) for other in others)
@@ -123,7 +123,7 @@ def test_a_share_that_is_not_finite_stops_all_workers_with_the_steps_number(name
             logits[0, 0] = value
 
     exact, pytorch = loss.cross_entropy, F.cross_entropy
-    monkeypatch.setattr(loss, "cross_entropy", lambda tape, logits, labels: poison(logits) or exact(tape, logits, labels))
+    monkeypatch.setattr(loss, "cross_entropy", lambda tape, logits, *more, **named: poison(logits) or exact(tape, logits, *more, **named))
 
     def poisoned(logits: torch.Tensor, labels: torch.Tensor, **smoothing: Any) -> torch.Tensor:
         poison(logits.data)
