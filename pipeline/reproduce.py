@@ -30,8 +30,8 @@ from pipeline.runs.provenance import Provenance
 from pipeline.training import checkpoint, stage
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.loop import Diverged, Training
-from pipeline.workers import Group, place
-from pipeline.workers.place import Place
+from pipeline.workers import Group, rank, session
+from pipeline.workers.rank import Worker
 
 REPRODUCED = CACHE / "reproduce"
 """A folder for each run that was reproduced: its unfinished training, then its outputs and, as a kept run, what was computed."""
@@ -52,13 +52,13 @@ class _Plan:
     data: Dataset
     device: torch.device
     numerics: Numerics
-    place: Place
+    worker: Worker
     """This process among the workers."""
 
     @property
     def described(self) -> Provenance:
         """The training that is computed."""
-        workers = self.place.count if self.numerics.version == "native" else None
+        workers = self.worker.count if self.numerics.version == "native" else None
         code = sources.digest("train")
         return msgspec.structs.replace(self.run.identity.provenance, train=self.train, code=code, workers=workers)
 
@@ -89,7 +89,7 @@ def reproduce(
     count = workers or run.identity.workers or 1
     options = {"device": device_name, "epochs": epochs, "data": data_file, "workers": count}
     command = ["reproduce", str(folder), *(f"--{name}={value}" for name, value in options.items() if value is not None)]
-    at = place.here(count, run.identity.numerics, tuple(command))
+    at = rank.here(count, run.identity.numerics, tuple(command))
     plan = _plan(run, device_name, epochs, data_file, at)
     work = REPRODUCED / Path(os.path.realpath(folder)).name
     if at.rank:
@@ -105,7 +105,7 @@ def reproduce(
 # --- what the run asks for -----------------------------------------------------------------------------------------
 
 
-def _plan(run: Run, device_name: str, epochs: int | None, data_file: Path | None, at: Place) -> _Plan:
+def _plan(run: Run, device_name: str, epochs: int | None, data_file: Path | None, at: Worker) -> _Plan:
     """Everything that is needed, checked before anything is computed or written."""
     train = run.identity.train
     if epochs is not None and not 1 <= epochs <= train.epochs:
@@ -232,8 +232,8 @@ def _train(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Training
     """Train as planned, with the other workers; only worker 0 saves an unfinished training."""
     device, described = plan.device, plan.described
     unfinished = stage.checkpoint_of(described, device, work / CACHE / f"epochs-{plan.train.epochs}")
-    own = unfinished if plan.place.rank == 0 else None
-    with place.together(plan.place, work / "workers") as join, devices.failures_explained(device):
+    own = unfinished if plan.worker.rank == 0 else None
+    with session.together(plan.worker, work / "workers") as join, devices.failures_explained(device):
         group = join(device, provenance.flattened(described))
         _, training = stage.fit(described, plan.data, device, plan.numerics, own, checkpoint_seconds, group, plan.run.identity.train.epochs)
     return training, unfinished, group
