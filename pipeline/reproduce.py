@@ -13,7 +13,7 @@ import msgspec
 import torch
 
 from pipeline import device as devices
-from pipeline import evaluation, files, numerics, params, private, sources
+from pipeline import evaluation, files, native_evidence, numerics, params, private, sources
 from pipeline.comparison import bits, verdict, wording
 from pipeline.comparison.report import Verdict
 from pipeline.data import dataset, synthetic
@@ -273,19 +273,22 @@ def _exact(run: Run, again: Run) -> tuple[Verdict, str]:
 
 
 def _native(plan: _Plan, again: Run) -> tuple[Verdict, str]:
-    """The verdict of `compare`; and where bits differ, the run's own weights must predict what the run says, too."""
+    """The verdict of `compare`; and where bits differ, the training must give the run's history, and its weights its evaluation."""
     run = plan.run
+
+    def evaluated(data: Dataset) -> evaluation.Evaluation:
+        return evaluation.evaluate(run.weights, data, plan.device, plan.numerics, plan.evaluate)
+
     if [p.actual for p in run.predictions] != [p.actual for p in again.predictions]:
         return "different", "its predictions are not of this data set's test images"
     trained, reason = _compared(run, again)
     if trained != "equivalent":
         return trained, reason
+    if apart := native_evidence.history_apart(run.history, again.history):
+        return "different", apart
     with devices.failures_explained(plan.device):
-        own = evaluation.evaluate(run.weights, plan.data, plan.device, plan.numerics, plan.evaluate)
-    evaluated, why = _compared(run, replace(run, metrics=own.metrics, predictions=own.predictions))
-    if evaluated == "different":
-        return "different", f"its own weights, evaluated here, do not give its predictions: {why}"
-    return "equivalent", reason
+        apart = native_evidence.evaluation_apart(run, again, plan.data, evaluated)
+    return ("different", f"its own weights, evaluated here, do not give what it says: {apart}") if apart else ("equivalent", reason)
 
 
 def _compared(run: Run, other: Run) -> tuple[Verdict, str]:
