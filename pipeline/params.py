@@ -21,14 +21,13 @@ def _whole(low: int, high: int) -> Meta:
     return Meta(ge=low, le=high, description=f"a whole number from {low} to {high}")
 
 
-def _text(description: str, pattern: str) -> Meta:
-    return Meta(pattern=rf"\A(?:{pattern})\Z", description=description)
-
-
 URL = r"(?i:https?)://[^\s/\x00-\x1f\x7f-\x9f\ud800-\udfff][^\s\x00-\x1f\x7f-\x9f\ud800-\udfff]*"
 Beta = Annotated[float, Meta(ge=0, lt=1 - 2.0**-25, description="a number from 0 to below 1 (in float32, so at most 0.99999997)")]
 DEVICE = r"cpu|mps|cuda(?::(?:0|[1-9][0-9]?))?"
 """What `device` may be. PyTorch takes more, and other devices for some of it: it makes cuda:256 cuda:0."""
+Device = Annotated[str, schema.text("cpu | cuda | cuda:N | mps", DEVICE)]
+Workers = Annotated[int, _whole(1, 1024)]
+Seed = Annotated[int, _whole(0, 2**63 - 1)]
 
 
 class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,25 +47,27 @@ class Archive(Checksummed, frozen=True, kw_only=True):
 
     name: Annotated[
         str,
-        _text(
+        schema.text(
             "letters, digits, '.', '_' and '-', but not cifar10 or synthetic",
-            r"(?!(?i:cifar[._-]?10|synthetic)\Z)[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
+            rf"(?!(?i:cifar[._-]?10|synthetic)\Z){schema.NAME}",
         ),
     ]
     """What metrics and kept runs call it."""
-    url: Annotated[str, _text("an http(s) URL or a path", r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")]
+    url: Annotated[str, schema.text("an http(s) URL or a path", r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")]
     """Where it is: an http(s) URL, or a path relative to the folder of params.yaml."""
-    sha256: Annotated[str, _text("64 hexadecimal digits (or empty while source is another)", r"(?:[0-9a-fA-F]{64})?")]
+    sha256: Annotated[str, schema.text("64 hexadecimal digits (or empty while source is another)", r"(?:[0-9a-fA-F]{64})?")]
     """Its SHA-256; nothing is unpacked before it matches."""
 
 
 class Cifar10(Checksummed, frozen=True, kw_only=True):
     """The official archive's mirrors and checksums."""
 
-    mirrors: Annotated[tuple[Annotated[str, _text("an http(s) URL", URL)], ...], Meta(min_length=1, description="a list of http(s) URLs")]
+    mirrors: Annotated[
+        tuple[Annotated[str, schema.text("an http(s) URL", URL)], ...], Meta(min_length=1, description="a list of http(s) URLs")
+    ]
     bytes: Annotated[int, _whole(1, 10**12)]
-    md5: Annotated[str, _text("32 hexadecimal digits", r"[0-9a-fA-F]{32}")]
-    sha256: Annotated[str, _text("64 hexadecimal digits", r"[0-9a-fA-F]{64}")]
+    md5: Annotated[str, schema.text("32 hexadecimal digits", r"[0-9a-fA-F]{32}")]
+    sha256: Annotated[str, schema.text("64 hexadecimal digits", r"[0-9a-fA-F]{64}")]
 
 
 class Data(Section, frozen=True, kw_only=True):
@@ -167,11 +168,11 @@ class Compare(Section, frozen=True, kw_only=True):
 class Params(Section, frozen=True, kw_only=True):
     """All of params.yaml."""
 
-    device: Annotated[str, _text("cpu | cuda | cuda:N | mps", DEVICE)]
+    device: Device
     """Where train and evaluate compute."""
-    workers: Annotated[int, _whole(1, 1024)]
+    workers: Workers
     """Number of processes that train together on this machine."""
-    seed: Annotated[int, _whole(0, 2**63 - 1)]
+    seed: Seed
     """Chooses the initial weights and the order of the images."""
     numerics: Literal["exact", "native"]
     data: Data

@@ -128,7 +128,7 @@ def _read(name: str) -> np.ndarray:
             raise UserError(f"standard input: more than {paths.LARGEST_BYTES} bytes")
         return pictures.read(io.BytesIO(content), "standard input")
     try:
-        with open(paths.plain(Path(name)), "rb") as file:
+        with paths.plain(Path(name)) as (file, _):
             return pictures.read(file, name)
     except OSError as error:
         raise UserError(f"{name}: cannot be read: {error.strerror}") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -12,7 +11,8 @@ from typing import Annotated, NamedTuple
 import msgspec
 import numpy as np
 
-from pipeline import files, paths
+from pipeline import files, paths, schema
+from pipeline.errors import printable, shown
 
 Tensors = Mapping[str, np.ndarray]
 METADATA = "__metadata__"
@@ -55,19 +55,28 @@ def fingerprint(tensors: Tensors) -> str:
 def write(path: Path, tensors: Tensors, metadata: tuple[str, str] | None = None) -> None:
     """Write a safetensors file, whole or not at all.
 
-    Metadata is one entry, for safetensors writes several in an order that changes from call to call. Raises UserError.
+    Raises UserError as `files.write_bytes` does.
     """
+    files.write_bytes(path, dump(tensors, metadata))
+
+
+def dump(tensors: Tensors, metadata: tuple[str, str] | None = None) -> bytes:
+    """The bytes of a safetensors file. Metadata is one entry: safetensors writes several in an order that changes from call to call."""
     import safetensors.numpy
 
     contiguous = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}
-    files.write_bytes(path, safetensors.numpy.save(contiguous, dict([metadata]) if metadata else None))
+    return safetensors.numpy.save(contiguous, dict([metadata]) if metadata else None)
+
+
+LARGEST_HEADER = 2**22
+"""Bytes: what 20,000 tensors take."""
 
 
 class Entry(msgspec.Struct, frozen=True):
     """What the header of a safetensors file says of a tensor."""
 
     dtype: str
-    shape: list[Annotated[int, msgspec.Meta(ge=0)]]
+    shape: Annotated[list[Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(max_length=16)]
     data_offsets: tuple[int, int]
     """From the end of the header, in bytes."""
 
@@ -75,30 +84,39 @@ class Entry(msgspec.Struct, frozen=True):
 def read(path: Path) -> Content:
     """Read a safetensors file. Nothing in it is executed, and nothing is mapped into memory, which some file systems refuse.
 
-    The arrays are views of the one buffer that the file is read into. The library's own reader copies each tensor out of it, and with
-    a data set of full size those two copies are more memory than the training that follows takes. The rules are the library's.
-
     Raises:
         FileNotFoundError: it is not there.
         Damaged: it cannot be read, or is not a whole safetensors file.
     """
     try:
-        with open(paths.plain(path), "rb") as file:
-            content = np.empty(os.fstat(file.fileno()).st_size, np.uint8)
-            content = content[: file.readinto(content.data)]
-        length = int.from_bytes(content[:8].tobytes(), "little")
-        if len(content) < 8 or length > len(content) - 8:
-            raise Damaged(f"a header of {length} bytes in a file of {len(content)}")
-        header = msgspec.json.decode(content[8 : 8 + length].tobytes(), type=dict[str, msgspec.Raw])
-        metadata = msgspec.json.decode(header.pop(METADATA, b"{}"), type=dict[str, str])
-        entries = {name: msgspec.json.decode(entry, type=Entry) for name, entry in header.items()}
-        return Content(_views(content[8 + length :], entries), metadata)
+        return parse(paths.read(path))
     except FileNotFoundError:
         raise
     except OSError as error:
         raise Damaged(f"cannot be read: {error.strerror}") from None
+
+
+def parse(content: bytearray) -> Content:
+    """The tensors and the metadata in the bytes of a safetensors file. Raises Damaged where they are not a whole one.
+
+    The arrays are views of `content`. The library's own reader copies each tensor out of it, and with a data set of full size those
+    two copies are more memory than the training that follows takes. The rules are the library's, with bounds.
+    """
+    data = np.frombuffer(content, np.uint8)
+    length = int.from_bytes(content[:8], "little")
+    if len(data) < 8 or length > len(data) - 8:
+        raise Damaged(f"a header of {length} bytes in a file of {len(data)}")
+    if length > LARGEST_HEADER:
+        raise Damaged(f"a header of {length} bytes; at most {LARGEST_HEADER} are read")
+    try:
+        text = bytes(content[8 : 8 + length])
+        header = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+        schema.refuse_doubled(text)
+        metadata = msgspec.json.decode(header.pop(METADATA, b"{}"), type=dict[str, str])
+        entries = {name: msgspec.json.decode(entry, type=Entry) for name, entry in header.items()}
+        return Content(_views(data[8 + length :], entries), metadata)
     except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
-        raise Damaged(str(error)) from None
+        raise Damaged(printable(str(error))[:300]) from None
 
 
 def _views(content: np.ndarray, entries: dict[str, Entry]) -> dict[str, np.ndarray]:
@@ -107,9 +125,10 @@ def _views(content: np.ndarray, entries: dict[str, Entry]) -> dict[str, np.ndarr
     for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
         dtype, (start, stop) = DTYPES.get(entry.dtype), entry.data_offsets
         if dtype is None:
-            raise Damaged(f"tensor '{name}' is of type {entry.dtype}")
+            raise Damaged(f"tensor {shown(name)} is of type {shown(entry.dtype)}")
         if start != end or stop - start != math.prod(entry.shape) * dtype.itemsize or stop > len(content):
-            raise Damaged(f"tensor '{name}' of {entry.dtype} {entry.shape} is said to be at bytes {start} to {stop} of {len(content)}")
+            form = f"{entry.dtype} {shown(entry.shape)}"
+            raise Damaged(f"tensor {shown(name)} of {form} is said to be at bytes {start} to {stop} of {len(content)}")
         tensors[name] = np.require(content[start:stop].view(dtype).reshape(entry.shape), requirements="A")
         end = stop
     if end != len(content):

@@ -6,11 +6,12 @@ import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
 
-from pipeline import tensors
+from pipeline import schema, tensors
 from pipeline.errors import UserError
 
 DATASET = Path("data") / "dataset.safetensors"
@@ -19,10 +20,10 @@ DATASET = Path("data") / "dataset.safetensors"
 class Description(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A data set without its images."""
 
-    name: str
-    digest: str
+    name: schema.Name
+    digest: schema.Digest
     """The fingerprint of the images and labels."""
-    classes: tuple[str, ...]
+    classes: Annotated[tuple[schema.Phrase, ...], msgspec.Meta(min_length=1, max_length=256, description="a list of 1 to 256 names")]
     """In the order of the labels."""
 
 
