@@ -34,8 +34,8 @@ LARGEST_BYTES = 2**30
 """What is read of a file at once: a run's files are a thousandth of it."""
 
 
-def plain(path: Path) -> Path:
-    """`path`, once it is known to be a file that can be read whole: no pipe, no device, not endless.
+def plain(path: Path, largest: int | None = LARGEST_BYTES) -> Path:
+    """`path`, once it is known to be a file that can be read whole: no pipe, no device, not endless, of `largest` bytes at most.
 
     Raises:
         UserError: it is not.
@@ -44,6 +44,6 @@ def plain(path: Path) -> Path:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path}: not a plain file")
-    if status.st_size > LARGEST_BYTES:
-        raise UserError(f"{path}: {status.st_size} bytes; at most {LARGEST_BYTES} are read")
+    if largest is not None and status.st_size > largest:
+        raise UserError(f"{path}: {status.st_size} bytes; at most {largest} are read")
     return path

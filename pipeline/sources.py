@@ -43,6 +43,7 @@ _EXACT = tuple(
     )
 )
 _MODEL = (
+    "data/batches.py",
     "data/dataset.py",
     "device.py",
     "exact/draws.py",
@@ -61,13 +62,14 @@ _MODEL = (
 STAGES: dict[str, tuple[str, ...]] = {
     "download": (
         *_EVERY_STAGE,
-        "data/archive.py",
+        "data/damage.py",
         "data/dataset.py",
         "data/download.py",
-        "data/exchange.py",
-        "data/fetch.py",
-        "data/pickles.py",
+        "data/folder.py",
+        "data/pictures.py",
+        "data/sets.py",
         "data/synthetic.py",
+        "data/transfer.py",
         "exact/__init__.py",
         "exact/draws.py",
     ),

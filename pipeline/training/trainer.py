@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import device as devices
+from pipeline.data.batches import Batches
 from pipeline.exact.draws import permutation
 from pipeline.exact.initial_values import initialise
 from pipeline.model import SimpleCNN
@@ -40,7 +41,7 @@ class Trainer:
     def __init__(self, data: Dataset, device: torch.device, seed: int, numerics: Numerics, settings: Train, group: Group = ALONE) -> None:
         self.device, self.seed, self.numerics, self.settings, self.group = device, seed, numerics, settings, group
         # 1. the device is selected; 2. the model moves to it
-        self.model: nn.Module = SimpleCNN()
+        self.model: nn.Module = SimpleCNN(*data.shape[:2], len(data.classes))
         with refusals_explained():
             initialise(self.model, seed)
         self.parameters = dict(self.model.named_parameters())
@@ -50,10 +51,9 @@ class Trainer:
             self.parameters[name].data = part
         self.model.to(device)  # its buffers, where it has any
         self.optimizer = numerics.optimizer(self.weights, settings.lr, settings.momentum)
-        # 3. the data moves to it, whole
-        self.images = torch.from_numpy(data.train_images).to(device)  # uint8 [N, 3, 32, 32]
-        self.labels = torch.from_numpy(data.train_labels).to(device).long()  # int64 [N]
-        self.order = torch.zeros(len(self.labels), dtype=torch.int64, device=device)  # the epoch's order
+        # 3. the data moves to it, whole where it fits
+        self.data = Batches(data.train_images, data.train_labels, device)
+        self.order = torch.zeros(len(self.data), dtype=torch.int64, device=device)  # the epoch's order
         self.steps_completed = 0
         self._order_of: int | None = None
         self.position = torch.zeros(1, dtype=torch.int64, device=device)  # in the epoch, in images
@@ -62,7 +62,8 @@ class Trainer:
         self.logged = torch.zeros(1, dtype=torch.int64, device=device)  # rows of it
         self.offsets = torch.arange(settings.batch_size, device=device)
         self._full_step: Callable[[], None] | None = None
-        if len(self.labels) >= settings.batch_size and group.count == 1:  # that a graph holds collectives was never tried
+        # that a graph holds collectives was never tried, and one cannot hold what is read from a file
+        if len(self.data) >= settings.batch_size and group.count == 1 and self.data.resident:
             self._full_step = devices.as_cuda_graph(lambda: self._step(self.offsets), device, self._reset)
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
@@ -80,7 +81,7 @@ class Trainer:
     @property
     def steps_per_epoch(self) -> int:
         """Batches in an epoch; the last may be smaller."""
-        return math.ceil(len(self.labels) / self.settings.batch_size)
+        return math.ceil(len(self.data) / self.settings.batch_size)
 
     @property
     def total_steps(self) -> int:
@@ -92,10 +93,10 @@ class Trainer:
         epoch, batch = divmod(self.steps_completed, self.steps_per_epoch)
         first = batch * self.settings.batch_size
         if self._order_of != epoch:
-            self.order.copy_(torch.from_numpy(permutation(f"order/{self.seed}/{epoch}", len(self.labels))))
+            self.order.copy_(torch.from_numpy(permutation(f"order/{self.seed}/{epoch}", len(self.data))))
             self.position.fill_(first)
             self._order_of = epoch
-        left = len(self.labels) - first
+        left = len(self.data) - first
         if left < self.settings.batch_size or self._full_step is None:
             self._step(self.offsets[:left])
         else:
@@ -105,7 +106,7 @@ class Trainer:
     def _step(self, offsets: Tensor) -> None:
         share = self.group.share(len(offsets))
         rows = self.order.index_select(0, self.position + offsets[share])  # int64 [B]
-        images, labels = self.images.index_select(0, rows), self.labels.index_select(0, rows)
+        images, labels = self.data.batch(rows)
         # 4. the training loop: forward, backward, update
         loss, gradients = self.numerics.loss_and_gradients(self.model, images, labels, self.group, len(offsets))
         self.optimizer.step(torch.cat([g.flatten() for g in gradients]))
