@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from pipeline.data import folder, synthetic
 from pipeline.errors import UserError
@@ -53,6 +54,7 @@ def test_a_folder_of_pngs_is_the_set_that_it_was_made_of(tmp_path):
     assert [read.classes[label] for label in read.train_labels] == [made.classes[made.train_labels[index]] for index in order]
 
 
+@pytest.mark.fault(38)
 def test_another_order_of_the_file_system_other_times_and_a_composed_form_of_names_change_nothing(photos, tmp_path, monkeypatch):
     (photos / "train" / "a").rename(photos / "train" / "\u00e4")
     (photos / "test" / "a").rename(photos / "test" / "\u00e4")
@@ -123,7 +125,7 @@ def test_a_picture_that_cannot_be_read_is_one_line_with_its_path(photos):
     assert "(and 1 more: " in refused(photos)
 
 
-@pytest.mark.fault(64)
+@pytest.mark.fault(39)
 def test_a_folder_in_no_such_layout_is_refused_with_the_layout(photos, tmp_path):
     assert refused(tmp_path / "none").startswith(f"{tmp_path / 'none'}: cannot be read: No such file or directory")
     assert "no training images" in refused(photos / "train" / "a")
@@ -146,3 +148,16 @@ def test_a_folder_in_no_such_layout_is_refused_with_the_layout(photos, tmp_path)
 )
 def test_the_name_of_a_set_is_the_folders_in_letters_for_every_path(path, name):
     assert folder.name_of(path) == name
+
+
+@pytest.mark.full_size
+def test_a_full_size_folder_has_every_pixel_that_torchvision_reads():
+    named = os.environ.get("PIPELINE_TEST_FOLDER")
+    if not named:
+        pytest.skip("PIPELINE_TEST_FOLDER names no full-size folder")
+    ours = folder.read(settings(Path(named)))
+    for split in ("train", "test"):
+        theirs = ImageFolder(os.path.join(named, split))
+        images, labels = getattr(ours, f"{split}_images"), getattr(ours, f"{split}_labels")
+        assert (tuple(theirs.classes), theirs.targets) == (ours.classes, labels.tolist())
+        assert all((np.asarray(image).transpose(2, 0, 1) == images[index]).all() for index, (image, _) in enumerate(theirs))

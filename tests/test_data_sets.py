@@ -20,6 +20,7 @@ from torchvision.datasets import CIFAR10, CIFAR100, MNIST, SVHN
 
 from pipeline import params
 from pipeline.data import sets, transfer
+from pipeline.data.dataset import Dataset
 from pipeline.data.transfer import Policy
 from pipeline.errors import UserError
 from tests import misbehaving_server as server
@@ -195,6 +196,7 @@ def test_without_a_network_the_path_the_digest_and_the_remedies_are_told(cache, 
     assert "source: synthetic" in error.remedies[-1]
 
 
+@pytest.mark.fault(10)
 @pytest.mark.fault(11)
 def test_nothing_is_unpickled_of_a_file_with_another_digest(cache, monkeypatch, tmp_path):
     cifar(CIFAR10, monkeypatch)
@@ -227,3 +229,72 @@ def test_torchvisions_own_download_is_put_back(cache, monkeypatch):
     cifar(CIFAR10, monkeypatch)
     refused(cache)
     assert (utils.download_url, module.download_url) == before
+
+
+@pytest.mark.fault(1)
+@pytest.mark.fault(3)
+def test_a_killed_download_leaves_nothing_that_is_taken_for_the_file(cache, monkeypatch):
+    contents = cifar(CIFAR10, monkeypatch)
+    cache.mkdir(parents=True)
+    (cache / ".cifar-10-python.tar.gz.part").write_bytes(b"the beginning of it")  # as SIGKILL leaves it
+    with Server(contents) as good:
+        monkeypatch.setenv(transfer.MIRROR, good.url.rpartition("/")[0])
+        assert len(sets.read("cifar10", 32, cache, QUICK).train_images) == 50
+        assert "Range" not in good.requests[0][1]
+
+
+@pytest.mark.fault(9)
+def test_what_a_killed_unpacking_left_is_not_taken_for_the_set(cache, monkeypatch):
+    contents = mnist(monkeypatch)
+    half = cache.parent / "unpacked" / "MNIST" / "raw"
+    half.mkdir(parents=True)
+    for name in contents:
+        (cache / "MNIST" / "raw").mkdir(parents=True, exist_ok=True)
+        (cache / "MNIST" / "raw" / name).write_bytes(contents[name])
+        (half / name.removesuffix(".gz")).write_bytes(b"half")
+    assert (sets.read("mnist", 32, cache, QUICK).train_images[:, 0] == drawn(20, 28, 28)).all()
+
+
+@pytest.mark.fault(8)
+def test_https_never_becomes_http(monkeypatch):
+    import requests
+
+    class Redirect(requests.Response):
+        def __init__(self) -> None:
+            super().__init__()
+            self.status_code, self.headers["location"], self.raw = 302, "http://elsewhere/file", io.BytesIO()
+
+    monkeypatch.setattr(requests.Session, "get", lambda *_, **__: Redirect())
+    with pytest.raises(transfer.Failed, match="redirected from https to http://elsewhere/file"):
+        transfer._Transfer("https://host/file", io.BytesIO(), QUICK).complete("file")
+
+
+@pytest.mark.fault(12)
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"classes": ("a",)}, "has 1 classes; allowed: 2 to 8192"),
+        ({"classes": ("a", "a")}, "two classes are called 'a'"),
+        ({"classes": ("a", "b\n")}, "class 1 is called 'b\\n'"),
+        ({"train_images": np.zeros((2, 2, 8, 8), np.uint8)}, "not uint8 [N, C, S, S] with 1 or 3 channels"),
+        ({"train_images": np.zeros((2, 1, 8, 9), np.uint8)}, "not uint8 [N, C, S, S]"),
+        ({"test_images": np.zeros((2, 3, 9, 9), np.uint8)}, "test images are [3, 9, 9], the others [3, 8, 8]"),
+        ({"train_labels": np.array([0, 2], np.uint8)}, "train label 2, but there are 2 classes"),
+        ({"train_labels": np.array([0, 1])}, "train labels are int64 [2] for 2 images"),
+        ({"test_images": np.zeros((0, 3, 8, 8), np.uint8), "test_labels": np.zeros(0, np.uint8)}, "and at least one"),
+    ],
+)  # fmt: skip
+def test_a_data_set_with_a_wrong_shape_type_label_or_name_is_refused(change, reason):
+    images, labels = np.zeros((2, 3, 8, 8), np.uint8), np.array([0, 1], np.uint8)
+    good = {
+        "name": "x",
+        "classes": ("a", "b"),
+        "train_images": images,
+        "train_labels": labels,
+        "test_images": images,
+        "test_labels": labels,
+    }
+    Dataset(**good)
+    with pytest.raises(UserError) as error:
+        Dataset(**good | change)
+    assert reason in str(error.value)

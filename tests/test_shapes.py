@@ -98,6 +98,7 @@ def test_images_that_stay_in_the_file_train_and_evaluate_to_the_same_bits(tmp_pa
         given = trainer("exact", data=dataset.load(Path("set.safetensors")), batch_size=4)
         for _ in range(3):
             given.step()
+            given.read_step_log()
         assert given.data.resident == (made.train_images.nbytes < paths.LARGEST_BYTES)
         return tensors.fingerprint(given.named_weights())
 

@@ -2,13 +2,12 @@
 
 `python3 -m tools.gpu`, in the folder that `make gpu-kit` made, or in a clone with its environment. A step that fails hides no other:
 the tests that need a GPU, the demo (on the CPU, on the GPU, begun on one and ended on the other) with the machine's record, a whole
-training and evaluation with exact and with native numerics where an archive is given, the bench.
+training and evaluation with exact and with native numerics where a folder of pictures is given, the bench.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import shutil
 import subprocess
@@ -29,7 +28,7 @@ def main(words: list[str] | None = None) -> None:
     """Run every step and say what came of it; exit code 0 if all went well."""
     parser = argparse.ArgumentParser(prog="python3 -m tools.gpu")
     parser.add_argument("--device", default="cuda", help="the device to see, as in params.yaml (cuda)")
-    parser.add_argument("--archive", type=Path, help="a data set in the layout of CIFAR-10's archive, for the whole training")
+    parser.add_argument("--folder", type=Path, help="a folder of pictures in train/CLASS/ and test/CLASS/, for the whole training")
     parser.add_argument("--name", default="my-images", help="what to call that data set")
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="the folder to leave (gpu-results)")
     parser.add_argument("--work", type=Path, default=Path(".cache/gpu"), help="where to compute (.cache/gpu)")
@@ -102,18 +101,17 @@ def demo(asked: argparse.Namespace) -> None:
 
 
 def whole(asked: argparse.Namespace) -> None:
-    """Train and evaluate on the archive, exact and native, and keep both runs."""
-    if asked.archive is None:
-        raise NotHere("no --archive was given")
+    """Train and evaluate on the folder of pictures, exact and native, and keep both runs."""
+    if asked.folder is None:
+        raise NotHere("no --folder was given")
     from msgspec import to_builtins
 
     from pipeline import params
 
     folder = asked.work / "whole"
     folder.mkdir()
-    digest = hashlib.sha256(asked.archive.read_bytes()).hexdigest()
     settings: dict[str, Any] = to_builtins(params.load(PROJECT / params.PARAMS)) | {"device": asked.device, "seed": 0}
-    settings["data"] |= {"source": "archive", "archive": {"name": asked.name, "url": str(asked.archive.resolve()), "sha256": digest}}
+    settings["data"] |= {"source": "folder", "folder": str(asked.folder.resolve())}
     settings["train"] = WHOLE | ({"epochs": 1} if asked.quick else {})
     for numerics in ("exact", "native"):
         (folder / params.PARAMS).write_text(params.dump(settings | {"numerics": numerics}))
