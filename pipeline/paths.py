@@ -39,7 +39,7 @@ LARGEST_BYTES = 2**30
 
 
 @contextlib.contextmanager
-def plain(path: Path, most: int = LARGEST_BYTES) -> Iterator[tuple[IO[bytes], int]]:
+def plain(path: Path, most: int | None = LARGEST_BYTES) -> Iterator[tuple[IO[bytes], int]]:
     """The file at `path`, open for reading, and how many bytes are to be read of it: no pipe, no device, not endless.
 
     What is open is looked at, not what a name leads to, which may be another thing a moment later. Files of the kernel's, whose
@@ -53,7 +53,7 @@ def plain(path: Path, most: int = LARGEST_BYTES) -> Iterator[tuple[IO[bytes], in
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise UserError(f"{path}: not a plain file")
-        if status.st_size > most:
+        if most is not None and status.st_size > most:
             raise UserError(f"{path}: {status.st_size} bytes; at most {most} are read")
         yield file, status.st_size
 

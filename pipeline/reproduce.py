@@ -22,7 +22,7 @@ from pipeline.device import CPU
 from pipeline.errors import UserError, printable
 from pipeline.inputs import CACHE
 from pipeline.numerics import Numerics
-from pipeline.params import Compare, Evaluate, Train
+from pipeline.params import SOURCES, Compare, Evaluate, Train
 from pipeline.runs import kept, outputs, provenance
 from pipeline.runs.kept import Run
 from pipeline.runs.outputs import Step
@@ -178,8 +178,8 @@ def _needs(run: Run) -> str:
 def _remedy(wanted: Description) -> str:
     if wanted.name == "synthetic":
         return "use the version of the pipeline that made the run, or name a dataset.safetensors with --data"
-    source = "cifar10" if wanted.name == "cifar10" else "archive"
-    of = "" if source == "cifar10" else ", with the archive that the run's author used,"
+    source = wanted.name if wanted.name in SOURCES.__args__ else "folder"  # type: ignore[attr-defined]
+    of = ", with the folder that the run's author used," if source == "folder" else ""
     return (
         f"set data.source: {source}{of} in params.yaml and run `python -m pipeline download`, or name its dataset.safetensors with --data"
     )

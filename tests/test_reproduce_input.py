@@ -29,7 +29,7 @@ def test_a_data_set_elsewhere_is_named_with_data(original, here, capsys):
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("drawn", "set data.source: archive, with the archive that the run's author used, in params.yaml and run"),
+        ("drawn", "set data.source: folder, with the folder that the run's author used, in params.yaml and run"),
         ("cifar10", "set data.source: cifar10 in params.yaml and run `python -m pipeline download`, or name its dataset.safetensors with"),
     ],
 )
