@@ -58,7 +58,8 @@ class Network:
         self.shape, self.classes = described.shape, list(described.classes)
         self._module = SimpleCNN(*self.shape[:2], len(self.classes))
         load_weights(self._module, model.weights)
-        self._module.to(self._device).eval()
+        with devices.failures_explained(self._device):
+            self._module.to(self._device).eval()
         self.fingerprint = model.fingerprint
 
     def __call__(self, images: np.ndarray) -> Scores:
@@ -91,6 +92,9 @@ def answers(network: Network, names: Iterable[str], refuse: Refuse) -> Iterator[
     while batch := list(islice(images, at_once)):
         scores = network(np.stack([image for _, image in batch]))
         for (name, _), logits, confidences in zip(batch, *scores, strict=True):
+            if np.isnan(confidences).any():
+                refuse(f"{name}: the network gives it scores that are not finite, so no class; train again with a smaller lr")
+                continue
             best = np.argsort(-logits, kind="stable")[:BEST]
             yield Answer(name, [(network.classes[i], confidences[i]) for i in best])
 

@@ -15,7 +15,7 @@ import torch
 from pipeline import device as devices
 from pipeline import evaluation, files, numerics, params, sources
 from pipeline.comparison import bits, verdict, wording
-from pipeline.comparison.report import Verdict
+from pipeline.comparison.report import AGREEING, Verdict
 from pipeline.data import dataset, synthetic
 from pipeline.data.dataset import Dataset, Description
 from pipeline.device import CPU
@@ -99,7 +99,7 @@ def reproduce(
     with files.only_one(work / "lock", "a reproduction of this run"):
         answer, reason = _answer(plan, work, checkpoint_seconds)
     _say(f"{answer}: {reason}")
-    return answer != "different"
+    return answer in AGREEING
 
 
 # --- what the run asks for -----------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ def _train(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Training
     own = unfinished if plan.place.rank == 0 else None
     with place.together(plan.place, work / "workers") as join, devices.failures_explained(device):
         group = join(device, provenance.flattened(described))
-        _, training = stage.fit(described, plan.data, device, plan.numerics, own, checkpoint_seconds, group)
+        _, training = stage.fit(described, plan.data, device, plan.numerics, own, checkpoint_seconds, group, plan.run.identity.train.epochs)
     return training, unfinished, group
 
 
@@ -270,7 +270,7 @@ def _native(plan: _Plan, again: Run) -> tuple[Verdict, str]:
     with devices.failures_explained(plan.device):
         own = evaluation.evaluate(run.weights, plan.data, plan.device, plan.numerics, plan.evaluate)
     evaluated, why = _compared(run, replace(run, metrics=own.metrics, predictions=own.predictions))
-    if evaluated == "different":
+    if evaluated not in AGREEING:
         return "different", f"its own weights, evaluated here, do not give its predictions: {why}"
     return "equivalent", reason
 

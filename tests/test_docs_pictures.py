@@ -186,7 +186,7 @@ def test_two_versions_of_exact_numerics_are_no_pair(runs: Path) -> None:
         if kept.load(folder).identity.numerics == "exact-1":
             folder.rename(f"elsewhere-{folder.name}")
     keep(runs=runs)
-    keep(runs=runs, numerics="exact-2", **OLD)
+    keep(runs=runs, numerics="exact-3", **OLD)
     with pytest.raises(UserError, match="no training was run twice"):
         pictures.chosen(runs)
 

@@ -71,8 +71,8 @@ def test_a_compiled_model_is_never_computed_by_what_a_compiler_made():
 
 def test_exact_1_is_refused_with_the_line_that_says_which_version_made_a_run():
     for name in ("exact", VERSION):
-        assert numerics.select(name, CPU).version == "exact-2"
-    with pytest.raises(UserError, match=r"^numerics 'exact-1': this version of the pipeline has exact-2 and native; use the version that "
+        assert numerics.select(name, CPU).version == "exact-3"
+    with pytest.raises(UserError, match=r"^numerics 'exact-1': this version of the pipeline has exact-3 and native; use the version that "
                                         r"made the run$"):  # fmt: skip
         numerics.select("exact-1", CPU)
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import socket
+import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -18,10 +21,12 @@ from torch.distributed import FileStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, shown
 from pipeline.workers import launch
 from pipeline.workers.place import Place
 
+SAY_SECONDS = 3.0
+"""How long a worker waits before it says for whom."""
 _POLL_SECONDS = 0.02
 _PREFIX = "pipeline"
 
@@ -65,9 +70,16 @@ def opened(place: Place, folder: Path, held: contextlib.ExitStack, seconds: floa
     Raises:
         UserError: it cannot be reached within `seconds`, or a worker cannot be started.
     """
+    if named := [name for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]:
+        here = [name for _, name in socket.if_nameindex()]
+        if absent := [name for name in named if name not in here]:
+            raise UserError(
+                f"GLOO_SOCKET_IFNAME names {shown(absent[0])}; this machine's networks are {', '.join(here)}: unset it, or name one"
+            )
     if place.local_count == place.count:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", launch.LOOPBACK)  # the machine's name need not resolve
-    others = None
+    others: launch.Others | None = None
+    store: Store
     if place.starts_others:
         others = held.enter_context(launch.started(place, folder))
         store = FileStore(str(others.file), place.count)
@@ -75,12 +87,44 @@ def opened(place: Place, folder: Path, held: contextlib.ExitStack, seconds: floa
         launch.end_with_worker_0()
         store = FileStore(file, place.count)
     else:
-        try:
-            store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=seconds)))
-        except (RuntimeError, ValueError) as error:
-            reason = first_line(error)
-            raise UserError(f"the {place.count} workers' store cannot be reached: {reason}; start with torchrun") from error
+        store = _reached(place, seconds)
     return Board(store, drawn=place.rank == 0), others
+
+
+def _reached(place: Place, seconds: float) -> Store:
+    """The store that the environment names. It is reached in a thread, for PyTorch heeds no signal while it waits there.
+
+    Raises:
+        UserError: its host's name is none, or it does not answer within `seconds`.
+    """
+    host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    where = f"MASTER_ADDR={host} MASTER_PORT={port} in the environment"
+    waits = "for the others" if place.rank == 0 else "for worker 0"
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        raise UserError(
+            f"worker {place.rank} of {place.count} finds no such host ({error.strerror}): {where}; start with torchrun"
+        ) from None
+    reached: list[Store | Exception] = []
+
+    def reach() -> None:
+        try:
+            reached.append(next(rendezvous("env://", timeout=timedelta(seconds=seconds)))[0])
+        except Exception as error:
+            reached.append(error)
+
+    threading.Thread(target=reach, daemon=True).start()
+    if not until(lambda: bool(reached), SAY_SECONDS):
+        print(f"worker {place.rank} of {place.count} waits {waits}, up to {seconds:.0f} seconds: {where}", file=sys.__stderr__, flush=True)
+        until(lambda: bool(reached), seconds + SAY_SECONDS)
+    if reached and not isinstance(reached[0], Exception):
+        return reached[0]
+    reason = first_line(reached[0]) if reached else "no answer"  # type: ignore[arg-type]
+    raise UserError(
+        f"worker {place.rank} of {place.count} waited {waits} in vain ({reason}): {where}; start all {place.count} with torchrun, or "
+        "unset WORLD_SIZE to train alone"
+    )
 
 
 def until(condition: Callable[[], bool], seconds: float) -> bool:

@@ -20,7 +20,7 @@ from pipeline import device as devices
 from pipeline.errors import Interrupted, UserError, shown
 from pipeline.params import PARAMS
 from pipeline.workers import board, launch
-from pipeline.workers.board import Board, first_line, until
+from pipeline.workers.board import SAY_SECONDS, Board, first_line, until
 from pipeline.workers.place import Join, Place
 from pipeline.workers.processes import Processes
 
@@ -99,7 +99,9 @@ class Meeting:
                 **devices.collectives(device),
             )  # fmt: skip
         except RuntimeError as error:
-            raise self.lost(error) from error
+            variables = " ".join(f"{name}={value}" for name, value in sorted(os.environ.items()) if name.endswith("_SOCKET_IFNAME"))
+            remedy = f"try it without {variables}" if variables else "see that they reach each other's ports"
+            raise self.lost(error, "the workers cannot connect", remedy) from error
         self._group = Processes(self.rank, self.count, device, hardware, self.lost)
         return self._group
 
@@ -115,9 +117,15 @@ class Meeting:
                     theirs[rank] = json.loads(text)
             return len(theirs) == self.count - 1
 
+        # those that were started here are only slow, or `_failure` sees that they ended
+        if not until(all_came, SAY_SECONDS * (20 if self._others else 1)):
+            waited = ", ".join(str(rank) for rank in range(1, self.count) if rank not in theirs)
+            print(f"worker 0 of {self.count} waits for worker {waited}, up to {JOIN_SECONDS:.0f} seconds", file=sys.stderr, flush=True)
         if not until(all_came, JOIN_SECONDS):
             absent = ", ".join(str(rank) for rank in range(1, self.count) if rank not in theirs)
-            raise UserError(f"of {self.count} workers these did not come within {JOIN_SECONDS:.0f} seconds: {absent}; {_AGAIN}")
+            raise UserError(
+                f"of {self.count} workers these did not come within {JOIN_SECONDS:.0f} seconds: {absent}; start them too, or set fewer"
+            )
         differences = [_difference(rank, theirs[rank]["described"], mine["described"]) for rank in sorted(theirs)]
         refusal = next(filter(None, differences), None)
         for rank, worker in theirs.items():
@@ -143,7 +151,7 @@ class Meeting:
             return answer.get("token") == token
 
         if not until(answered, JOIN_SECONDS):
-            raise UserError(f"worker 0 did not answer within {JOIN_SECONDS:.0f} seconds")
+            raise UserError(f"worker 0 did not answer within {JOIN_SECONDS:.0f} seconds; start it too")
         if answer["refusal"]:
             raise Lost(answer["refusal"])
 
@@ -176,8 +184,8 @@ class Meeting:
                 until(lambda: self._board.said("failed/0") is not None, REPORT_SECONDS)
         return None
 
-    def lost(self, error: RuntimeError) -> UserError:
-        """What to raise where the others can no longer be reached: names the one whose fault that is."""
+    def lost(self, error: RuntimeError, without_fault: str = "the workers lost each other", remedy: str = _AGAIN) -> UserError:
+        """What to raise where the others cannot be reached: names the one whose fault that is; where all live, `without_fault`."""
         living: set[int] = set()
         failures: list[Lost] = []
 
@@ -200,8 +208,9 @@ class Meeting:
         except RuntimeError:
             return Lost(f"the workers' store is gone ({first_line(error)}); {_AGAIN}")
         silent = ", ".join(str(rank) for rank in range(self.count) if rank not in living)
-        who = f"worker {silent} of {self.count} died or hangs" if silent else "the workers lost each other"
-        return Lost(f"{who} ({first_line(error)}); {_AGAIN}")
+        if not silent:
+            return Lost(f"{without_fault} ({first_line(error)}); {remedy}")
+        return Lost(f"worker {silent} of {self.count} died or hangs ({first_line(error)}); {_AGAIN}")
 
     def _failure(self) -> Lost | None:
         """What another worker ended of, if one did: what it said, or what worker 0 sees of one that it started."""
