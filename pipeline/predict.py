@@ -20,7 +20,7 @@ import torch
 from rich.cells import cell_len
 
 from pipeline import device as devices
-from pipeline import numerics, paths
+from pipeline import models, numerics, paths
 from pipeline.data import pictures
 from pipeline.data.dataset import Shape
 from pipeline.errors import UserError, printable

@@ -60,16 +60,11 @@ def _found(model: Model, shape: Shape, classes: int) -> Callable[[], Any]:
     else:
         make = _of_torchvision(model.name)
         if shape[0] != 3:
-            raise UserError(
-                f"model.name is {model.name}, which takes images of 3 channels, and these have {shape[0]}; set data.channels: 3"
-            )
+            raise UserError(f"model.name is {model.name}, for images of 3 channels, and these have {shape[0]}; set data.channels: 3")
     known = {
-        "classes": classes,
-        "num_classes": classes,
-        "channels": shape[0],
-        "in_channels": shape[0],
-        "size": shape[1],
-        "image_size": shape[1],
+        **dict.fromkeys(("classes", "num_classes"), classes),
+        **dict.fromkeys(("channels", "in_channels"), shape[0]),
+        **dict.fromkeys(("size", "image_size"), shape[1]),
     }
     if make.__module__ == "torchvision.models.vision_transformer":
         fitting = {"num_classes": classes, "image_size": shape[1]}
@@ -85,7 +80,7 @@ def _of_torchvision(name: str) -> Callable[..., Any]:
 
     def of_classification(name: str) -> bool:
         module = models.get_model_builder(name).__module__
-        return module.startswith("torchvision.models.") and module.count(".") == 2
+        return bool(module.startswith("torchvision.models.") and module.count(".") == 2)
 
     names = [each for each in models.list_models() if of_classification(each)]
     if name not in names:
@@ -164,9 +159,8 @@ def mistakes_explained(model: Model) -> Iterator[None]:
             raise
         said = " ".join(str(error).split())[:300] or type(error).__name__
         where = line or f"model.name {model.name}"
-        raise UserError(
-            f"{where}: {type(error).__name__}: {said}; mend the network, its model.arguments, or the size of the images"
-        ) from error
+        remedy = "mend the network, its model.arguments, or the size of the images"
+        raise UserError(f"{where}: {type(error).__name__}: {said}; {remedy}") from error
 
 
 def _own_line(error: BaseException) -> str | None:

@@ -38,7 +38,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 def described_by(params: Params, numerics: str, data: Description, code: str, source: str = "") -> Provenance:
-    """The training that `params` describe, with this version of the numerics, on this data set, by these sources of ours and the network's."""
+    """The training that `params` describe, with this version of the numerics, on this data set, by our sources and the network's."""
     return Provenance(
         data=data, seed=params.seed, numerics=numerics, train=params.train, code=code,
         model=msgspec.UNSET if params.model == Model() else params.model, source=source or msgspec.UNSET,
