@@ -19,6 +19,7 @@ from pipeline.port.sources import Source
 from tests.conftest import ROOT
 
 SCRIPTS = ROOT / "tests" / "port_scripts"
+HEARD = (Level.BOUND, Level.NOTE)
 HEAD = "import os\nimport torch\n\n"
 list(examine(Script("")))  # the rules register themselves
 
@@ -34,9 +35,7 @@ def test_a_rule_does_what_its_example_says_and_nothing_more_the_second_time(rule
         assert not result.changed
     else:
         assert after in result.text
-    told = [
-        f for f in result.findings if f.rule is rule and (after is None or f.found.level in (Level.BOUND, Level.NOTE) or "loader" in before)
-    ]
+    told = [f for f in result.findings if f.rule is rule and (after is None or f.found.level in HEARD or "loader" in before)]
     assert bool(told) == (after != before)
     assert not ported(result.text).changed
 
@@ -248,4 +247,18 @@ def test_a_file_of_a_folder_that_is_no_python_is_said_and_does_not_keep_the_othe
 
 
 def test_nothing_is_bound_in_the_project_and_its_script_for_a_cpu(capsys):
-    assert cli.answer(["port", str(ROOT / "pipeline"), str(ROOT / "tools"), str(ROOT / "docs" / "examples" / "train_cpu.py")]) == 0
+    own = [ROOT / "pipeline" / "training", ROOT / "pipeline" / "device.py", ROOT / "tools" / "gpu.py"]
+    assert cli.answer(["port", *map(str, own), str(ROOT / "docs" / "examples" / "train_cpu.py")]) == 0
+
+
+def test_the_tutorials_script_for_a_gpu_asks_for_its_device_and_is_otherwise_the_one_for_a_cpu(tmp_path, capsys):
+    shutil.copy(ROOT / "docs" / "examples" / "train_gpu.py", tmp_path / "train.py")
+    assert cli.answer(["port", "--write", str(tmp_path / "train.py")]) == 0
+    gone = [(', pin_memory=device.type == "cuda"', ""), (", non_blocking=True", ""), ("import os\n", "")]
+    text = (tmp_path / "train.py").read_text()
+    asked = 'torch.device(os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))'
+    for words, instead in [*gone, (asked, 'torch.device("cpu")')]:
+        assert words in text
+        text = text.replace(words, instead)
+    cpu = (ROOT / "docs" / "examples" / "train_cpu.py").read_text()
+    assert text.split("\n", 1)[1] == cpu.split("\n", 1)[1]

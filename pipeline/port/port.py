@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import json
 import os
@@ -65,6 +66,10 @@ def port(source: Source, answers: Collection[Answer], shared: dict[str, str]) ->
     """
     text, old = source.text, list[int]()
     if not _MAY_MATTER.search(text):
+        try:
+            ast.parse(text)
+        except (SyntaxError, ValueError) as error:
+            raise NotPython(str(error), getattr(error, "lineno", 1)) from None
         return Ported(source, text)
     try:
         script = Script(text)
