@@ -5,6 +5,9 @@ import reprlib
 import signal
 from typing import Any
 
+ANSWER_IS_NO = 3
+"""The exit code of every answer of no: different, not usable, not all. Python gives 1 or 2, a shell 2 or more than 125."""
+
 STOP_SIGNALS = tuple(
     number
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

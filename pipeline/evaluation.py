@@ -154,6 +154,9 @@ def evaluate(weights: Tensors, data: Dataset, device: torch.device, chosen: Nume
             scores.append(chosen.scores(chosen.logits(model, some_images), some_labels))
         losses, predicted, confidence = (torch.cat(parts) for parts in zip(*scores, strict=True))  # each [M]
         loss = chosen.mean(losses)
+    if (no_class := confidence.isnan()).any():
+        raise UserError(f"test image {int(no_class.nonzero()[0])}: the network gives it scores that are not finite, so no class: "
+                        "the weights are of no use; train again with a smaller lr")  # fmt: skip
     if not np.isfinite(loss):
         raise UserError(f"the test loss is {loss}: the weights are of no use; train again with a smaller lr")
     hits = (predicted == labels).cpu().numpy()

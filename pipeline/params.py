@@ -26,6 +26,7 @@ def _text(description: str, pattern: str) -> Meta:
 
 
 URL = r"(?i:https?)://[^\s/\x00-\x1f\x7f-\x9f\ud800-\udfff][^\s\x00-\x1f\x7f-\x9f\ud800-\udfff]*"
+Beta = Annotated[float, Meta(ge=0, lt=1 - 2.0**-25, description="a number from 0 to below 1 (in float32, so at most 0.99999997)")]
 DEVICE = r"cpu|mps|cuda(?::(?:0|[1-9][0-9]?))?"
 """What `device` may be. PyTorch takes more, and other devices for some of it: it makes cuda:256 cuda:0."""
 
@@ -76,7 +77,57 @@ class Data(Section, frozen=True, kw_only=True):
     cifar10: Cifar10
 
 
-class Train(Section, frozen=True, kw_only=True):
+class Optimizer(Section, frozen=True, kw_only=True, omit_defaults=True):
+    """What changes the weights, as torch.optim defines it; its rate is `train.lr`, and `train.momentum` that of sgd."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    nesterov: bool = False
+    """Of sgd."""
+    weight_decay: Annotated[float, Meta(ge=0, le=1000, description="a number from 0 to 1000")] = 0.0
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Of adam and adamw."""
+    eps: Annotated[float, Meta(ge=2.0**-100, le=1, description="a number from 1e-30 to 1")] = 1e-8
+    """Of adam and adamw."""
+    decay_norms_and_biases: bool = True
+    """Whether weight decay is also for what has one dimension: biases and the weights of norms."""
+
+    def __post_init__(self) -> None:
+        if self.nesterov and self.name != "sgd":
+            raise ValueError(f"nesterov is for sgd, and the name is {self.name}; leave it out")
+
+
+class Schedule(Section, frozen=True, kw_only=True, omit_defaults=True):
+    """How `train.lr` changes, step by step; docs/recipes.md draws it."""
+
+    name: Literal["constant", "steps", "cosine", "one_cycle"] = "constant"
+    warmup_epochs: Annotated[float, Meta(ge=0, le=100_000, description="a number of epochs, 0 or above")] = 0.0
+    """In which the rate rises to `lr`; of one_cycle, 0 stands for three tenths of the training."""
+    milestones: tuple[Annotated[int, _whole(1, 100_000)], ...] = ()
+    """Of steps: after how many epochs the rate becomes `factor` times what it was."""
+    factor: Annotated[float, Meta(gt=0, le=1, description="a number above 0, at most 1")] = 0.1
+    """Of steps."""
+
+    def __post_init__(self) -> None:
+        if (self.name == "steps") != bool(self.milestones):
+            raise ValueError("milestones are for the schedule steps, which needs one or more, such as [8, 12]")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError("milestones must rise")
+
+
+class Augment(Section, frozen=True, kw_only=True, omit_defaults=True):
+    """What is done to a training image each time it is seen, drawn from the seed, the epoch and the image's number."""
+
+    flip: bool = False
+    """Mirror half of the images, left to right."""
+    crop: Annotated[int, _whole(0, 4096)] = 0
+    """Pixels by which each side is padded, before a window of the image's own size is cut out."""
+    padding: Literal["zeros", "reflect"] = "zeros"
+    """Of crop."""
+    cutout: Annotated[int, _whole(0, 4096)] = 0
+    """Side, in pixels, of a black square whose middle is anywhere in the image."""
+
+
+class Train(Section, frozen=True, kw_only=True, omit_defaults=True):
     """The `train` stage; the defaults are the tutorial's. `lr` and `momentum` are float32 there, and checked as such."""
 
     epochs: Annotated[int, _whole(1, 100_000)]
@@ -87,6 +138,15 @@ class Train(Section, frozen=True, kw_only=True):
     """Below the middle between 1 and the largest float32 below it, which would be rounded to 1."""
     log_every: Annotated[int, _whole(1, 1_000_000)]
     """Steps between two rows of the history."""
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    augment: Augment = Augment()
+    label_smoothing: Annotated[float, Meta(ge=0, lt=1, description="a number from 0 to below 1")] = 0.0
+    """The part of the target that all classes share."""
+
+    def __post_init__(self) -> None:
+        if self.optimizer.nesterov and not self.momentum:
+            raise ValueError("optimizer.nesterov needs a momentum above 0")
 
 
 class Evaluate(Section, frozen=True, kw_only=True):

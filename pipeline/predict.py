@@ -54,7 +54,8 @@ class Network:
         self.numerics = numerics.select(numerics_name or model.provenance.numerics, self._device)
         self._module = SimpleCNN()
         load_weights(self._module, model.weights)
-        self._module.to(self._device).eval()
+        with devices.failures_explained(self._device):
+            self._module.to(self._device).eval()
         self.fingerprint = model.fingerprint
         self.classes = list(model.provenance.data.classes)
         if len(self.classes) != self._module.fc3.out_features:
@@ -89,6 +90,9 @@ def answers(network: Network, names: Iterable[str], refuse: Refuse) -> Iterator[
     while batch := list(islice(images, BATCH)):
         scores = network(np.stack([image for _, image in batch]))
         for (name, _), logits, confidences in zip(batch, *scores, strict=True):
+            if np.isnan(confidences).any():
+                refuse(f"{name}: the network gives it scores that are not finite, so no class; train again with a smaller lr")
+                continue
             best = np.argsort(-logits, kind="stable")[:BEST]
             yield Answer(name, [(network.classes[i], confidences[i]) for i in best])
 

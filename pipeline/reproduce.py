@@ -15,7 +15,7 @@ import torch
 from pipeline import device as devices
 from pipeline import evaluation, files, numerics, params, sources
 from pipeline.comparison import bits, verdict, wording
-from pipeline.comparison.report import Verdict
+from pipeline.comparison.report import AGREEING, Verdict
 from pipeline.data import dataset, synthetic
 from pipeline.data.dataset import Dataset, Description
 from pipeline.device import CPU
@@ -30,8 +30,8 @@ from pipeline.runs.provenance import Provenance
 from pipeline.training import checkpoint, stage
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.loop import Diverged, Training
-from pipeline.workers import Group, place
-from pipeline.workers.place import Place
+from pipeline.workers import Group, rank, session
+from pipeline.workers.rank import Worker
 
 REPRODUCED = CACHE / "reproduce"
 """A folder for each run that was reproduced: its unfinished training, then its outputs and, as a kept run, what was computed."""
@@ -52,13 +52,13 @@ class _Plan:
     data: Dataset
     device: torch.device
     numerics: Numerics
-    place: Place
+    worker: Worker
     """This process among the workers."""
 
     @property
     def described(self) -> Provenance:
         """The training that is computed."""
-        workers = self.place.count if self.numerics.version == "native" else None
+        workers = self.worker.count if self.numerics.version == "native" else None
         code = sources.digest("train")
         return msgspec.structs.replace(self.run.identity.provenance, train=self.train, code=code, workers=workers)
 
@@ -89,7 +89,7 @@ def reproduce(
     count = workers or run.identity.workers or 1
     options = {"device": device_name, "epochs": epochs, "data": data_file, "workers": count}
     command = ["reproduce", str(folder), *(f"--{name}={value}" for name, value in options.items() if value is not None)]
-    at = place.here(count, run.identity.numerics, tuple(command))
+    at = rank.here(count, run.identity.numerics, tuple(command))
     plan = _plan(run, device_name, epochs, data_file, at)
     work = REPRODUCED / Path(os.path.realpath(folder)).name
     if at.rank:
@@ -99,13 +99,13 @@ def reproduce(
     with files.only_one(work / "lock", "a reproduction of this run"):
         answer, reason = _answer(plan, work, checkpoint_seconds)
     _say(f"{answer}: {reason}")
-    return answer != "different"
+    return answer in AGREEING
 
 
 # --- what the run asks for -----------------------------------------------------------------------------------------
 
 
-def _plan(run: Run, device_name: str, epochs: int | None, data_file: Path | None, at: Place) -> _Plan:
+def _plan(run: Run, device_name: str, epochs: int | None, data_file: Path | None, at: Worker) -> _Plan:
     """Everything that is needed, checked before anything is computed or written."""
     train = run.identity.train
     if epochs is not None and not 1 <= epochs <= train.epochs:
@@ -232,10 +232,10 @@ def _train(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Training
     """Train as planned, with the other workers; only worker 0 saves an unfinished training."""
     device, described = plan.device, plan.described
     unfinished = stage.checkpoint_of(described, device, work / CACHE / f"epochs-{plan.train.epochs}")
-    own = unfinished if plan.place.rank == 0 else None
-    with place.together(plan.place, work / "workers") as join, devices.failures_explained(device):
+    own = unfinished if plan.worker.rank == 0 else None
+    with session.together(plan.worker, work / "workers") as join, devices.failures_explained(device):
         group = join(device, provenance.flattened(described))
-        _, training = stage.fit(described, plan.data, device, plan.numerics, own, checkpoint_seconds, group)
+        _, training = stage.fit(described, plan.data, device, plan.numerics, own, checkpoint_seconds, group, plan.run.identity.train.epochs)
     return training, unfinished, group
 
 
@@ -270,7 +270,7 @@ def _native(plan: _Plan, again: Run) -> tuple[Verdict, str]:
     with devices.failures_explained(plan.device):
         own = evaluation.evaluate(run.weights, plan.data, plan.device, plan.numerics, plan.evaluate)
     evaluated, why = _compared(run, replace(run, metrics=own.metrics, predictions=own.predictions))
-    if evaluated == "different":
+    if evaluated not in AGREEING:
         return "different", f"its own weights, evaluated here, do not give its predictions: {why}"
     return "equivalent", reason
 

@@ -6,9 +6,10 @@ it on the device of params.yaml. It computes without the self-test of the kernel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from pipeline.exact.engine import Exact
 from pipeline.exact.group import ALONE, Group
 from pipeline.exact.initial_values import initialise
 from pipeline.exact.later import Later
-from pipeline.exact.tape import Backward, Tape
+from pipeline.exact.optimizers import SGD
+from pipeline.exact.tape import Backward, Gradient, Tape
 from pipeline.model import SimpleCNN
 
 GOLDEN = Path(__file__).with_name(f"trace-{VERSION}.txt")
@@ -36,22 +38,18 @@ Note = Callable[[str, Tensor], None]
 class NotingTape(Tape):
     """A tape that notes each tensor when it is there: an operation's output, the gradients of its inputs, those of the weights."""
 
-    def __init__(self, note: Note, images: Tensor, weights: Mapping[str, Tensor], batch_images: int) -> None:
-        super().__init__(images, weights, batch_images)
-        self._note, self._operation, self._layer, self._count = note, "", "", 0
+    def __init__(self, note: Note, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._note, self._operation, self._count = note, "", 0
 
     def input(self, x: Tensor, what: str) -> Tensor:
         """Remember the operation."""
         self._operation = what
         return super().input(x, what)
 
-    def weight(self, weight: Tensor, what: str) -> str:
-        """Remember the layer."""
-        name = super().weight(weight, what)
-        self._layer = f" {name.rpartition('.')[0]}"
-        return name
-
-    def record(self, y: Tensor, inputs: tuple[Tensor, ...], backward: Backward) -> Tensor:
+    def record(
+        self, y: Tensor, inputs: Sequence[Tensor], backward: Backward, shares: Tensor | None = None, axis: int | None = -1
+    ) -> Tensor:
         """Note the output, computed now so that there is one, and leave to note the gradients.
 
         So ReLU comes before max-pooling, as in the definition; a training pools first, which gives the same bits.
@@ -59,28 +57,32 @@ class NotingTape(Tape):
         if (later := Later.of(y)) is not None:
             y = later.compute()
         self._count += 1
-        operation, self._layer = f"{self._count} {self._operation}{self._layer}", ""
+        names = [value.name.rpartition(".")[0] for x in inputs if (value := self.value(x)) is not None and value.name]
+        operation = f"{self._count} {' '.join([self._operation, *names[:1]])}"
         self._note(f"forward, {operation}, output", y)
 
-        def noted(g: Tensor) -> tuple[Tensor | None, ...]:
+        def noted(g: Tensor) -> Sequence[Gradient]:
             gradients = backward(g)
             for number, gradient in enumerate(gradients, 1):
-                if gradient is not None:
+                if isinstance(gradient, Tensor):
                     self._note(f"backward, {operation}, gradient of input {number}", gradient)
             return gradients
 
-        return super().record(y, inputs, noted)
+        return super().record(y, inputs, noted, shares, axis)
 
-    def walk_back(self, y: Tensor, gradient: Tensor) -> None:
+    def walk_back(self, gradients: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Note the loss's own gradient first."""
-        self._note("backward, loss, gradient of the logits", gradient)
-        super().walk_back(y, gradient)
+        for _, gradient in gradients:
+            self._note("backward, loss, gradient of the logits", gradient)
+        super().walk_back(gradients)
 
-    def add_up(self, group: Group) -> None:
+    def add_up(self, group: Group) -> dict[str, Tensor | None]:
         """Note the gradients of the weights."""
-        super().add_up(group)
-        for name, gradient in self.gradients.items():
-            self._note(f"backward, {name}, gradient", gradient)
+        gradients = super().add_up(group)
+        for name, gradient in gradients.items():
+            if gradient is not None:
+                self._note(f"backward, {name}, gradient", gradient)
+        return gradients
 
 
 def trace(device: torch.device) -> list[str]:
@@ -98,7 +100,7 @@ def trace(device: torch.device) -> list[str]:
     images = torch.from_numpy(pixels.reshape(STEPS, IMAGES, 3, 32, 32)).to(device)
     labels = torch.from_numpy(random_integers("trace/labels", 2**32, STEPS * IMAGES) % 10).to(device).view(STEPS, IMAGES)
     exact = Exact()
-    optimizer = exact.optimizer(weights, LR, MOMENTUM)
+    optimizer = SGD([weights], LR, MOMENTUM)
     for step in range(STEPS):
 
         def note(which: str, tensor: Tensor, step: int = step) -> None:
@@ -107,8 +109,9 @@ def trace(device: torch.device) -> list[str]:
         exact.tape = partial(NotingTape, note)
         loss, gradients = exact.loss_and_gradients(model, images[step], labels[step], ALONE, IMAGES)
         note("loss, mean", loss)
-        optimizer.step(torch.cat([gradient.flatten() for gradient in gradients]))
-        for kind, vector in {"velocity": optimizer.state["velocity"], "weights": weights}.items():
+        weights.grad = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
+        optimizer.step()
+        for kind, vector in {"velocity": optimizer.state[weights]["momentum_buffer"], "weights": weights}.items():
             for name, part in zip(parameters, torch.split(vector, sizes), strict=True):
                 note(f"update, {name}, {kind}", part)
     return lines

@@ -1,4 +1,4 @@
-"""What exact-2 must give, in hex, for both implementations: the pipeline and tests/reference.py.
+"""What exact-3 must give, in hex, for both implementations: the pipeline and tests/reference.py.
 
 `python -m tests.goldens` writes the files from the reference. A new golden takes a new version and a line in the changelog.
 """
@@ -17,6 +17,7 @@ from pipeline import numerics
 from pipeline.evaluation import evaluate
 from pipeline.exact import loss, transcendental
 from pipeline.exact.draws import random_integers
+from pipeline.exact.optimizers import SGD
 from pipeline.model import SimpleCNN
 from pipeline.params import Evaluate
 from pipeline.workers import ALONE
@@ -78,6 +79,16 @@ class Reference:
         return float(loss), results
 
 
+def _updated(weights: torch.Tensor, velocity: torch.Tensor, gradient: torch.Tensor, momentum: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights and velocity after a step of exact.SGD."""
+    weights = weights.clone()
+    optimizer = SGD([weights], LR, momentum)
+    optimizer.state[weights]["momentum_buffer"].copy_(velocity)
+    weights.grad = gradient.clone()
+    optimizer.step()
+    return weights, optimizer.state[weights]["momentum_buffer"]
+
+
 class Pipeline:
     """pipeline.numerics on a device."""
 
@@ -93,11 +104,7 @@ class Pipeline:
         return np.atleast_1d(functions[name](torch.from_numpy(x).to(self.device)).cpu().numpy())
 
     def _update(self, x: torch.Tensor) -> torch.Tensor:
-        weights, velocity, gradient = x
-        optimizer = self.exact.optimizer(weights, LR, 1.0)
-        optimizer.state["velocity"].copy_(velocity)
-        optimizer.step(gradient)
-        return torch.stack((weights, optimizer.state["velocity"]))
+        return torch.stack(_updated(*x, momentum=1.0))
 
     def steps(self, images: int, batch_size: int) -> Iterator[tuple[float, Weights]]:
         given = trainer(device=self.device, data=drawn_set(images), batch_size=batch_size, lr=LR)
@@ -127,10 +134,8 @@ class Pipeline:
         results = {}
         for name, gradient in zip(weights, gradients, strict=True):
             w, v = (torch.from_numpy(of[name].flatten()).to(self.device) for of in (weights, velocity))
-            optimizer = self.exact.optimizer(w, LR, MOMENTUM)
-            optimizer.state["velocity"].copy_(v)
-            optimizer.step(gradient.flatten())
-            after = {f"{name} gradient": gradient, name: w, f"{name} velocity": optimizer.state["velocity"]}
+            w, v = _updated(w, v, gradient.flatten(), MOMENTUM)
+            after = {f"{name} gradient": gradient, name: w, f"{name} velocity": v}
             results |= {key: tensor.cpu().numpy().reshape(weights[name].shape) for key, tensor in after.items()}
         return float(loss), results
 
@@ -215,12 +220,12 @@ def edges(of: Implementation) -> list[str]:
 
 
 CASES: dict[str, Any] = {
-    "exact-2-batch-64": lambda of: training(of, 256, 64, 12),
-    "exact-2-batch-100": lambda of: training(of, 251, 100, 6),
-    "exact-2-batch-512": lambda of: training(of, 549, 512, 3),
-    "exact-2-functions": functions,
-    "exact-2-evaluation": evaluation,
-    "exact-2-edges": edges,
+    "exact-3-batch-64": lambda of: training(of, 256, 64, 12),
+    "exact-3-batch-100": lambda of: training(of, 251, 100, 6),
+    "exact-3-batch-512": lambda of: training(of, 549, 512, 3),
+    "exact-3-functions": functions,
+    "exact-3-evaluation": evaluation,
+    "exact-3-edges": edges,
 }
 
 

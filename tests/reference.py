@@ -1,4 +1,4 @@
-"""`exact-2` a second time: NumPy alone, written from docs/exact-numerics.md, sharing no line with pipeline/numerics.
+"""`exact-3` a second time: NumPy alone, written from docs/exact-numerics.md, sharing no line with pipeline/exact.
 
 Plain loops over layers. Where this and the pipeline disagree, the text is fixed first.
 """
@@ -46,6 +46,11 @@ def magnitude_of_images(x: np.ndarray) -> np.ndarray:
 def an_image(values: np.ndarray, x: np.ndarray) -> np.ndarray:
     """One value an image, in the shape of x."""
     return values.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def a_channel(values: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """One value an output channel, in the shape of x."""
+    return values.reshape(1, -1, *[1] * (x.ndim - 2))
 
 
 def place(x: np.ndarray, unit: np.ndarray) -> np.ndarray:
@@ -106,7 +111,7 @@ def forward(weights: Weights, images: np.ndarray) -> tuple[np.ndarray, list[Kept
                 sums, bias = dot(now.integers["x"], now.integers["w"].T), b.reshape(1, -1)
             y = rounded(sums, an_image(unit_x * unit_w, sums), x.dtype == np.uint8) + bias
         elif kind == RELU:
-            y = np.where(x > 0, x, F32(0))
+            y = np.where(x <= 0, F32(0), x)
         elif kind == POOL:
             y = tiles(x).max(-1)
         else:
@@ -132,7 +137,7 @@ def backward(weights: Weights, kept: list[Kept], g: np.ndarray) -> Weights:
             if now.x.dtype != np.uint8:
                 g = input_gradient(kind, weights[f"{name}.weight"], now, g)
         elif kind == RELU:
-            g = np.where(now.y > 0, g, F32(0))
+            g = np.where(now.y <= 0, F32(0), g)
         elif kind == POOL:
             first = np.eye(4, dtype=F32)[tiles(now.x).argmax(-1)]  # NumPy's argmax is the first
             n, c, h, w = now.x.shape
@@ -159,19 +164,20 @@ def input_gradient(kind: str, w: np.ndarray, now: Kept, g: np.ndarray) -> np.nda
 
 
 def weight_gradients(kind: str, w: np.ndarray, now: Kept, g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """On grids of the batch."""
-    of_images, bytes_ = magnitude_of_images(g), now.x.dtype == np.uint8
-    unit_h = grid((of_images * now.units["x"].astype(F32)).max())
-    h = place(g, an_image(unit_h / now.units["x"], g))
-    unit_b = grid(of_images.max())
-    b = place(g, unit_b)
+    """On grids of the batch, one an output channel."""
+    bytes_ = now.x.dtype == np.uint8
+    of_channels = np.maximum(F32(2.0**-40), np.abs(g.reshape(len(g), g.shape[1], -1)).max(2))  # [N, O]
+    unit_h = grid((of_channels * now.units["x"].astype(F32)[:, None]).max(0))
+    unit_b = grid(of_channels.max(0))
+    h = place(g, a_channel(unit_h, g) / an_image(now.units["x"], g))
+    b = place(g, a_channel(unit_b, g))
     if kind == LINEAR:
         sums, bias = dot(h.T, now.integers["x"]), b
     else:
         rows = h.transpose(1, 0, 2, 3).reshape(g.shape[1], -1)
         sums = dot(rows, windows(now.integers["x"], *w.shape[2:])).reshape(w.shape)
         bias = b.transpose(0, 2, 3, 1).reshape(-1, g.shape[1])
-    return rounded(sums, unit_h, bytes_), rounded(bias.astype(np.int64).sum(0), unit_b)
+    return rounded(sums, an_image(unit_h, sums), bytes_), rounded(bias.astype(np.int64).sum(0), unit_b)
 
 
 # --- softmax, loss, prediction ---------------------------------------------------------------------------------------

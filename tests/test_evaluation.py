@@ -136,7 +136,7 @@ def test_the_command_lists_the_differences_and_ends_with_2(weights, tmp_path):
     shutil.copy(ROOT / "params.yaml", tmp_path)
     data = drawn_set(64)
     data.save(tmp_path / "data" / "dataset.safetensors")
-    described = provenance.described_by(params.load(tmp_path / "params.yaml"), "exact-2", data.description, "c" * 64)
+    described = provenance.described_by(params.load(tmp_path / "params.yaml"), "exact-3", data.description, "c" * 64)
     lacking = {name: array for name, array in weights.items() if name != "fc2.bias"}
     outputs.write_training(tmp_path / OUTPUTS, lacking, [Step(1, 1, 2.25)], described)
     done = command("evaluate", folder=tmp_path)
@@ -161,7 +161,7 @@ def made_on_cuda(weights, tmp_path, monkeypatch) -> Path:
     data = drawn_set(64)
     data.save()
     evaluation = evaluate(weights, data, CPU, numerics.select("exact", CPU), Evaluate(batch_size=20))
-    outputs.write_training(OUTPUTS, weights, [Step(1, 1, 2.25)], kept_runs.provenance(data=data.description, numerics="exact-2"))
+    outputs.write_training(OUTPUTS, weights, [Step(1, 1, 2.25)], kept_runs.provenance(data=data.description, numerics="exact-3"))
     outputs.write_evaluation(OUTPUTS, evaluation.metrics, evaluation.predictions)
     environments.await_evaluation(outputs.read_model(OUTPUTS), Facts(device="cuda:0", hardware="NVIDIA"))
     return kept.keep(evaluated_in=Facts(device="cuda:0", hardware="NVIDIA"))

@@ -72,7 +72,7 @@ class JavaScript(goldens.Reference):
         return float(reference.mean(losses)), np.array([one["predicted"] for one in given]), confidences
 
 
-@pytest.mark.parametrize("case", ["exact-2-functions", "exact-2-evaluation"])
+@pytest.mark.parametrize("case", ["exact-3-functions", "exact-3-evaluation"])
 def test_exact2_js_gives_the_goldens(case: str) -> None:
     assert goldens.first_difference(goldens.CASES[case](JavaScript()), goldens.golden(case)) is None
 

@@ -80,12 +80,12 @@ def test_names_of_classes_are_text(text: str) -> None:
 
 def test_the_page_names_the_weights(folder: Path, text: str) -> None:
     assert outputs.read_model(folder / "run").fingerprint in text
-    assert "synthetic, seed 3, numerics exact-2" in text
+    assert "synthetic, seed 3, numerics exact-3" in text
 
 
 def test_the_same_run_gives_the_same_page(folder: Path, tmp_path: Path) -> None:
     assert export(folder / "run", tmp_path / "page.html") == [
-        f"wrote {tmp_path / 'page.html'}: it computes with exact-2, bit for bit as `predict` does"
+        f"wrote {tmp_path / 'page.html'}: it computes with exact-3, bit for bit as `predict` does"
     ]
     assert (tmp_path / "page.html").read_bytes() == (folder / "page.html").read_bytes()
 
@@ -101,7 +101,7 @@ def test_the_page_goes_into_what_the_user_names_through_a_link(folder: Path, tmp
 def test_a_native_runs_page_says_that_its_bits_are_not_predicts(tmp_path: Path) -> None:
     network_runs.write(tmp_path / "run", "native", images=10)
     (said,) = export(tmp_path / "run", tmp_path / "page.html")
-    assert said.endswith("it computes with exact-2; the run's numerics are native, so it is close to `predict`, not bit for bit")
+    assert said.endswith("it computes with exact-3; the run's numerics are native, so it is close to `predict`, not bit for bit")
     text = " ".join((tmp_path / "page.html").read_text().split())
     assert "close to those of <code>python -m pipeline predict</code>, but not the same bits" in text
     assert "bit for bit, on every device" not in text

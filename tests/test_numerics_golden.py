@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline import device as devices
-from pipeline.exact import grid, loss, registry, self_test, tiles, transcendental, update, weighted
+from pipeline.exact import grid, loss, optimizers, registry, self_test, tiles, transcendental, weighted
 from pipeline.exact.draws import permutation, random_integers
 from pipeline.exact.initial_values import initialise
 from pipeline.model import SimpleCNN
@@ -146,20 +146,21 @@ def last_maximum(logits: torch.Tensor) -> torch.Tensor:
 loss_first_maximum = loss.first_maximum
 
 
-def momentum_and_gradient_in_one(self: Any, gradient: torch.Tensor) -> None:
-    velocity = self.state["velocity"]
-    velocity.copy_(F.hardshrink((velocity.double() * self._momentum.double() + gradient.double()).float(), update.SNAP))
-    self.weights.copy_(F.hardshrink(self.weights - velocity * self._lr, update.SNAP))
+def momentum_and_gradient_in_one(self: Any, weights: Any, gradient: Any, state: Any, group: Any) -> None:
+    velocity = state["momentum_buffer"]
+    momentum = torch.tensor(group["momentum"]).double()
+    velocity.copy_(F.hardshrink((velocity.double() * momentum + gradient.double()).float(), optimizers.SNAP))
+    weights.copy_(F.hardshrink(weights - velocity * group["lr"], optimizers.SNAP))
 
 
-def weight_and_velocity_in_one(self: Any, gradient: torch.Tensor) -> None:
-    velocity = self.state["velocity"]
-    velocity.copy_(F.hardshrink(velocity * self._momentum + gradient, update.SNAP))
-    self.weights.copy_(F.hardshrink((self.weights.double() - velocity.double() * self._lr.double()).float(), update.SNAP))
+def weight_and_velocity_in_one(self: Any, weights: Any, gradient: Any, state: Any, group: Any) -> None:
+    velocity = state["momentum_buffer"]
+    velocity.copy_(F.hardshrink(velocity * torch.tensor(group["momentum"]) + gradient, optimizers.SNAP))
+    weights.copy_(F.hardshrink((weights.double() - velocity.double() * group["lr"].double()).float(), optimizers.SNAP))
 
 
-SMALL, ODD, LARGE = "exact-2-batch-64", "exact-2-batch-100", "exact-2-batch-512"
-FUNCTIONS, EVALUATION, EDGES = "exact-2-functions", "exact-2-evaluation", "exact-2-edges"
+SMALL, ODD, LARGE = "exact-3-batch-64", "exact-3-batch-100", "exact-3-batch-512"
+FUNCTIONS, EVALUATION, EDGES = "exact-3-functions", "exact-3-evaluation", "exact-3-edges"
 RULES: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], Any]]] = {
     "operands have 19 bits, not 18": (SMALL, wrapped(grid, "choose", lambda original, m, bits=18: original(m, bits))),
     "operands have 19 bits in a large batch too": (LARGE, wrapped(grid, "place", twice_in_large_batches)),
@@ -208,10 +209,12 @@ RULES: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], Any]]] = {
         ODD, operation("div", lambda x, y: (x.float() / y.float()).double() if y.dim() == 0 and x.dim() == 2 else None),
     ),
     "of equal logits the first is predicted, not the last": (EVALUATION, constant(loss, "first_maximum", last_maximum)),
-    "weights and velocities up to 2^-64 become 0, not only up to 2^-65": (FUNCTIONS, constant(update, "SNAP", 2.0**-65)),
-    "2^-64 itself becomes 0": (FUNCTIONS, constant(update, "SNAP", 2.0**-64 * (1 - 2.0**-24))),
-    "velocity times momentum is rounded before the gradient is added": (SMALL, constant(update.SGD, "step", momentum_and_gradient_in_one)),
-    "velocity times lr is rounded before it is subtracted": (SMALL, constant(update.SGD, "step", weight_and_velocity_in_one)),
+    "weights and velocities up to 2^-64 become 0, not only up to 2^-65": (FUNCTIONS, constant(optimizers, "SNAP", 2.0**-65)),
+    "2^-64 itself becomes 0": (FUNCTIONS, constant(optimizers, "SNAP", 2.0**-64 * (1 - 2.0**-24))),
+    "velocity times momentum is rounded before the gradient is added": (
+        SMALL, constant(optimizers.SGD, "_update", momentum_and_gradient_in_one),
+    ),
+    "velocity times lr is rounded before it is subtracted": (SMALL, constant(optimizers.SGD, "_update", weight_and_velocity_in_one)),
 }  # fmt: skip
 """A rule of the definition -> the golden that holds it, and how to break it."""
 

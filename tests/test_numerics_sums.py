@@ -7,8 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline import device
-from pipeline.exact import digits, reductions
+from pipeline.exact import digits, hardware, reductions
 from pipeline.exact.convolutions import convolution
 from pipeline.exact.digits import ConvolutionOfBytes
 from pipeline.exact.draws import random_integers
@@ -49,6 +48,9 @@ SHAPES = [
     ((2, 1, 5, 5), (1, 1, 5, 5)),
     ((2, 4, 40, 40), (70, 4, 3, 3)),
     ((0, 6, 14, 14), (16, 6, 5, 5)),
+    ((1, 3, 32, 32), (6, 3, 32, 32)),
+    ((2, 1, 3, 3), (1, 1, 3, 3)),
+    ((1, 1, 1, 1), (1, 1, 1, 1)),
 ]
 """Of inputs and weights."""
 
@@ -184,8 +186,8 @@ def test_the_fast_convolution_is_chosen_where_it_applies_and_float64_holds_its_s
 
 @pytest.mark.parametrize(("intel", "multiplies_bytes"), [(False, False), (True, False), (False, True)])
 def test_weight_gradients_are_computed_as_the_processor_is_fastest_at_it_and_on_other_devices_by_rows(monkeypatch, intel, multiplies_bytes):
-    monkeypatch.setattr(device, "is_from_intel", lambda: intel)
-    monkeypatch.setattr(device, "multiplies_bytes", lambda: multiplies_bytes)
+    monkeypatch.setattr(hardware, "is_from_intel", lambda: intel)
+    monkeypatch.setattr(hardware, "multiplies_bytes", lambda: multiplies_bytes)
     x, w = torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.Size((6, 3, 5, 5))
     once = (1, 1), (0, 0), (1, 1)
     of_floats = ConvolutionByTurnedRows if intel else ConvolutionByRows

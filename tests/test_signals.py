@@ -198,7 +198,7 @@ def test_the_key_names_all_that_the_bits_depend_on(folder, monkeypatch):
         monkeypatch.undo()
     assert set(keys["exact"]) == set(keys["native"]) == {"seed", "numerics", "train", "data", "code", "workers", "machine"}
     assert keys["exact"]["machine"] is None
-    assert keys["exact"]["numerics"] == "exact-2"
+    assert keys["exact"]["numerics"] == "exact-3"
     assert keys["native"]["machine"] == devices.describe(CPU)
     assert {"torch", "threads", "cpu_capability", "hardware"} <= set(keys["native"]["machine"])
     assert set(keys["exact"]["train"]) == {"epochs", "batch_size", "lr", "momentum", "log_every"}

@@ -1,25 +1,361 @@
-"""Exact forms of ReLU, addition and changes of shape: comparisons, one rounding, and none."""
+"""Exact forms of what computes each element by itself: every operation a float32 rounding of its own.
+
+Python numbers become tensors first, rounded to float32: a kernel that divides by a number may multiply by its reciprocal. The gradient
+of an operand that was spread over axes is summed over them: of an activation by trees, of a weight on integers (`SpreadWeight`).
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from operator import index
-from typing import SupportsIndex
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pipeline.exact import grid, transcendental
 from pipeline.exact.errors import refusal
 from pipeline.exact.later import Later
-from pipeline.exact.tape import Tape
+from pipeline.exact.tape import Gradient, Sums, Tape
+from pipeline.exact.trees import tree
+
+Operand = Tensor | float
+BYTE_MAXIMUM = 255.0
 
 
-def relu(tape: Tape, x: Tensor, inplace: bool = False) -> Tensor:
-    """The exact form of torch.relu; never in place, because what goes back may need x. Raises Unsupported for bytes."""
-    x = tape.input(x, "relu")
-    if x.dtype != torch.float32:
-        raise refusal(f"relu of {x.dtype}", "float32")
+def floats(tape: Tape, x: Any, what: str) -> Tensor:
+    """What to compute with for `x`: float32. Bytes of images become byte / 255; constants of other types keep theirs."""
+    if not isinstance(x, Tensor):
+        raise refusal(f"{what} of {type(x).__name__}")
+    x = tape.input(x, what)
+    assert isinstance(x, Tensor)
+    if x.dtype == torch.uint8 and tape.of_images(x):
+        y = x.float().div_(x.new_full((), BYTE_MAXIMUM, dtype=torch.float32))
+        return tape.record(y, (x,), lambda g: (None,))
+    if x.dtype != torch.float32 and (tape.of_images(x) or x.dtype.is_floating_point):
+        raise refusal(f"{what} of {x.dtype}", "float32")
+    return x
+
+
+def number(like: Tensor, value: float) -> Tensor:
+    """A Python number as a tensor beside `like`, of its type."""
+    return torch.full((), value, dtype=like.dtype, device=like.device)
+
+
+def spread(tape: Tape, y: Tensor, x: Tensor, g: Tensor) -> Gradient:
+    """The gradient of the operand `x` from its product `g`, of y's shape: summed over the axes over which x was spread."""
+    if not tape.learns_from(x):
+        return None
+    if tape.of_images(y) and not tape.of_images(x):
+        return SpreadWeight(tape, x, y, g)
+    if x.shape == g.shape:
+        return g
+    beyond = g.dim() - x.dim()
+    dims = [*range(beyond), *(i + beyond for i in range(x.dim()) if x.shape[i] == 1 != g.shape[i + beyond])]
+    return tree(g, *dims).float().view(x.shape)
+
+
+class SpreadWeight(Sums):
+    """The gradient of a weight that was spread over images and axes: exact sums, on a grid for each element of the weight."""
+
+    def __init__(self, tape: Tape, weight: Tensor, y: Tensor, g: Tensor) -> None:
+        """Of `weight`, from the product `g` of the gradient of `y`, of y's shape."""
+        shape = [1] * (g.dim() - weight.dim()) + list(weight.shape)
+        dims = [i for i, size in enumerate(shape) if size == 1]
+        others = [i for i, size in enumerate(shape) if size != 1]
+        self.shape = weight.shape
+        self.g = g.permute(*dims, *others).reshape(-1, weight.numel())  # float32 [terms, elements]
+        rows = -(-tape.batch_images * tape.elements(y) // max(1, weight.numel()))
+        if rows << grid.OPERAND_BITS > 1 << grid.INT64_BITS:
+            raise refusal(f"a sum of {rows} products for a weight of {tuple(weight.shape)}", "a smaller batch")
+        self.fit_float64 = rows << grid.OPERAND_BITS <= 1 << grid.FLOAT64_BITS
+        largest = self.g.abs().amax(0) if len(self.g) else self.g.new_zeros(weight.numel())
+        self.magnitudes = largest.clamp_min_(grid.FLOOR) if len(self.g) else largest
+
+    def integers(self, scales: Tensor) -> Tensor:
+        """The sums, one an element."""
+        placed = grid.place(self.g, scales)
+        return (placed.double() if self.fit_float64 else placed.long()).sum(0)
+
+    def round(self, sums: Tensor, units: Tensor) -> list[Tensor]:
+        """The gradient."""
+        return [sums.float().mul_(units).view(self.shape)]
+
+
+def _binary(name: str, compute: Callable[[Tensor, Tensor], Tensor], gradients: Callable[..., tuple[Callable[[], Tensor], ...]]) -> Any:
+    """A form of two operands, spread over each other's axes.
+
+    `gradients(g, a, b, y)` gives, for each operand, what computes its product with the gradient, of y's shape.
+    """
+
+    def form(tape: Tape, a: Operand, b: Operand, **named: Any) -> Tensor:
+        if named.pop("alpha", 1) != 1 or named:
+            raise refusal(f"{name} with {', '.join(named) or 'a factor'}", f"{name} of two operands")
+        a, b = (floats(tape, x, name) if isinstance(x, Tensor) else x for x in (a, b))
+        given = [x for x in (a, b) if isinstance(x, Tensor)]
+        if not given or not all(isinstance(x, Tensor | int | float) for x in (a, b)):
+            raise refusal(f"{name} of {type(a).__name__} and {type(b).__name__}")
+        float32 = [x for x in given if x.dtype == torch.float32]
+        if not float32 and (len(given) == 2 or name != "division"):
+            return compute(a, b)  # type: ignore[arg-type]  # constants of integers: PyTorch's own, which do not round
+        like = (float32 or given)[0]
+        x, other = (_as_float32(each, like) for each in (a, b))
+        y = compute(x, other)
+
+        def backward(g: Tensor) -> tuple[Gradient, ...]:
+            return tuple(
+                spread(tape, y, operand, product()) if tape.learns_from(operand) else None
+                for operand, product in zip((x, other), gradients(g, x, other, y), strict=True)
+            )
+
+        return tape.record(y, (x, other), backward)
+
+    form.__doc__ = f"The exact form of {name}."
+    return form
+
+
+def _as_float32(x: Operand, like: Tensor) -> Tensor:
+    """`x` itself if it is a float32 tensor; a constant of another type, or a number, as one."""
+    if not isinstance(x, Tensor):
+        return torch.full((), x, dtype=torch.float32, device=like.device)
+    return x if x.dtype == torch.float32 else x.float()
+
+
+add = _binary("addition", torch.add, lambda g, a, b, y: (lambda: g, lambda: g))
+subtract = _binary("subtraction", torch.sub, lambda g, a, b, y: (lambda: g, lambda: g.neg()))
+multiply = _binary("multiplication", torch.mul, lambda g, a, b, y: (lambda: g * b, lambda: g * a))
+divide = _binary("division", torch.div, lambda g, a, b, y: (lambda: g / b, lambda: (g * y / b).neg_()))
+maximum = _binary("maximum", torch.maximum, lambda g, a, b, y: (lambda: g * (a >= b), lambda: g * (b > a)))
+minimum = _binary("minimum", torch.minimum, lambda g, a, b, y: (lambda: g * (a <= b), lambda: g * (b < a)))
+
+
+def reverse_subtract(tape: Tape, a: Operand, b: Operand) -> Tensor:
+    """The exact form of b - a."""
+    return subtract(tape, b, a)  # type: ignore[no-any-return]
+
+
+def reverse_divide(tape: Tape, a: Operand, b: Operand) -> Tensor:
+    """The exact form of b / a."""
+    return divide(tape, b, a)  # type: ignore[no-any-return]
+
+
+def _unary(name: str, compute: Callable[..., Tensor], gradient: Callable[..., Tensor]) -> Any:
+    """A form of one operand and numbers: `compute(x, *numbers)`, `gradient(g, x, y, *numbers)`."""
+
+    def form(tape: Tape, x: Tensor, *numbers: Any) -> Tensor:
+        x = floats(tape, x, name)
+        y = compute(x, *numbers)
+        return tape.record(y, (x,), lambda g: (gradient(g, x, y, *numbers) if tape.learns_from(x) else None,))
+
+    form.__doc__ = f"The exact form of {name}."
+    return form
+
+
+def _where(condition: Tensor, g: Tensor) -> Tensor:
+    return torch.where(condition, g, torch.zeros_like(g))
+
+
+def _in_double(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A function of float64 for float32, rounded once."""
+    return lambda x: function(x.double()).float()
+
+
+def _sigmoid(x: Tensor) -> Tensor:
+    e = transcendental.exp(-x.abs())
+    return torch.where(x >= 0, torch.ones_like(e), e) / (1 + e)
+
+
+def _tanh(x: Tensor) -> Tensor:
+    e = transcendental.exp(-2 * x.abs())
+    return torch.where(x < 0, e - 1, 1 - e) / (1 + e)
+
+
+def _softplus(x: Tensor) -> Tensor:
+    return x.clamp_min(0) + transcendental.log(1 + transcendental.exp(-x.abs()))
+
+
+sigmoid = _unary("sigmoid", _in_double(_sigmoid), lambda g, x, y: g * (y * (1 - y)))
+tanh = _unary("tanh", _in_double(_tanh), lambda g, x, y: g * (1 - y * y))
+exp = _unary("exp", _in_double(transcendental.exp_of_any), lambda g, x, y: g * y)
+log = _unary("log", _in_double(transcendental.log_of_any), lambda g, x, y: g / x)
+sqrt = _unary("sqrt", transcendental.square_root, lambda g, x, y: g / (y + y))
+absolute = _unary("abs", torch.abs, lambda g, x, y: g * x.sign())
+negative = _unary("negation", torch.neg, lambda g, x, y: g.neg())
+square = _unary("square", lambda x: x * x, lambda g, x, y: g * (x + x))
+_clamped = _unary(
+    "clamp",
+    lambda x, low, high: x.clamp(low, high),
+    lambda g, x, y, low, high: _where(
+        (x >= (-torch.inf if low is None else low)).logical_and(x <= (torch.inf if high is None else high)), g
+    ),
+)
+_bounded = _unary(
+    "hardtanh", lambda x, low, high: x.clamp(low, high), lambda g, x, y, low, high: _where((x > low).logical_and(x < high), g)
+)
+_leaky = _unary(
+    "leaky_relu",
+    lambda x, slope: torch.where(x > 0, x, x * number(x, slope)),
+    lambda g, x, y, slope: torch.where(x > 0, g, g * number(g, slope)),
+)
+_elu = _unary(
+    "elu",
+    lambda x, alpha, scale, rate: torch.where(
+        x > 0, x * number(x, scale), _expm1(x.clamp_max(0) * number(x, rate)) * number(x, alpha * scale)
+    ),
+    lambda g, x, y, alpha, scale, rate: torch.where(x > 0, g * number(g, scale), g * number(g, rate) * (y + number(y, alpha * scale))),
+)
+_softplused = _unary("softplus", _in_double(_softplus), lambda g, x, y: g * _in_double(_sigmoid)(x))
+_of_gelu = _unary("gelu", lambda x: x * _in_double(transcendental.normal_probability)(x),
+                  lambda g, x, y: g * _in_double(_gelu_slope)(x))  # fmt: skip
+_of_silu = _unary("silu", lambda x: x * _in_double(_sigmoid)(x), lambda g, x, y: g * _silu_slope(x))
+
+
+def _expm1(x: Tensor) -> Tensor:
+    return (transcendental.exp(x.double()) - 1).float()
+
+
+def _gelu_slope(x: Tensor) -> Tensor:
+    return transcendental.normal_probability(x) + x * transcendental.normal_density(x)
+
+
+def _silu_slope(x: Tensor) -> Tensor:
+    s = _in_double(_sigmoid)(x)
+    return s * (1 + x * (1 - s))
+
+
+def clamp(tape: Tape, x: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
+    """The exact form of torch.clamp by numbers."""
+    if isinstance(min, Tensor) or isinstance(max, Tensor):
+        raise refusal("clamp by tensors", "clamp by numbers")
+    return _clamped(tape, x, min, max)  # type: ignore[no-any-return]
+
+
+def clamp_min(tape: Tape, x: Tensor, min: float) -> Tensor:
+    """The exact form of torch.clamp_min."""
+    return clamp(tape, x, min)
+
+
+def hardtanh(tape: Tape, x: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
+    """The exact form of hardtanh."""
+    return _bounded(tape, x, min_val, max_val)  # type: ignore[no-any-return]
+
+
+def relu6(tape: Tape, x: Tensor) -> Tensor:
+    """The exact form of relu6."""
+    return hardtanh(tape, x, 0.0, 6.0)
+
+
+def hardsigmoid(tape: Tape, x: Tensor) -> Tensor:
+    """The exact form of hardsigmoid: relu6(x + 3) / 6."""
+    return divide(tape, relu6(tape, add(tape, x, 3.0)), 6.0)  # type: ignore[no-any-return]
+
+
+def hardswish(tape: Tape, x: Tensor) -> Tensor:
+    """The exact form of hardswish: x relu6(x + 3) / 6."""
+    return divide(tape, multiply(tape, x, relu6(tape, add(tape, x, 3.0))), 6.0)  # type: ignore[no-any-return]
+
+
+def leaky_relu(tape: Tape, x: Tensor, negative_slope: float = 0.01) -> Tensor:
+    """The exact form of leaky_relu."""
+    return _leaky(tape, x, negative_slope)  # type: ignore[no-any-return]
+
+
+def prelu(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
+    """The exact form of prelu: max(x, 0) + weight min(x, 0), one weight, or one a channel."""
+    weight = tape.input(weight, "prelu")
+    if weight.numel() > 1:
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        weight = tape.record(weight.view(shape), (weight,), lambda g: (g.flatten(),), shares=weight)
+    return add(tape, clamp(tape, x, min=0), multiply(tape, clamp(tape, x, max=0), weight))  # type: ignore[no-any-return]
+
+
+def elu(tape: Tape, x: Tensor, alpha: float = 1.0) -> Tensor:
+    """The exact form of elu."""
+    return _elu(tape, x, alpha, 1.0, 1.0)  # type: ignore[no-any-return]
+
+
+def celu(tape: Tape, x: Tensor, alpha: float = 1.0) -> Tensor:
+    """The exact form of celu."""
+    return _elu(tape, x, alpha, 1.0, 1 / alpha)  # type: ignore[no-any-return]
+
+
+def selu(tape: Tape, x: Tensor) -> Tensor:
+    """The exact form of selu, with the constants of torch.nn.SELU."""
+    return _elu(tape, x, 1.6732632423543772848170429916717, 1.0507009873554804934193349852946, 1.0)  # type: ignore[no-any-return]
+
+
+def softplus(tape: Tape, x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+    """The exact form of softplus with the usual beta; its threshold only guards against overflow, which there is none of."""
+    if beta != 1:
+        raise refusal(f"softplus with beta={beta}", "beta=1")
+    return _softplused(tape, x)  # type: ignore[no-any-return]
+
+
+def gelu(tape: Tape, x: Tensor, approximate: str = "none") -> Tensor:
+    """The exact form of gelu. Raises Unsupported for its approximation by tanh."""
+    if approximate != "none":
+        raise refusal(f"gelu with approximate={approximate!r}", "approximate='none'")
+    return _of_gelu(tape, x)  # type: ignore[no-any-return]
+
+
+def silu(tape: Tape, x: Tensor) -> Tensor:
+    """The exact form of silu: x sigmoid(x)."""
+    return _of_silu(tape, x)  # type: ignore[no-any-return]
+
+
+def mish(tape: Tape, x: Tensor) -> Tensor:
+    """The exact form of mish: x tanh(softplus(x))."""
+    return multiply(tape, x, tanh(tape, softplus(tape, x)))  # type: ignore[no-any-return]
+
+
+def power(tape: Tape, x: Tensor, exponent: float) -> Tensor:
+    """The exact form of a power: whole ones from 1 to 8 by repeated multiplication, from the left; 0.5 is sqrt."""
+    if isinstance(exponent, Tensor) or exponent not in (0.5, *range(1, 9)):
+        raise refusal(f"a power of {exponent}", "0.5 and the whole numbers from 1 to 8")
+    if exponent == 0.5:
+        return sqrt(tape, x)  # type: ignore[no-any-return]
+    y = x = floats(tape, x, "a power")
+    for _ in range(int(exponent) - 1):
+        y = multiply(tape, y, x)
+    return y
+
+
+def where(tape: Tape, condition: Tensor, a: Operand, b: Operand) -> Tensor:
+    """The exact form of torch.where: nothing rounds."""
+    condition = tape.input(condition, "where")
+    like = a if isinstance(a, Tensor) else b
+    a, b = (floats(tape, x, "where") if isinstance(x, Tensor) else number(like, x) for x in (a, b))  # type: ignore[arg-type]
+    y = torch.where(condition, a, b)
+
+    def backward(g: Tensor) -> tuple[Gradient, ...]:
+        return (None, spread(tape, y, a, _where(condition, g)), spread(tape, y, b, _where(~condition, g)))
+
+    return tape.record(y, (condition, a, b), backward)
+
+
+def masked_fill(tape: Tape, x: Tensor, mask: Tensor, value: float) -> Tensor:
+    """The exact form of Tensor.masked_fill."""
+    if isinstance(value, Tensor):
+        raise refusal("masked_fill with a tensor", "a number")
+    x, mask = floats(tape, x, "masked_fill"), tape.input(mask, "masked_fill")
+    y = x.masked_fill(mask, value)
+    return tape.record(y, (x, mask), lambda g: (spread(tape, y, x, _where(~mask, g)), None))
+
+
+def compare(operation: Callable[[Any, Any], Tensor]) -> Any:
+    """The form of a comparison: its result is no number that anybody learns from."""
+
+    def form(tape: Tape, a: Operand, b: Operand) -> Tensor:
+        a, b = (tape.input(x, "a comparison") if isinstance(x, Tensor) else x for x in (a, b))
+        tensors = [x for x in (a, b) if isinstance(x, Tensor)]
+        return tape.record(operation(a, b), tensors, lambda g: [None] * len(tensors))
+
+    form.__doc__ = "The exact form of a comparison."
+    return form
+
+
+def relu(tape: Tape, x: Tensor) -> Tensor:
+    """The exact form of torch.relu."""
+    x = floats(tape, x, "relu")
     later = Rectified(x)
     return tape.record(later.placeholder(), (x,), later.backward)
 
@@ -47,51 +383,13 @@ def rectified(g: Tensor, x: Tensor) -> Tensor:
     return result
 
 
-def add(tape: Tape, x: Tensor, other: Tensor, *, alpha: float = 1) -> Tensor:
-    """The exact form of x + other: one float32 rounding. Raises Unsupported for unlike shapes, other types and a factor."""
-    if not isinstance(other, Tensor) or not isinstance(x, Tensor) or x.shape != other.shape or alpha != 1:
-        raise refusal("addition of unlike shapes, of numbers or with a factor", "that of two tensors of one shape")
-    x, other = tape.input(x, "addition"), tape.input(other, "addition")
-    for each in (x, other):
-        if each.dtype != torch.float32:
-            raise refusal(f"addition of {each.dtype}", "float32")
-    return tape.record(x + other, (x, other), lambda g: (g, g))
+def total(tape: Tape, x: Tensor, dims: Sequence[int]) -> Tensor:
+    """The sum over axes, as trees, rounded once to float32: float32, without these axes."""
+    y = tree(x, *dims).float()
 
+    def backward(g: Tensor) -> tuple[Tensor]:
+        for dim in sorted(d % x.dim() for d in dims):
+            g = g.unsqueeze(dim)
+        return (g.expand(x.shape),)
 
-def reshape(tape: Tape, x: Tensor, *shape: int | Iterable[int] | torch.dtype) -> Tensor:
-    """The exact form of Tensor.reshape and Tensor.view. Raises Unsupported for a view as another type."""
-    x = tape.input(x, "a change of shape")
-    sizes: list[int] = []
-    for part in shape:
-        if isinstance(part, torch.dtype):
-            raise refusal("a view as another type", "changes of shape")
-        sizes += [index(part)] if isinstance(part, SupportsIndex) else map(index, part)
-    if -1 in sizes:
-        sizes[sizes.index(-1)] = x.numel() // -math.prod(sizes) if x.numel() else 0
-    return _reshaped(tape, x, sizes)
-
-
-def flatten(tape: Tape, x: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
-    """The exact form of torch.flatten."""
-    x = tape.input(x, "flatten")
-    first, last = (dim + x.dim() if dim < 0 else dim for dim in (start_dim, end_dim))
-    if not 0 <= first <= last < x.dim():
-        raise refusal(f"flatten from dimension {start_dim} to {end_dim} of {x.dim()}")
-    return _reshaped(tape, x, [*x.shape[:first], math.prod(x.shape[first : last + 1]), *x.shape[last + 1 :]])
-
-
-def contiguous(tape: Tape, x: Tensor) -> Tensor:
-    """The exact form of Tensor.contiguous: x itself, since exact forms lay tensors out in memory as they like."""
-    return x
-
-
-def _reshaped(tape: Tape, x: Tensor, sizes: list[int]) -> Tensor:
-    if sizes == list(x.shape):
-        return x
-    return tape.record(_in_shape(x, sizes), (x,), lambda g: (_in_shape(g, list(x.shape)),))
-
-
-def _in_shape(x: Tensor, sizes: list[int]) -> Tensor:
-    if x.stride(0) == 1 and sizes[:1] == [x.shape[0]]:  # the batch is innermost in memory, and stays there
-        return x.movedim(0, -1).reshape(*sizes[1:], x.shape[0]).movedim(-1, 0)
-    return x.reshape(sizes)
+    return tape.record(y, (x,), backward)

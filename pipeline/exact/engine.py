@@ -5,65 +5,67 @@ A mode around the model puts exact forms in the place of its operations (registr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.exact import loss
+from pipeline.exact import VERSION, elementwise, loss
+from pipeline.exact.errors import Unsupported
 from pipeline.exact.group import Group
+from pipeline.exact.masks import Draws
 from pipeline.exact.registry import Forms
 from pipeline.exact.tape import Tape
-from pipeline.exact.update import SGD
-
-VERSION = "exact-2"
-"""Changes whenever the bits change; docs/exact-numerics.md defines it."""
 
 
 class Exact:
     """Exact numerics, as `numerics.select` returns them."""
 
     version = VERSION
-    tape: Callable[[Tensor, Mapping[str, Tensor], int], Tape] = Tape
+    tape: Callable[..., Tape] = Tape
     """What records a training step; another may note what passes (trace.py)."""
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
-        """What the model says of uint8 images [N, 3, 32, 32], which stand for byte / 255: float32 [N, C].
+        """What the model says of images [N, C, H, W], float32 or uint8, which stand for byte / 255: float32 [N, classes].
 
         An image's row is the same in any batch.
         """
-        tape = Tape(images)
         with torch.inference_mode():
+            tape = Tape(images := images.view_as(images))
             with Forms(tape):
-                logits = model(images)
-            return tape.input(logits, "the logits")
+                given = model(images)
+            return _heads(tape, given)[0]
 
     def loss_and_gradients(
-        self, model: nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The mean cross-entropy of a batch, float32 0-dim, and the gradients of model.parameters(), in their order.
+        self, model: nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int, *, draws: Draws | None = None,
+        label_smoothing: float = 0.0, auxiliary: float = 0.3,
+    ) -> tuple[Tensor, list[Tensor | None]]:  # fmt: skip
+        """The mean cross-entropy of a batch, float32 0-dim, and the gradients of model.parameters(), in their order; None of an unused one.
 
-        Of the batch's `batch_images` images this worker of the group has uint8 images [N, 3, 32, 32] and labels int64 [N]; N may be 0.
-        What is returned is the whole batch's, the same for every worker, after two exchanges: one maximum, one sum. Looks
-        at no value, so that a CUDA graph can hold it.
+        Of the batch's `batch_images` images this worker of the group has uint8 or float32 images [N, C, H, W] and labels int64 [N]; N may
+        be 0. What is returned is the whole batch's, the same for every worker. Looks at no value, so that a CUDA graph can hold it.
+        Of heads beside the main one (GoogLeNet's, Inception's) the loss counts `auxiliary` times.
 
         Raises:
             Unsupported: the model does what has no exact form, or the batch is too large for exact sums; says what.
         """
         weights = dict(model.named_parameters())
         with torch.inference_mode():
-            tape = self.tape(images, weights, batch_images)
+            images = images.view_as(images)  # a tensor of our own, to note on it what the tape knows
+            tape = self.tape(images, weights, batch_images, group, draws)
             with Forms(tape):
-                logits = model(images)
-            logits = tape.input(logits, "the loss")
-            mean, gradient = loss.cross_entropy(tape, logits, labels)
-            tape.walk_back(logits, gradient)
-            tape.add_up(group)
-            return mean.value.float(), [tape.gradients[name] for name in weights]
-
-    def optimizer(self, weights: Tensor, lr: float, momentum: float) -> SGD:
-        """What updates float32 `weights` [P], in place."""
-        return SGD(weights, lr, momentum)
+                given = model(images)
+            found = [
+                (logits, *loss.cross_entropy(tape, logits, labels, label_smoothing, auxiliary if number else 1.0))
+                for number, logits in enumerate(_heads(tape, given))
+            ]
+            tape.walk_back([(logits, gradient) for logits, _, gradient in found])
+            gradients = tape.add_up(group)
+            (_, mean, _), *beside = found
+            value = mean.value
+            for _, other, _ in beside:
+                value = value + other.value * auxiliary
+            return value.float(), [gradients[name] for name in weights]
 
     def scores(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For float32 logits [N, C] and int64 labels [N]: losses float64 [N], predicted classes int64 [N], confidences float32 [N].
@@ -80,3 +82,14 @@ class Exact:
     def mean(self, losses: Tensor) -> float:
         """The mean of float64 losses [N]."""
         return float(loss.mean(losses))
+
+
+def _heads(tape: Tape, given: object) -> list[Tensor]:
+    """The logits that a network gives, float32 [N, C], the main ones first: a tensor, or a tuple of them and None."""
+    found = [given] if isinstance(given, Tensor) else [each for each in given if each is not None] if isinstance(given, tuple) else []
+    if not found or not all(isinstance(each, Tensor) and each.dim() == 2 and len(each) == tape.images and each.shape[1] for each in found):
+        gives = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        raise Unsupported(f"takes a row of logits an image, and the network gives {gives} for {tape.images} images")
+    if not all(tape.of_images(each) for each in found):
+        raise Unsupported("takes logits that are made from the images, and the network's are not")
+    return [elementwise.floats(tape, each, "the loss") for each in found]

@@ -45,30 +45,31 @@ class TensorGrid(Grid):
     unit: Tensor
 
 
-def magnitude(x: Tensor) -> Tensor:
-    """The largest magnitude in `x`, or FLOOR: float32, 0-dim; NaN if there is one, 0 of no images."""
-    if not x.numel():
-        return x.new_zeros(())
-    # aminmax copies what is not contiguous: so in the order in which it lies in memory
-    low, high = x.permute(sorted(range(x.dim()), key=x.stride, reverse=True)).aminmax()
-    return torch.maximum(-low, high).clamp_min_(FLOOR)
-
-
 def image_magnitudes(x: Tensor) -> Tensor:
     """The largest magnitude of each image in `x` [N, ...], or FLOOR: float32 [N]; NaN where there is one."""
+    if not x.numel():
+        return x.new_full(x.shape[:1], FLOOR)
     order = sorted(range(1, x.dim()), key=x.stride, reverse=True)
     images = x.permute(*order, 0).flatten(0, -2) if x.stride(0) == 1 else x.flatten(1).t()  # a view where the batch is innermost
     return images.abs().amax(0).clamp_min_(FLOOR)
 
 
+def channel_magnitudes(x: Tensor) -> Tensor:
+    """The largest magnitude of each channel of each image in `x` [N, O, ...], or FLOOR: float32 [N, O]; NaN where there is one."""
+    if not x.numel():
+        return x.new_full(x.shape[:2], FLOOR)
+    magnitudes = x.abs()
+    return (magnitudes.amax(tuple(range(2, x.dim()))) if x.dim() > 2 else magnitudes).clamp_min_(FLOOR)
+
+
 def largest(magnitudes: Tensor) -> Tensor:
-    """The largest of `magnitudes` [N], 0-dim; 0 of none."""
-    return magnitudes.amax() if magnitudes.shape[0] else magnitudes.new_zeros(())
+    """The largest of `magnitudes` [N, ...] over N; 0 of none."""
+    return magnitudes.amax(0) if magnitudes.shape[0] else magnitudes.new_zeros(magnitudes.shape[1:])
 
 
 def of_tensor(x: Tensor) -> Grid:
-    """The grid of the whole of `x`, float32: `choose(magnitude(x))`, on a CPU by a look at the value."""
-    return _seen(x) if hardware.is_cpu(x) else choose(magnitude(x))
+    """The grid of the whole of `x`, float32; on a CPU by a look at the value."""
+    return _seen(x) if hardware.is_cpu(x) else choose(x.abs().amax().clamp_min_(FLOOR))
 
 
 def _seen(x: Tensor) -> Grid:

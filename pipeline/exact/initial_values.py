@@ -1,54 +1,264 @@
-"""Initial weights from integers: the same on every device, library and release."""
+"""Initial weights by rule: what a constructor asks for, without the bits of PyTorch's generators, which differ with instruction sets.
+
+While a module is built, a mode notes which random filling was asked for each tensor, with its arguments, and what was done to it after.
+Then each parameter is drawn for its name in the module: integers of SHAKE-256, and IEEE operations alone.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules import module as modules
+from torch.overrides import TorchFunctionMode, resolve_name
 
+from pipeline.exact import transcendental
 from pipeline.exact.draws import random_integers
 from pipeline.exact.errors import Unsupported
 
-Law = Callable[[nn.Module], tuple[int, float]]
-"""How a layer's weight and bias are drawn: integers from -bound to bound - 1, `bound` a power of two, each times the float64 `step`."""
+Step = tuple[str, tuple[float, ...]]
+"""A filling or what was done after, by name, with numbers."""
+
+_AFTER = {
+    Tensor.mul_: "times", Tensor.__imul__: "times", Tensor.mul: "times", Tensor.__mul__: "times", Tensor.__rmul__: "times",
+    Tensor.add_: "plus", Tensor.__iadd__: "plus", Tensor.add: "plus", Tensor.__add__: "plus", Tensor.__radd__: "plus",
+    Tensor.div_: "over", Tensor.__itruediv__: "over", Tensor.div: "over", Tensor.__truediv__: "over",
+    Tensor.sub_: "less", Tensor.__isub__: "less", Tensor.sub: "less", Tensor.__sub__: "less", Tensor.clamp_: "clamp", torch.mul: "times",
+}  # fmt: skip
+_SAME = {Tensor.data.__get__, Tensor.detach, Tensor.view, Tensor.reshape, Tensor.requires_grad_, Tensor.t, Tensor.to, Tensor.flatten}  # type: ignore[attr-defined]
+_CONSTANT = {Tensor.fill_, Tensor.zero_, Tensor.copy_, nn.init.constant_}
 
 
-def uniform_by_fan_in(layer: nn.Module) -> tuple[int, float]:
-    """PyTorch's default for Conv2d and Linear: uniform on +-1/sqrt(fan_in), here on 2^24 equally spaced points.
+def _uniformly(tensor: Tensor, a: float = 0.0, b: float = 1.0, generator: Any = None) -> tuple[Tensor, Step]:
+    return tensor, ("uniform", (a, b))
 
-    PyTorch's source: `torch.nn.init.kaiming_uniform_` with a=sqrt(5) for the weight; the bias has the weight's fan_in.
+
+def _normally(tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator: Any = None) -> tuple[Tensor, Step]:
+    return tensor, ("normal", (mean, std))
+
+
+def _kaiming_uniformly(tensor: Tensor, a: float = 0, mode: Any = "fan_in", nonlinearity: Any = "leaky_relu",
+                       generator: Any = None) -> tuple[Tensor, Step]:  # fmt: skip
+    fan = nn.init._calculate_correct_fan(tensor, mode)
+    # the default of Linear and Conv2d, whose gain and sqrt(3) cancel but for the last bit
+    usual = (a, nonlinearity) == (math.sqrt(5), "leaky_relu")
+    bound = 1 / math.sqrt(fan) if usual else math.sqrt(3.0) * (nn.init.calculate_gain(nonlinearity, a) / math.sqrt(fan))
+    return tensor, ("uniform", (-bound, bound))
+
+
+def _kaiming_normally(tensor: Tensor, a: float = 0, mode: Any = "fan_in", nonlinearity: Any = "leaky_relu",
+                      generator: Any = None) -> tuple[Tensor, Step]:  # fmt: skip
+    fan = nn.init._calculate_correct_fan(tensor, mode)
+    return tensor, ("normal", (0.0, nn.init.calculate_gain(nonlinearity, a) / math.sqrt(fan)))
+
+
+_INIT: dict[Any, Callable[..., tuple[Tensor, Step]]] = {
+    nn.init.uniform_: _uniformly, nn.init.normal_: _normally,
+    nn.init.kaiming_uniform_: _kaiming_uniformly, nn.init.kaiming_normal_: _kaiming_normally,
+}  # fmt: skip
+"""Functions of torch.nn.init that a mode sees whole."""
+
+
+class _Noting(TorchFunctionMode):
+    """Notes what is asked for each tensor, by its memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: dict[int, list[Step]] = {}
+        self._held: list[Tensor] = []  # so that no memory is used again
+
+    def note(self, x: Tensor, *steps: Step, first: bool) -> Tensor:
+        """Add what is done to `x` to its notes; the first steps anew."""
+        memory = x.untyped_storage()
+        self._held.append(x)
+        whole = memory.nbytes() == x.numel() * x.element_size()
+        known = [] if first else self.notes.get(memory.data_ptr(), [])
+        self.notes[memory.data_ptr()] = [*known, *steps] if whole else [("part", ())]
+        return x
+
+    def of(self, x: Tensor) -> list[Step]:
+        """The notes of a tensor's memory."""
+        return self.notes.get(x.untyped_storage().data_ptr(), [])
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _INIT:
+            return self.note(*_INIT[func](*args, **kwargs), first=True)
+        if func in (Tensor.uniform_, torch.rand, Tensor.normal_, torch.randn, torch.rand_like, torch.randn_like):
+            y = func(*args, **kwargs)
+            uniform = func in (Tensor.uniform_, torch.rand, torch.rand_like)
+            numbers = [0.0, 1.0]
+            if func in (Tensor.uniform_, Tensor.normal_):
+                for place, name in enumerate(("from", "to") if uniform else ("mean", "std")):
+                    numbers[place] = float(kwargs.get(name, args[1 + place] if len(args) > 1 + place else numbers[place]))
+            return self.note(y, ("uniform" if uniform else "normal", tuple(numbers)), first=True)
+        if func in _CONSTANT:
+            y = func(*args, **kwargs)
+            if self.of(y):
+                whole = y.untyped_storage().nbytes() == y.numel() * y.element_size()
+                copied = self.of(args[1]) if func is Tensor.copy_ else []
+                self.notes[y.untyped_storage().data_ptr()] = copied if whole else [("part", ())]
+            return y
+        noted = [each for each in args if isinstance(each, Tensor) and self.of(each)]
+        y = func(*args, **kwargs)
+        if noted and isinstance(y, Tensor) and func not in _SAME:
+            numbers = args[1:] + tuple(kwargs.values())
+            if func in _AFTER and all(isinstance(n, int | float) for n in numbers):
+                self.note(y, *self.of(noted[0]) if y.data_ptr() != noted[0].data_ptr() else (), (_AFTER[func], tuple(map(float, numbers))),
+                          first=y.data_ptr() != noted[0].data_ptr())  # fmt: skip
+            elif y.dtype.is_floating_point:
+                self.note(y, ("unknown " + str(resolve_name(func) or func), ()), first=True)
+        return y
+
+
+@contextlib.contextmanager
+def _noting() -> Iterator[_Noting]:
+    noting = _Noting()
+
+    def trunc_normal(x: Tensor, mean: float, std: float, a: float, b: float, generator: Any = None) -> Tensor:
+        return noting.note(x, ("trunc_normal", (float(mean), float(std), float(a), float(b))), first=True)
+
+    before = nn.init._no_grad_trunc_normal_
+    nn.init._no_grad_trunc_normal_ = trunc_normal  # type: ignore[assignment]
+    try:
+        with noting:
+            yield noting
+    finally:
+        nn.init._no_grad_trunc_normal_ = before
+
+
+@contextlib.contextmanager
+def initial_values(seed: int) -> Iterator[None]:
+    """Modules that are built in the block get the initial values that they ask for, drawn by rule from `seed` for their names.
+
+    Raises:
+        Unsupported: a parameter was filled at random in a way that has no rule; names it.
     """
-    weight = layer.get_parameter("weight")
-    return 2**23, 1 / math.sqrt(weight[0].numel()) / 2**23  # math.sqrt and / are correctly rounded (IEEE 754)
+    built: dict[int, nn.Module] = {}
+    children: set[int] = set()
 
+    def parameter(module: nn.Module, name: str, value: Any) -> None:
+        built[id(module)] = module
 
-LAWS: dict[type[nn.Module], Law] = {nn.Conv2d: uniform_by_fan_in, nn.Linear: uniform_by_fan_in}
-"""Type of layer -> the law of its parameters; a type that is not here has none, its subclasses included."""
-DRAWN = ("weight", "bias")
+    def child(module: nn.Module, name: str, value: Any) -> None:
+        built[id(module)] = module
+        children.add(id(value))
+
+    hooks = [modules.register_module_parameter_registration_hook(parameter), modules.register_module_module_registration_hook(child)]
+    try:
+        with _noting() as noting:
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for key, module in built.items():
+        if key not in children:
+            _draw(module, seed, noting)
 
 
 def initialise(model: nn.Module, seed: int) -> None:
-    """Set every parameter of `model`, on the CPU, from integers drawn for its name and `seed`; buffers stay as they are.
-
-    PyTorch's own draws give other bits with other instruction sets; here each weight is an integer times one float64, rounded
-    once to float32.
+    """Set the parameters of a module that stands, on the CPU: those that its layers' `reset_parameters` fill, by rule from `seed`.
 
     Raises:
-        Unsupported: a parameter is of a layer without a law, or none that its law covers; nothing is set then.
+        Unsupported: a parameter is filled at random in a way that has no rule, or by nothing that is known; names it.
     """
-    layers = [(name, layer, dict(layer.named_parameters(recurse=False))) for name, layer in model.named_modules()]
-    for name, layer, own in layers:
-        for part in own:
-            if type(layer) not in LAWS or part not in DRAWN:
-                raise Unsupported(
-                    f"has no law for the initial value of parameter '{f'{name}.{part}'.lstrip('.')}' of a {type(layer).__name__} "
-                    f"(it has laws for {' and '.join(DRAWN)} of {', '.join(kind.__name__ for kind in LAWS)})"
-                )
-    for name, layer, own in layers:
-        for part, parameter in own.items():
-            bound, step = LAWS[type(layer)](layer)
-            drawn = random_integers(f"weights/{seed}/{name}.{part}", 2 * bound, parameter.numel()) - bound  # int64 [numel]
-            with torch.no_grad():
-                parameter.copy_(torch.from_numpy((drawn * step).astype("float32")).view(parameter.shape))
+    with _noting() as noting:
+        reset = set()
+        for name, layer in model.named_modules():
+            for method in ("reset_parameters", "_reset_parameters"):
+                if callable(own := getattr(layer, method, None)):
+                    own()
+                    reset |= {f"{name}.{part}".lstrip(".") for part, _ in layer.named_parameters(recurse=method == "_reset_parameters")}
+    if left := [name for name, _ in model.named_parameters() if name not in reset]:
+        raise Unsupported(f"does not know how parameter '{left[0]}' is filled", "build the model inside exact.initial_values(seed)")
+    _draw(model, seed, noting)
+
+
+def _draw(model: nn.Module, seed: int, noting: _Noting) -> None:
+    drawn = {}
+    for name, parameter in model.named_parameters():
+        if not (steps := noting.of(parameter)):
+            continue  # a constant
+        if unknown := [step for step, _ in steps if step not in _RULES]:
+            how = "in part" if unknown[0] == "part" else f"by {unknown[0].removeprefix('unknown ')}"
+            raise Unsupported(f"has no rule for the initial value of parameter '{name}', which is filled at random {how}",
+                              "use uniform_, normal_ or trunc_normal_, or start from weights of your own")  # fmt: skip
+        values = torch.zeros(parameter.numel(), dtype=torch.float64)
+        for step, numbers in steps:
+            values = _RULES[step](values, f"weights/{seed}/{name}", *numbers)
+        drawn[name] = values.float().view(parameter.shape)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in drawn:
+                parameter.copy_(drawn[name])
+
+
+def _uniform(x: Tensor, label: str, low: float, high: float) -> Tensor:
+    whole = torch.from_numpy(random_integers(label, 2**24, x.numel()) - 2**23).double()
+    return whole * ((high - low) / 2**24) + (low + high) / 2
+
+
+def _open_unit(label: str, count: int) -> Tensor:
+    """Numbers within (0, 1), in the middles of 2^32 steps."""
+    return (torch.from_numpy(random_integers(label, 2**32, count)).double() + 0.5) * 2.0**-32
+
+
+def _normal(x: Tensor, label: str, mean: float, std: float) -> Tensor:
+    return normal_quantile(_open_unit(label, x.numel())) * std + mean
+
+
+def _trunc_normal(x: Tensor, label: str, mean: float, std: float, low: float, high: float) -> Tensor:
+    ends = transcendental.normal_probability(torch.tensor([(low - mean) / std, (high - mean) / std], dtype=torch.float64))
+    p = _open_unit(label, x.numel()) * (ends[1] - ends[0]) + ends[0]
+    return (normal_quantile(p) * std + mean).clamp(low, high)
+
+
+_RULES: dict[str, Callable[..., Tensor]] = {
+    "uniform": _uniform,
+    "normal": _normal,
+    "trunc_normal": _trunc_normal,
+    "times": lambda x, label, factor: x * factor,
+    "over": lambda x, label, divisor: x / torch.full((), divisor, dtype=torch.float64),
+    "plus": lambda x, label, other: x + other,
+    "less": lambda x, label, other: x - other,
+    "clamp": lambda x, label, low, high: x.clamp(low, high),
+}
+
+_CENTRE = (
+    (2.5090809287301226727e3, 3.3430575583588128105e4, 6.7265770927008700853e4, 4.5921953931549871457e4, 1.3731693765509461125e4,
+     1.9715909503065514427e3, 1.3314166789178437745e2, 3.3871328727963666080),
+    (5.2264952788528545610e3, 2.8729085735721942674e4, 3.9307895800092710610e4, 2.1213794301586595867e4, 5.3941960214247511077e3,
+     6.8718700749205790830e2, 4.2313330701600911252e1, 1.0),
+)  # fmt: skip
+_SHOULDER = (
+    (7.74545014278341407640e-4, 2.27238449892691845833e-2, 2.41780725177450611770e-1, 1.27045825245236838258, 3.64784832476320460504,
+     5.76949722146069140550, 4.63033784615654529590, 1.42343711074968357734),
+    (1.05075007164441684324e-9, 5.47593808499534494600e-4, 1.51986665636164571966e-2, 1.48103976427480074590e-1, 6.89767334985100004550e-1,
+     1.67638483018380384940, 2.05319162663775882187, 1.0),
+)  # fmt: skip
+_TAIL = (
+    (2.01033439929228813265e-7, 2.71155556874348757815e-5, 1.24266094738807843860e-3, 2.65321895265761230930e-2, 2.96560571828504891230e-1,
+     1.78482653991729133580, 5.46378491116411436990, 6.65790464350110377720),
+    (2.04426310338993978564e-15, 1.42151175831644588870e-7, 1.84631831751005468180e-5, 7.86869131145613259100e-4, 1.48753612908506148525e-2,
+     1.36929880922735805310e-1, 5.99832206555887937690e-1, 1.0),
+)  # fmt: skip
+
+
+def normal_quantile(p: Tensor) -> Tensor:
+    """The number below which a normal variable is with probability p within (0, 1), float64: Wichura's algorithm AS 241, PPND16."""
+
+    def quotient(r: Tensor, of: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:
+        above, below = (torch.zeros_like(r), torch.zeros_like(r))
+        for a, b in zip(*of, strict=True):
+            above, below = above * r + a, below * r + b
+        return above / below
+
+    q = p - 0.5
+    centre = q * quotient(0.180625 - q * q, _CENTRE)
+    r = transcendental.square_root(transcendental.log(1 / torch.minimum(p, 1 - p)))
+    side = torch.where(r <= 5, quotient(r - 1.6, _SHOULDER), quotient(r - 5.0, _TAIL))
+    return torch.where(q.abs() <= 0.425, centre, torch.where(q < 0, -side, side))

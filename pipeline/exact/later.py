@@ -8,9 +8,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-QUESTIONS = {Tensor.size, Tensor.dim, Tensor.shape.__get__}  # type: ignore[attr-defined]
-"""Operations that only ask for a tensor's shape, which such a tensor has: they compute nothing."""
-
 
 class Later(ABC):
     """What stands behind such a tensor. The tensor itself has the right shape and is NaN, so that none is used by mistake."""

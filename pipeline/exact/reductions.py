@@ -47,6 +47,10 @@ class Matmul:
     images_at_once = 1024
     """Of a larger batch so many at a time, which stay in the caches."""
 
+    def inputs(self, w: torch.Size) -> int:
+        """Features of an input that a weight of this shape fits."""
+        return w[1]
+
     def output_terms(self, w: torch.Size) -> int:
         """Products a sum of `forward`, from the weight's shape."""
         return w[1]
@@ -91,7 +95,7 @@ class Matmul:
 
 @dataclass(frozen=True)
 class Convolution:
-    """y[n, o, p] = sum_{i, k} x[n, i, stride p + dilation k - padding] w[o, i, k], as torch.nn.functional.conv2d.
+    """y[n, o, p] = sum_{i, k} x[n, i, stride p + dilation k - padding] w[o, i, k], as torch.nn.functional.conv2d, in groups of channels.
 
     Each product over copied windows: plain, and the reference.
     """
@@ -100,8 +104,13 @@ class Convolution:
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
     terms: int = TERMS
+    groups: int = 1
     name = "conv2d"
     images_at_once = 128
+
+    def inputs(self, w: torch.Size) -> int:
+        """Channels of an input that a weight of this shape fits."""
+        return w[1] * self.groups
 
     def output_terms(self, w: torch.Size) -> int:
         """Products a sum of `forward`, from the weight's shape."""
@@ -109,42 +118,52 @@ class Convolution:
 
     def input_terms(self, w: torch.Size) -> int:
         """Products a sum of `input_gradient`, at most."""
-        return w[0] * w[2:].numel()
+        return w[0] // self.groups * w[2:].numel()
 
     def image_terms(self, x: torch.Size, w: torch.Size) -> int:
         """Products of one image in a sum of `weight_gradient`: the places of the output."""
-        reach = [self.dilation[i] * (w[2 + i] - 1) + 1 for i in (0, 1)]
-        height, width = ((x[2 + i] + 2 * self.padding[i] - reach[i]) // self.stride[i] + 1 for i in (0, 1))
+        height, width = self.places(x, w)
         return max(height, 0) * max(width, 0)
 
+    def places(self, x: torch.Size, w: torch.Size) -> Pair:
+        """Height and width of the output."""
+        reach = [self.dilation[i] * (w[2 + i] - 1) + 1 for i in (0, 1)]
+        height, width = ((x[2 + i] + 2 * self.padding[i] - reach[i]) // self.stride[i] + 1 for i in (0, 1))
+        return height, width
+
     def operand(self, x: Tensor, w: torch.Size) -> Tensor:
-        """X [N, I, H, W] -> its windows, float64 [N, H', W', I h w]."""
+        """X [N, I, H, W] -> the windows of each group, float64 [G, N, H', W', I / G h w]."""
         x = F.pad(x.double(), (self.padding[1],) * 2 + (self.padding[0],) * 2)
         reach = [self.dilation[i] * (w[2 + i] - 1) + 1 for i in (0, 1)]
         windows = x.unfold(2, reach[0], self.stride[0]).unfold(3, reach[1], self.stride[1])[..., :: self.dilation[0], :: self.dilation[1]]
-        return windows.permute(0, 2, 3, 1, 4, 5).flatten(3)
+        of_groups: Tensor = windows.unflatten(1, (self.groups, w[1]))
+        return of_groups.permute(1, 0, 3, 4, 2, 5, 6).flatten(4)
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """X as `operand` gives it, w [O, I, h, w] -> [N, O, H', W']."""
-        return _product(x, w.flatten(1).t(), self.terms).permute(0, 3, 1, 2)
+        """X as `operand` gives it, w [O, I / G, h, w] -> [N, O, H', W']."""
+        sums = _product(x.flatten(1, 3), w.flatten(1).unflatten(0, (self.groups, -1)).mT, self.terms)  # [G, N H' W', O / G]
+        return sums.view(*x.shape[:4], -1).permute(1, 0, 4, 2, 3).flatten(1, 2)
 
     def forward_bytes(self, x: Tensor, w: Tensor) -> Tensor:
         """`forward` for x from bytes and w of at most OPERAND_BITS bits; may return float32: rounded once already."""
         return self.forward(x, w)
 
     def input_gradient(self, g: Tensor, w: Tensor, x_shape: torch.Size) -> Tensor:
-        """G [N, O, H', W'], w [O, I, h, w] -> [N, I, H, W]."""
+        """G [N, O, H', W'], w [O, I / G, h, w] -> [N, I, H, W]."""
 
         def of_channels(g: Tensor, w: Tensor) -> Tensor:
-            columns = g.flatten(2).transpose(1, 2).double() @ w.flatten(1)  # [N, H' W', I h w]
-            return F.fold(columns.transpose(1, 2), x_shape[2:], w.shape[2:], self.dilation, self.padding, self.stride)
+            columns = g.flatten(3).mT.double() @ w.flatten(2)  # [N, G, H' W', I / G h w]
+            sums: Tensor = F.fold(columns.mT.flatten(1, 2), x_shape[2:], w.shape[3:], self.dilation, self.padding, self.stride)
+            return sums
 
-        channels = max(1, TERMS // w[0, 0].numel())
-        return _added([of_channels(*part) for part in zip(torch.split(g, channels, 1), torch.split(w, channels), strict=True)])
+        g, w = g.unflatten(1, (self.groups, -1)), w.unflatten(0, (self.groups, -1))
+        channels = max(1, TERMS // w.shape[3:].numel())
+        return _added([of_channels(*part) for part in zip(torch.split(g, channels, 2), torch.split(w, channels, 1), strict=True)])
 
     def weight_gradient(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
-        """G [N, O, H', W'], x as `operand` gives it -> [O, I, h, w]."""
-        return _product(g.transpose(0, 1).flatten(1).double(), x.flatten(0, 2), self.terms).view(w_shape)
+        """G [N, O, H', W'], x as `operand` gives it -> [O, I / G, h, w]."""
+        g = g.unflatten(1, (self.groups, -1)).permute(1, 2, 0, 3, 4).flatten(2).double()  # [G, O / G, N H' W']
+        return _product(g, x.flatten(1, 3), self.terms).view(w_shape)
 
     def bias_gradient(self, g: Tensor) -> Tensor:
         """G [N, O, H', W'] -> [O]."""
@@ -157,15 +176,18 @@ class Convolution:
 
 
 class ConvolutionByRows(Convolution):
-    """The same for stride 1 without padding and dilation, with few copies and larger products, of float64 or float32.
+    """The same for stride 1 without dilation and groups, with few copies and larger products, of float64 or float32.
 
     All tensors have rows outermost and the batch innermost in memory: [H, C, W, N]. Windows along the height are then
     overlapping views: `_bands`; a step along the width is a step of N numbers. A product takes one row of the output.
     """
 
     def operand(self, x: Tensor, w: torch.Size) -> Tensor:
-        """X [N, I, H, W] -> its rows [H, I, W, N], in lines, float64; bytes are put in order and stay bytes."""
-        return x.permute(2, 1, 3, 0).contiguous() if x.dtype == torch.uint8 else in_lines(x.permute(2, 1, 3, 0), torch.float64)
+        """X [N, I, H, W] -> its rows [H, I, W, N], padded, in lines, float64; bytes are put in order and stay bytes."""
+        rows = x.permute(2, 1, 3, 0)
+        if x.dtype == torch.uint8:
+            return F.pad(rows, (0, 0, *(self.padding[1],) * 2, 0, 0, *(self.padding[0],) * 2)).contiguous()
+        return in_lines(rows, torch.float64, self.padding)
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """X as `operand` gives it, w [O, I, h, w], both of one dtype -> [N, O, H', W'].
@@ -196,18 +218,21 @@ class ConvolutionByRows(Convolution):
 
     def input_gradient(self, g: Tensor, w: Tensor, x_shape: torch.Size) -> Tensor:
         """G [N, O, H', W'], w [O, I, h, w] -> [N, I, H, W]."""
-        n, (channels, height, width), columns = g.shape[0], x_shape[1:], g.shape[3]
+        n, channels, columns = g.shape[0], x_shape[1], g.shape[3]
+        height, width = x_shape[2] + 2 * self.padding[0], x_shape[3] + 2 * self.padding[1]
         margin = w.shape[2] - 1
         rows = w.new_empty(height + margin, w.shape[0], columns, n)
         rows[:margin].zero_()
         rows[margin:height] = g.permute(2, 1, 3, 0)
         rows[height:].zero_()
+        if self.padding[0]:  # rows of the padding need no gradient
+            rows, height = rows[self.padding[0] : len(rows) - self.padding[0]], x_shape[2]
         weights = w.flip(2).permute(1, 3, 2, 0).reshape(1, channels * w.shape[3], -1)  # [1, I w, h O]
         sums = weights.expand(height, -1, -1).bmm(_bands(rows, w.shape[2], 1)[0]).view(height, channels, w.shape[3], columns, n)
         d_x = w.new_zeros(height, channels, width, n)
         for column, of_column in enumerate(sums.unbind(2)):
             d_x[:, :, column : column + columns].add_(of_column)
-        return d_x.permute(3, 1, 0, 2)
+        return d_x[:, :, self.padding[1] : width - self.padding[1]].permute(3, 1, 0, 2)
 
     def weight_gradient(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
         """G [N, O, H', W'], x as `operand` gives it -> [O, I, h, w]: a product for each column, as `forward` has it."""
@@ -235,11 +260,56 @@ class ConvolutionByTurnedRows(ConvolutionByRows):
         return products.sum(1).view(width, channels, height, inputs).permute(1, 3, 2, 0)
 
 
+class ConvolutionOfChannels(Convolution):
+    """The same where every channel is a group of its own: a multiplication and an addition a place of the kernel, without windows."""
+
+    def operand(self, x: Tensor, w: torch.Size) -> Tensor:
+        """X [N, I, H, W] -> padded, float64, the batch where it lies in memory."""
+        return F.pad(x.double(), (self.padding[1],) * 2 + (self.padding[0],) * 2)
+
+    def _at(self, x: Tensor, w: torch.Size, places: Pair) -> list[tuple[int, int, Tensor]]:
+        """What each place of the kernel meets in padded x, views [N, C, H', W']."""
+        return [
+            (i, j, x[:, :, i * self.dilation[0] :: self.stride[0], j * self.dilation[1] :: self.stride[1]][:, :, : places[0], : places[1]])
+            for i in range(w[2]) for j in range(w[3])
+        ]  # fmt: skip
+
+    def _out(self, x: Tensor, w: torch.Size) -> Pair:
+        height, width = ((x.shape[2 + i] - self.dilation[i] * (w[2 + i] - 1) - 1) // self.stride[i] + 1 for i in (0, 1))
+        return height, width
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """X as `operand` gives it, w [C, 1, h, w] -> [N, C, H', W']."""
+        y: Tensor | None = None
+        for i, j, part in self._at(x, w.shape, self._out(x, w.shape)):
+            product = part * w[:, :, i, j].unsqueeze(2)
+            y = product if y is None else y.add_(product)
+        assert y is not None
+        return y
+
+    def input_gradient(self, g: Tensor, w: Tensor, x_shape: torch.Size) -> Tensor:
+        """G [N, C, H', W'], w [C, 1, h, w] -> [N, C, H, W]."""
+        height, width = x_shape[2] + 2 * self.padding[0], x_shape[3] + 2 * self.padding[1]
+        order = sorted(range(4), key=g.stride, reverse=True)  # as g lies in memory
+        sizes = (g.shape[0], g.shape[1], height, width)
+        d_x = w.new_zeros([sizes[i] for i in order]).permute([order.index(i) for i in range(4)])
+        g = g.double()
+        for i, j, part in self._at(d_x, w.shape, (g.shape[2], g.shape[3])):
+            part.add_(g * w[:, :, i, j].unsqueeze(2))
+        return d_x[:, :, self.padding[0] : height - self.padding[0], self.padding[1] : width - self.padding[1]]
+
+    def weight_gradient(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
+        """G [N, C, H', W'], x as `operand` gives it -> [C, 1, h, w]."""
+        g = g.double()
+        sums = [(part * g).sum((0, 2, 3)) for _, _, part in self._at(x, w_shape, (g.shape[2], g.shape[3]))]
+        return torch.stack(sums, 1).view(w_shape)
+
+
 def _product(a: Tensor, b: Tensor, terms: int) -> Tensor:
-    """A [..., M, K] @ b [K, P] in float64; where K is more than `terms`, parts of so many are added in int64."""
+    """A [..., M, K] @ b [..., K, P] in float64; where K is more than `terms`, parts of so many are added in int64."""
     if a.shape[-1] <= terms:
         return a @ b
-    return _added([x @ y for x, y in zip(torch.split(a, terms, -1), torch.split(b, terms), strict=True)])
+    return _added([x @ y for x, y in zip(torch.split(a, terms, -1), torch.split(b, terms, -2), strict=True)])
 
 
 def _added(parts: list[Tensor]) -> Tensor:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import operator
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -12,26 +16,151 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from pipeline.exact import elementwise, pooling, precision, weighted
-from pipeline.exact.errors import refusal
-from pipeline.exact.later import QUESTIONS
+from pipeline.exact import attention, elementwise, masks, normalisation, pooling, precision, products, shapes
+from pipeline.exact.errors import Unsupported, refusal
+from pipeline.exact.shapes import Images
 from pipeline.exact.tape import Tape
 
-Form = Callable[..., Tensor]
+Form = Callable[..., Any]
 """Given the tape and the operation's own arguments, computes what the operation does, exactly, and records the way back."""
 
 FORMS: dict[str, tuple[Form, list[Any]]] = {
-    "conv2d": (weighted.conv2d, [torch.conv2d]),
-    "linear": (weighted.linear, [F.linear]),
+    "conv2d": (products.conv2d, [torch.conv2d]),
+    "linear": (products.linear, [F.linear]),
+    "matmul": (products.matmul, [torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm, torch.mm, Tensor.mm]),
+    "addition": (elementwise.add, [torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__]),
+    "subtraction": (elementwise.subtract, [torch.sub, Tensor.sub, Tensor.__sub__]),
+    "reversed subtraction": (elementwise.reverse_subtract, [Tensor.__rsub__, torch.rsub]),
+    "multiplication": (elementwise.multiply, [torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.multiply]),
+    "division": (elementwise.divide, [torch.div, Tensor.div, Tensor.__truediv__, Tensor.__div__]),
+    "reversed division": (elementwise.reverse_divide, [Tensor.__rtruediv__, Tensor.__rdiv__]),
+    "maximum": (elementwise.maximum, [torch.maximum, Tensor.maximum]),
+    "minimum": (elementwise.minimum, [torch.minimum, Tensor.minimum]),
+    "negation": (elementwise.negative, [torch.neg, Tensor.neg, Tensor.__neg__]),
+    "power": (elementwise.power, [torch.pow, Tensor.pow, Tensor.__pow__]),
+    "square": (elementwise.square, [torch.square, Tensor.square]),
+    "sqrt": (elementwise.sqrt, [torch.sqrt, Tensor.sqrt]),
+    "abs": (elementwise.absolute, [torch.abs, Tensor.abs]),
+    "exp": (elementwise.exp, [torch.exp, Tensor.exp]),
+    "log": (elementwise.log, [torch.log, Tensor.log]),
+    "clamp": (elementwise.clamp, [torch.clamp, Tensor.clamp, torch.clip, Tensor.clip]),
+    "clamp_min": (elementwise.clamp_min, [torch.clamp_min, Tensor.clamp_min]),
+    "where": (elementwise.where, [torch.where, Tensor.where]),
+    "masked_fill": (elementwise.masked_fill, [torch.masked_fill, Tensor.masked_fill]),
     "relu": (elementwise.relu, [F.relu, torch.relu, Tensor.relu]),
+    "relu6": (elementwise.relu6, [F.relu6]),
+    "hardtanh": (elementwise.hardtanh, [F.hardtanh]),
+    "hardsigmoid": (elementwise.hardsigmoid, [F.hardsigmoid]),
+    "hardswish": (elementwise.hardswish, [F.hardswish]),
+    "leaky_relu": (elementwise.leaky_relu, [F.leaky_relu]),
+    "prelu": (elementwise.prelu, [F.prelu, torch.prelu]),
+    "elu": (elementwise.elu, [F.elu]),
+    "celu": (elementwise.celu, [F.celu]),
+    "selu": (elementwise.selu, [F.selu]),
+    "softplus": (elementwise.softplus, [F.softplus]),
+    "sigmoid": (elementwise.sigmoid, [torch.sigmoid, Tensor.sigmoid, F.sigmoid]),
+    "tanh": (elementwise.tanh, [torch.tanh, Tensor.tanh, F.tanh]),
+    "gelu": (elementwise.gelu, [F.gelu]),
+    "silu": (elementwise.silu, [F.silu]),
+    "mish": (elementwise.mish, [F.mish]),
+    "batch_norm": (normalisation.batch_norm, [F.batch_norm]),
+    "layer_norm": (normalisation.layer_norm, [F.layer_norm]),
+    "group_norm": (normalisation.group_norm, [F.group_norm]),
+    "instance_norm": (normalisation.instance_norm, [F.instance_norm]),
+    "softmax": (normalisation.softmax, [F.softmax, torch.softmax, Tensor.softmax]),
+    "log_softmax": (normalisation.log_softmax, [F.log_softmax, torch.log_softmax, Tensor.log_softmax]),
+    "mean": (normalisation.mean, [torch.mean, Tensor.mean]),
+    "sum": (normalisation.total, [torch.sum, Tensor.sum]),
+    "normalize": (normalisation.normalize, [F.normalize]),
     "max_pool2d": (pooling.max_pool2d, [F.max_pool2d]),
-    "addition": (elementwise.add, [torch.add, Tensor.add, Tensor.__add__]),
-    "reshape": (elementwise.reshape, [Tensor.reshape, Tensor.view]),
-    "flatten": (elementwise.flatten, [torch.flatten, Tensor.flatten]),
-    "contiguous": (elementwise.contiguous, [Tensor.contiguous]),
-}
+    "avg_pool2d": (pooling.avg_pool2d, [F.avg_pool2d]),
+    "adaptive_avg_pool2d": (pooling.adaptive_avg_pool2d, [F.adaptive_avg_pool2d]),
+    "adaptive_max_pool2d": (pooling.adaptive_max_pool2d, [F.adaptive_max_pool2d]),
+    "interpolate": (pooling.interpolate, [F.interpolate]),
+    "dropout": (masks.dropout, [F.dropout, torch.dropout]),
+    "feature dropout": (masks.feature_dropout, [F.dropout1d, F.dropout2d, F.dropout3d]),
+    "bernoulli_": (masks.bernoulli_, [Tensor.bernoulli_]),
+    "empty": (masks.empty, [torch.empty]),
+    "reshape": (shapes.reshape, [torch.reshape, Tensor.reshape, Tensor.view]),
+    "flatten": (shapes.flatten, [torch.flatten, Tensor.flatten]),
+    "unflatten": (shapes.unflatten, [torch.unflatten, Tensor.unflatten]),
+    "contiguous": (shapes.contiguous, [Tensor.contiguous]),
+    "conversion": (shapes.to, [Tensor.to, Tensor.type]),
+    "float": (shapes.float32, [Tensor.float]),
+    "clone": (shapes.clone, [torch.clone, Tensor.clone]),
+    "detach": (shapes.detach, [Tensor.detach]),
+    "permute": (shapes.permute, [torch.permute, Tensor.permute]),
+    "transpose": (shapes.transpose, [torch.transpose, Tensor.transpose, torch.swapaxes, Tensor.swapaxes, torch.swapdims, Tensor.swapdims]),
+    "t": (shapes.turned, [torch.t, Tensor.t, Tensor.T.__get__, Tensor.mT.__get__]),  # type: ignore[attr-defined]
+    "movedim": (shapes.movedim, [torch.movedim, Tensor.movedim, torch.moveaxis]),
+    "unsqueeze": (shapes.unsqueeze, [torch.unsqueeze, Tensor.unsqueeze]),
+    "squeeze": (shapes.squeeze, [torch.squeeze, Tensor.squeeze]),
+    "flip": (shapes.flip, [torch.flip, Tensor.flip]),
+    "roll": (shapes.roll, [torch.roll, Tensor.roll]),
+    "pad": (shapes.pad, [F.pad, torch._C._nn.pad]),
+    "expand": (shapes.expand, [Tensor.expand]),
+    "expand_as": (shapes.expand_as, [Tensor.expand_as]),
+    "repeat": (shapes.repeat, [Tensor.repeat]),
+    "cat": (shapes.joined, [torch.cat, torch.concat, torch.concatenate]),
+    "stack": (shapes.stack, [torch.stack]),
+    "chunk": (shapes.chunk, [torch.chunk, Tensor.chunk]),
+    "split": (shapes.split, [torch.split, Tensor.split]),
+    "unbind": (shapes.unbind, [torch.unbind, Tensor.unbind]),
+    "select": (shapes.select, [torch.select, Tensor.select]),
+    "narrow": (shapes.narrow, [torch.narrow, Tensor.narrow]),
+    "indexing": (shapes.get, [Tensor.__getitem__]),
+    "pixel_shuffle": (shapes.pixel_shuffle, [F.pixel_shuffle]),
+    "channel_shuffle": (shapes.channel_shuffle, [F.channel_shuffle]),
+    **{f"comparison {each.__name__}": (elementwise.compare(each), [getattr(torch, each.__name__), getattr(Tensor, each.__name__),
+                                                                   getattr(Tensor, f"__{each.__name__}__")])
+       for each in (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)},
+}  # fmt: skip
 """The name of a form, the form, and the operations of PyTorch that it replaces."""
 FORM_OF = {operation: form for form, operations in FORMS.values() for operation in operations}
+
+COMPOSED: dict[Any, Form] = {
+    F.scaled_dot_product_attention: attention.scaled_dot_product_attention,
+    F.multi_head_attention_forward: attention.multi_head_attention_forward,
+    torch.einsum: attention.einsum,
+    torch.functional.einsum: attention.einsum,
+}
+"""Operations of PyTorch that are computed by others."""
+
+IN_PLACE: dict[Any, Any] = {
+    Tensor.__iadd__: Tensor.add, Tensor.add_: Tensor.add, Tensor.__isub__: Tensor.sub, Tensor.sub_: Tensor.sub,
+    Tensor.__imul__: Tensor.mul, Tensor.mul_: Tensor.mul, Tensor.__itruediv__: Tensor.div, Tensor.div_: Tensor.div,
+    Tensor.__idiv__: Tensor.div, Tensor.relu_: F.relu, torch.relu_: F.relu, Tensor.clamp_: torch.clamp, Tensor.clamp_min_: torch.clamp_min,
+    Tensor.sigmoid_: torch.sigmoid, Tensor.tanh_: torch.tanh, Tensor.neg_: torch.neg, Tensor.exp_: torch.exp, Tensor.sqrt_: torch.sqrt,
+    Tensor.masked_fill_: Tensor.masked_fill, Tensor.zero_: lambda x: x * 0.0,
+}  # fmt: skip
+"""Operations in place, and what they compute."""
+
+QUESTIONS = {
+    *(getattr(Tensor, name) for name in (
+        "size", "dim", "numel", "nelement", "ndimension", "is_floating_point", "is_contiguous", "get_device", "__len__",
+    )),
+    *(getattr(Tensor, name).__get__ for name in (
+        "shape", "dtype", "device", "ndim", "is_nested", "is_cuda", "requires_grad", "layout", "is_sparse", "is_quantized",
+    )),
+    torch.numel, torch.is_floating_point, torch.is_tensor, torch._assert,
+}  # fmt: skip
+"""Operations that only ask for what is known without a tensor's values: they compute nothing."""
+SHAPES = {Tensor.size, Tensor.shape.__get__}  # type: ignore[attr-defined]
+
+MAKING = {
+    torch.zeros, torch.ones, torch.full, torch.arange, torch.tensor, torch.eye, Tensor.new_zeros, Tensor.new_ones, Tensor.new_full,
+    Tensor.new_tensor, torch.zeros_like, torch.ones_like, torch.full_like,
+}  # fmt: skip
+"""Operations that make constants."""
+OF_CONSTANTS = {
+    torch.logical_and, torch.logical_or, torch.logical_not, torch.meshgrid, torch.functional.meshgrid, torch.triu, torch.tril,
+    *(getattr(Tensor, name) for name in (
+        "__setitem__", "add_", "__iadd__", "copy_", "fill_", "zero_", "mul_", "__imul__", "long", "int", "bool", "__and__", "__or__",
+        "__invert__", "logical_not", "triu", "tril", "item", "__bool__", "__int__", "__index__", "__float__", "tolist", "type_as",
+        "__floordiv__", "__mod__",
+    )),
+}  # fmt: skip
+"""Operations that are PyTorch's own on constants."""
 
 
 def _uncompiled(form: Form) -> Form:
@@ -41,7 +170,7 @@ def _uncompiled(form: Form) -> Form:
 
 @cache
 def _disabled(form: Form) -> Form:
-    disabled: Form = torch.compiler.disable(form)  # type: ignore[no-untyped-call]
+    disabled: Form = torch.compiler.disable(form)
     return disabled
 
 
@@ -51,18 +180,103 @@ class Forms(TorchFunctionMode):
     A compiler may contract what must be rounded step by step: so what torch.compile traces ends here, and it is kept from the forms.
     """
 
-    def __init__(self, tape: Tape, form_of: Mapping[Any, Form] = FORM_OF) -> None:
+    def __init__(self, tape: Tape) -> None:
         super().__init__()
-        self._tape, self._form_of = tape, form_of
+        self._tape = tape
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.compiler.is_compiling():
             raise refusal("a compiled model", "the model as it is")
         if precision.is_autocast():
             raise refusal("autocast, which lowers the precision of what forms compute with")
-        form = self._form_of.get(func)
-        if form is not None:
-            return _uncompiled(form)(self._tape, *args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        try:
+            return self._computed(func, args, kwargs)
+        except Unsupported as reason:
+            reason.at(user_line())
+            raise
+
+    def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
+        tape = self._tape
+        inplace = func in IN_PLACE or kwargs.get("inplace", False)
+        if "inplace" in kwargs:
+            kwargs = {name: value for name, value in kwargs.items() if name != "inplace"}
+        elif func is F.relu and len(args) == 2:
+            inplace, args = args[1], args[:1]
+        if func in OF_CONSTANTS and all(tape.value(x) is None for x in _tensors((args, kwargs))):
+            return func(*args, **kwargs)
+        if inplace:
+            return self._in_place(IN_PLACE.get(func, func), args, kwargs)
+        if (form := FORM_OF.get(func)) is not None:
+            return _uncompiled(form)(tape, *args, **kwargs)
         if func in QUESTIONS:
-            return func(*args, **(kwargs or {}))
-        raise refusal(f"'{resolve_name(func) or func}'", f"{', '.join(FORMS)}; never under torch.compile")
+            return self._shape(func(*args, **kwargs), *args, **kwargs) if func in SHAPES else func(*args, **kwargs)
+        if func in COMPOSED:
+            with self:
+                return COMPOSED[func](*args, **kwargs)
+        if func in MAKING:
+            return func(*args, **kwargs)
+        if func is Tensor.__setitem__:
+            return tape.replace(args[0], _uncompiled(shapes.put)(tape, *args))
+        raise refusal(f"'{resolve_name(func) or func}'", "see docs/exact-numerics.md")
+
+    def _in_place(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """An operation in place: a new tensor, which takes the place of the old one, also in the tensor that it was a part of."""
+        tape, x = self._tape, args[0]
+        with self:
+            y = func(*args, **kwargs)
+        if tape.value(x) is None:
+            return x.copy_(y)  # a constant
+        changed, new = x, tape.replace(x, y)
+        while (part := tape.part_of(changed)) is not None:  # the tensor that it is a part of shows the same
+            whole, index = part
+            new = tape.replace(whole, _uncompiled(shapes.put)(tape, tape.newest(whole), index, new))
+            changed = whole
+        tape.renew(y)
+        return y
+
+    def _shape(self, given: Any, x: Tensor, dim: int = 0) -> Any:
+        """A shape whose first number says that it is the number of images, if it is."""
+        tape = self._tape
+        if not isinstance(x, Tensor) or not tape.of_images(x) or not x.dim() or x.shape[0] != tape.images:
+            return given
+        if isinstance(given, int):
+            return Images(given) if dim % x.dim() == 0 else given
+        return _Shape([Images(given[0]), *given[1:]])
+
+
+class _Shape(tuple):  # type: ignore[type-arg]
+    """A shape, with the one method of torch.Size that networks call."""
+
+    __slots__ = ()
+
+    def numel(self) -> int:
+        """The number of elements."""
+        product = 1
+        for size in self:
+            product *= size
+        return product
+
+
+def _tensors(given: Any) -> Iterator[Tensor]:
+    if isinstance(given, Tensor):
+        yield given
+    elif isinstance(given, dict):
+        yield from _tensors(tuple(given.values()))
+    elif isinstance(given, tuple | list):
+        for each in given:
+            yield from _tensors(each)
+
+
+_LIBRARIES = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parent}{os.sep}")
+
+
+def user_line() -> str:
+    """The line of a network that called, as FILE:LINE: the innermost one outside PyTorch and this package; empty if there is none."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(_LIBRARIES) and not name.startswith("<"):
+            return f"{name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""

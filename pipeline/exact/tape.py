@@ -1,130 +1,294 @@
-"""A record of one pass through a model: what was computed, in order, so that gradients can be walked back.
+"""A record of one pass through a network: what was computed, in order, so that gradients can be walked back.
 
-Sums over the batch (weight and bias gradients, the mean loss) wait until the walk is through. Then a step needs two exchanges
-between workers and no more: the largest magnitudes of all sums, and the integer sums themselves.
+Three kinds of tensors pass: what is made of the images, what is made of weights alone, and constants. A tensor carries what the tape
+knows of it (`Value`). Sums over the batch (gradients of weights, the mean loss) wait until the walk is through: then one maximum and one
+sum over the workers serve them all, and what was computed of weights alone is walked back, by every worker alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from pipeline.exact import grid
 from pipeline.exact.errors import refusal
-from pipeline.exact.group import Group
+from pipeline.exact.group import ALONE, Group
 from pipeline.exact.later import Later
 
-Backward = Callable[[Tensor], tuple[Tensor | None, ...]]
 
+class Sums(Protocol):
+    """Sums over the batch that wait, on grids of their own."""
 
-class BatchSums(Protocol):
-    """Sums over the batch that wait, each on a grid of its own."""
-
-    magnitudes: list[Tensor]
-    """The largest magnitude on each grid among this worker's images, float32, 0-dim."""
+    magnitudes: Tensor
+    """The largest magnitude on each grid among this worker's images, float32 [G]."""
     fit_float64: bool
     """Whether float64 holds the sums over the whole batch; else they are int64."""
 
-    def integers(self, scales: list[Tensor]) -> list[Tensor]:
-        """Compute this worker's sums, one a grid, of any shape."""
+    def integers(self, scales: Tensor) -> Tensor:
+        """Compute the sums of this worker's images, of any shape, on grids of these scales, float32 [G]."""
 
-    def round(self, sums: list[Tensor], units: list[Tensor]) -> None:
-        """Take all workers' sums, flat, and note what is made of them."""
+    def round(self, sums: Tensor, units: Tensor) -> Sequence[Tensor]:
+        """From all workers' sums and the grids' units, the gradient of each weight that these sums were recorded for, in order."""
+
+
+Gradient = Tensor | Sums | None
+Backward = Callable[[Tensor], Sequence[Gradient]]
+"""From the gradient of what a form gave, that of each of its inputs. That of a weight in a pass over images is a Sums, or is a tensor where
+it is of the whole batch already."""
+
+
+class Memory:
+    """One piece of memory that several tensors may show, and how often it was changed in place."""
+
+    __slots__ = ("version",)
+
+    def __init__(self) -> None:
+        self.version = 0
+
+
+class Value:
+    """What the tape knows of a tensor."""
+
+    __slots__ = ("axis", "elements", "gradient", "learns", "memory", "name", "of_images", "part_of", "replaced", "token", "version")
+
+    def __init__(self, token: object, of_images: bool, learns: bool, memory: Memory, name: str = "") -> None:
+        self.token, self.of_images, self.learns, self.memory, self.name = token, of_images, learns, memory, name
+        self.version = memory.version
+        self.axis: int | None = 0
+        """Which axis is the images', or the rows' of each image in turn; None where they are spread."""
+        self.elements = 1
+        """Numbers of one image: also where this worker has none."""
+        self.replaced: Tensor | None = None
+        """What an operation in place has made of the tensor."""
+        self.part_of: tuple[Tensor, Any] | None = None
+        """The tensor that it is a part of, and its index there."""
+        self.gradient: Tensor | None = None
 
 
 class Tape:
-    """What a pass records. Without weights it is one for inference, which records nothing."""
+    """What a pass records. Without weights it is one for inference, which keeps nothing for a way back.
 
-    def __init__(self, images: Tensor, weights: Mapping[str, Tensor] | None = None, batch_images: int = 0) -> None:
-        self.learns, self.batch_images, self._images = weights is not None, batch_images, images
-        self.gradients: dict[str, Tensor] = {}
-        """Of the weights, by name, as `add_up` gives them."""
-        self._names = {id(weight): name for name, weight in (weights or {}).items()}
-        self._used: set[str] = set()
-        self._steps: list[tuple[Tensor, tuple[Tensor, ...], Backward]] = []
-        self._values = {id(images): images}  # and all that was made of them; held, so that no id is given twice
-        self._waiting: list[BatchSums] = []
+    Args:
+        images: uint8 or float32 [N, ...], this worker's share of a batch.
+        weights: float32, by name.
+        batch_images: images of the whole batch.
+        group: the workers that hold the batch together.
+        draws: what masks are drawn from (masks.py); None where nothing may be drawn.
+    """
+
+    def __init__(
+        self, images: Tensor, weights: Mapping[str, Tensor] | None = None, batch_images: int = 0, group: Group = ALONE, draws: Any = None
+    ) -> None:
+        self.learns, self.batch_images, self.images, self.group, self.draws = weights is not None, batch_images, len(images), group, draws
+        self._token = object()
+        self._weights = {id(weight): Value(self._token, False, weight.requires_grad, Memory(), name)
+                         for name, weight in (weights or {}).items()}  # fmt: skip
+        self._known = weights is not None
+        self._over_images: list[tuple[Value, list[Value | None], Backward]] = []
+        self._over_weights: list[tuple[Value, list[Value | None], Backward]] = []
+        self._waiting: list[tuple[Sums | Tensor, list[Value | None]]] = []
+        self.called = 0
+        """How often a mask was drawn in this pass."""
+        value = images.exact = Value(self._token, True, False, Memory())  # type: ignore[attr-defined]
+        value.elements = math.prod(images.shape[1:])
+
+    def value(self, x: Tensor) -> Value | None:
+        """What the tape knows of `x`; None of a constant."""
+        value: Value | None = getattr(x, "exact", None)
+        if value is None or value.token is not self._token:
+            return self._weights.get(id(x))
+        return value
 
     def input(self, x: Tensor, what: str) -> Tensor:
-        """What to compute with, and to record, for `x`, which must have been made from the images: so its gradient has a way back.
+        """The tensor to compute with for `x`: what operations in place have made of it, computed if it was not yet.
 
         Raises:
-            Unsupported: it was not; names the operation `what`.
+            Unsupported: it shows memory that was changed in place through another tensor; names the operation `what`.
         """
-        if self.learns and id(x) not in self._values:
-            name = self._names.get(id(x))
-            raise refusal(f"{what} of " + (f"the weight '{name}'" if name else "a tensor that was not made from the images"))
+        value: Value | None = getattr(x, "exact", None)
+        if value is None or value.token is not self._token:
+            return x
+        while value.replaced is not None:
+            x = value.replaced
+            value = x.exact  # type: ignore[attr-defined,union-attr]
+        if value.version != value.memory.version:
+            raise refusal(f"{what} of a tensor whose memory another operation has changed in place", "the new tensor")
         if (later := Later.of(x)) is None:
             return x
         if later.value is None:
-            later.value = self.record(later.compute(), (x,), lambda g: (g,))
+            later.value = self.record(later.compute(), (x,), lambda g: (g,), shares=x)
         return later.value
 
-    def weight(self, weight: Tensor, what: str) -> str:
-        """The name of a weight that the operation `what` uses, which it may be once.
+    def learns_from(self, x: Tensor) -> bool:
+        """Whether anybody wants the gradient of `x`."""
+        return self.learns and (value := self.value(x)) is not None and value.learns
 
-        Raises:
-            Unsupported: it is not a parameter of the model, or was used before.
+    def of_images(self, *tensors: Tensor) -> bool:
+        """Whether one of the tensors was made from the images."""
+        return any((value := self.value(x)) is not None and value.of_images for x in tensors)
+
+    def record(
+        self, y: Tensor, inputs: Sequence[Tensor], backward: Backward, shares: Tensor | None = None, axis: int | None = -1
+    ) -> Tensor:
+        """Note that `y` was made from `inputs`, and how its gradient gives theirs. Gives y.
+
+        `shares` is the input whose memory y may show; `axis` is y's axis of the images where values only moved, else the inputs' own.
         """
-        if not self.learns:
-            return ""
-        name = self._names.get(id(weight))
-        if name is None:
-            raise refusal(f"{what} with a weight that is not a parameter of the model")
-        if name in self._used:
-            raise refusal(f"a weight that is used twice, as '{name}' is")
-        self._used.add(name)
-        return name
-
-    def leads_to_weights(self, x: Tensor) -> bool:
-        """Whether anybody wants the gradient of `x`: it is not the images."""
-        return x is not self._images
-
-    def record(self, y: Tensor, inputs: tuple[Tensor, ...], backward: Backward) -> Tensor:
-        """Note that `y` was made from `inputs`, and how its gradient gives theirs (None for bytes). Gives y."""
-        if self.learns:
-            self._steps.append((y, inputs, backward))
-            self._values[id(y)] = y
+        values = [self.value(x) for x in inputs]
+        known = [value for value in values if value is not None]
+        if not known:
+            return y
+        of_images, learns = any(value.of_images for value in known), self.learns and any(value.learns for value in known)
+        shared = None if shares is None else self.value(shares)
+        value = Value(self._token, of_images, learns, Memory() if shared is None else shared.memory)
+        y.exact = value  # type: ignore[attr-defined]
+        if of_images:
+            first = next(each for each in known if each.of_images)
+            value.axis = first.axis if axis == -1 else axis
+            if self.images:
+                value.elements = y.numel() // self.images
+            elif axis != -1:
+                value.elements = first.elements
+            elif y.dim() and not y.shape[0]:  # as many rows of each image as the input has
+                x = next(x for x, each in zip(inputs, values, strict=True) if each is first)
+                value.elements = first.elements // max(1, math.prod(x.shape[1:])) * math.prod(y.shape[1:])
+            else:
+                value.elements = math.prod(size for size in y.shape if size)
+        if learns:
+            (self._over_images if of_images else self._over_weights).append((value, values, backward))
         return y
 
-    def wait(self, sums: BatchSums) -> None:
-        """Leave sums over the batch for `add_up`."""
-        self._waiting.append(sums)
-
-    def walk_back(self, y: Tensor, gradient: Tensor) -> None:
-        """From y's gradient to those before it, in the reverse of the order recorded; the gradients of one tensor are added."""
-        gradients = {id(y): gradient}
-        while self._steps:
-            output, inputs, backward = self._steps.pop()
-            if (g := gradients.pop(id(output), None)) is None:
-                continue  # it took no part in y
-            for x, d_x in zip(inputs, backward(g), strict=True):
-                if d_x is not None:
-                    gradients[id(x)] = gradients[id(x)] + d_x if id(x) in gradients else d_x
-
-    def add_up(self, group: Group) -> None:
-        """Compute the sums that wait, over all workers of the group: one maximum, one sum.
+    def replace(self, x: Tensor, y: Tensor) -> Tensor:
+        """Note that an operation in place has made `y` of `x`: who reads x reads y, and no other view of that memory is read. Gives y.
 
         Raises:
-            Unsupported: a weight takes no part in the loss, so it has no gradient.
+            Unsupported: x is a weight, or not of this pass.
         """
-        waiting, self._waiting = self._waiting, []  # they hold this tape, which would live on until Python's collector comes
-        magnitudes = group.maximum(torch.stack([m for sums in waiting for m in sums.magnitudes]))
-        chosen = grid.choose(magnitudes)
-        scales, units = list(chosen.scale.unbind()), list(chosen.unit.unbind())
-        dtype = torch.float64 if all(sums.fit_float64 for sums in waiting) else torch.int64
-        mine = [part for sums in waiting for part in sums.integers(_take(scales, len(sums.magnitudes)))]
+        value = getattr(x, "exact", None)
+        if value is None or value.token is not self._token:
+            raise refusal("an operation in place on a weight or a constant", "its plain form")
+        while value.replaced is not None:
+            x = value.replaced
+            value = x.exact  # type: ignore[attr-defined]
+        if y is x:
+            return y
+        value.memory.version += 1
+        new: Value = y.exact  # type: ignore[attr-defined]
+        new.memory, new.version = value.memory, value.memory.version
+        value.replaced = y
+        return y
+
+    def newest(self, x: Tensor) -> Tensor:
+        """What operations in place have made of `x`, whoever has changed its memory since."""
+        while (value := getattr(x, "exact", None)) is not None and value.replaced is not None:
+            x = value.replaced
+        self.renew(x)
+        return x
+
+    def renew(self, x: Tensor) -> None:
+        """Note that `x` shows its memory as it is now."""
+        if (value := self.value(x)) is not None:
+            value.version = value.memory.version
+
+    def show(self, y: Tensor, x: Tensor, index: Any) -> None:
+        """Note that `y` is x[index]."""
+        y.exact.part_of = (x, index)  # type: ignore[attr-defined]
+
+    def part_of(self, x: Tensor) -> tuple[Tensor, Any] | None:
+        """The tensor that `x` is a part of, and its index there, if it is one."""
+        value = self.value(x)
+        return None if value is None else value.part_of
+
+    def spread(self, y: Tensor) -> None:
+        """Note that `y`, the last that was recorded and made of weights alone, has a row for each image."""
+        value: Value = y.exact  # type: ignore[attr-defined]
+        value.of_images = True
+        if value.learns:
+            self._over_images.append(self._over_weights.pop())
+
+    def rows(self, x: Tensor) -> int:
+        """How many rows `x` [rows, ...] has for the whole batch, over all workers."""
+        value = self.value(x)
+        return len(x) if value is None or not value.of_images else self.batch_images * value.elements // max(1, math.prod(x.shape[1:]))
+
+    def elements(self, x: Tensor) -> int:
+        """Numbers of one image in `x`, also where this worker has no images."""
+        return x.numel() if (value := self.value(x)) is None or not value.of_images else value.elements
+
+    def axis(self, x: Tensor) -> int | None:
+        """The images' axis of what was made from them."""
+        value = self.value(x)
+        return None if value is None or not value.of_images else value.axis
+
+    def wait(self, sums: Sums) -> None:
+        """Leave sums over the batch for `add_up`."""
+        self._waiting.append((sums, []))
+
+    def walk_back(self, gradients: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """From tensors and their gradients to those before them, in the reverse of the order recorded; those of one tensor are added."""
+        for y, gradient in gradients:
+            if (value := self.value(y)) is not None:
+                _add(value, gradient)
+        self._walk(self._over_images)
+
+    def _walk(self, steps: list[tuple[Value, list[Value | None], Backward]]) -> None:
+        while steps:
+            output, inputs, backward = steps.pop()
+            g, output.gradient = output.gradient, None
+            if g is None:
+                continue  # it took no part
+            found: dict[int, tuple[Sums, list[Value | None]]] = {}
+            for value, given in zip(inputs, backward(g), strict=True):
+                if given is None:
+                    continue
+                if not isinstance(given, Tensor):
+                    found.setdefault(id(given), (given, []))[1].append(value)
+                elif value is not None and value.learns:
+                    if output.of_images and not value.of_images:
+                        self._waiting.append((given, [value]))
+                    else:
+                        _add(value, given)
+            if output.of_images:
+                self._waiting += found.values()
+            else:
+                for sums, values in found.values():
+                    _resolve([(sums, values)], ALONE)
+
+    def add_up(self, group: Group) -> dict[str, Tensor | None]:
+        """Compute the sums that wait, over all workers of the group: one maximum, one sum. Then walk back what is of weights alone.
+
+        Gives the gradients of the weights, by name; None for one that takes no part in the loss.
+        """
+        waiting, self._waiting = self._waiting, []
+        _resolve(waiting, group)
+        self._walk(self._over_weights)
+        return {value.name: value.gradient for value in self._weights.values()}
+
+
+def _add(value: Value, gradient: Tensor) -> None:
+    value.gradient = gradient if value.gradient is None else value.gradient + gradient
+
+
+def _resolve(waiting: list[tuple[Sums | Tensor, list[Value | None]]], group: Group) -> None:
+    """Exchange the sums that wait and give their values the gradients, in their order."""
+    sums = [each for each, _ in waiting if not isinstance(each, Tensor)]
+    rounded: dict[int, Sequence[Tensor]] = {}
+    if sums:
+        sizes = [each.magnitudes.numel() for each in sums]
+        chosen = grid.choose(group.maximum(torch.cat([each.magnitudes for each in sums])))
+        scales, units = torch.split(chosen.scale, sizes), torch.split(chosen.unit, sizes)
+        dtype = torch.float64 if all(each.fit_float64 for each in sums) else torch.int64
+        mine = [each.integers(scale) for each, scale in zip(sums, scales, strict=True)]
         total = group.total(torch.cat([part.flatten().to(dtype) for part in mine]))
-        totals = list(torch.split(total, [part.numel() for part in mine]))
-        for sums in waiting:
-            sums.round(_take(totals, len(sums.magnitudes)), _take(units, len(sums.magnitudes)))
-        if missing := [name for name in self._names.values() if name not in self.gradients]:
-            raise refusal(f"a weight that takes no part in the loss, as '{missing[0]}' does not")
-
-
-def _take(items: list[Tensor], count: int) -> list[Tensor]:
-    taken, items[:count] = items[:count], []
-    return taken
+        totals = torch.split(total, [part.numel() for part in mine])
+        for one, part, of, unit in zip(sums, mine, totals, units, strict=True):
+            rounded[id(one)] = one.round(of.view(part.shape), unit)
+    for each, values in waiting:
+        gradients = [each] if isinstance(each, Tensor) else rounded[id(each)]
+        for value, gradient in zip(values, gradients, strict=False):
+            if value is not None and value.learns:
+                _add(value, gradient)

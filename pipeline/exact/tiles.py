@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.exact.arguments import pair
+
 
 def maxima(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """X float32 [N, C, H, W] -> the maximum of each tile [N, C, H // k, W // k], and the tiles, which `spread` needs.
@@ -53,17 +55,10 @@ def places(x: Tensor, k: int) -> Tensor:
     return x.unfold(2, k, k).unfold(3, k, k).permute(4, 5, 0, 1, 2, 3)
 
 
-def square(kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
-           return_indices: bool = False) -> int | None:  # fmt: skip
+def square(kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False) -> int | None:
     """The side of the tiles, from the arguments of torch.nn.functional.max_pool2d; None if its windows are not such tiles."""
     sides = pair(kernel_size)
     plain = stride is None or pair(stride) == sides
     return sides[0] if (
-        sides[0] == sides[1] and plain and pair(padding) == (0, 0) and pair(dilation) == (1, 1) and not ceil_mode and not return_indices
+        sides[0] == sides[1] and plain and pair(padding) == (0, 0) and pair(dilation) == (1, 1) and not ceil_mode
     ) else None  # fmt: skip
-
-
-def pair(value: Any) -> tuple[int, int]:
-    """One number for both directions, or one for each, as two."""
-    first, second = value if isinstance(value, tuple | list) else (value, value)
-    return int(first), int(second)

@@ -18,6 +18,7 @@ async function classify(source) {
   const bytes = await networkInput(source);
   const read = performance.now();
   const prediction = predict(model, bytes);
+  if (prediction.confidences.some(Number.isNaN)) throw new RangeError("the network gives it scores that are not finite, so no class");
   return { ...prediction, bytes, reading: read - start, computing: performance.now() - read };
 }
 

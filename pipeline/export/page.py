@@ -1,4 +1,4 @@
-"""A run's network as one HTML file that classifies images in the browser, with exact-2 in JavaScript (exact2.js)."""
+"""A run's network as one HTML file that classifies images in the browser, with exact-3 in JavaScript (exact2.js)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.exact.draws import random_integers
 from pipeline.predict import Network
 from pipeline.runs.outputs import Model
 
-VERSION = "exact-2"
+VERSION = "exact-3"
 """The numerics that exact2.js computes."""
 SCRIPTS = ("exact2.js", "picture.js", "page.js")
 
@@ -34,7 +34,7 @@ def write(path: Path, model: Model) -> list[str]:
 
 
 def render(model: Model, network: Network) -> bytes:
-    """The page; `network` is the model's, computing exact-2."""
+    """The page; `network` is the model's, computing exact-3."""
     provenance = model.provenance
     return offline.render(
         "export",

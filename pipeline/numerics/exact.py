@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -32,10 +33,10 @@ class Exact(engine.Exact):
 
     @refusals_explained()
     def loss_and_gradients(
-        self, model: nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int
-    ) -> tuple[Tensor, list[Tensor]]:
+        self, model: nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int, **settings: Any
+    ) -> tuple[Tensor, list[Tensor | None]]:
         """As the package's."""
-        return super().loss_and_gradients(model, images, labels, group, batch_images)
+        return super().loss_and_gradients(model, images, labels, group, batch_images, **settings)
 
     @refusals_explained()
     def scores(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

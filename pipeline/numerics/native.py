@@ -1,22 +1,17 @@
-"""`numerics: native`: PyTorch's own kernels; equal runs on one machine, close ones elsewhere."""
+"""`numerics: native`: PyTorch's own kernels, autograd and optimizer; equal runs on one machine, close ones elsewhere.
+
+What is the pipeline's is how bytes reach the model, and that the gradients of several workers are added up.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import TypeVar, cast
-from weakref import WeakSet
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.exact import hardware
-from pipeline.exact.tape import Tape
-from pipeline.numerics import native_forms
 from pipeline.workers import Group
-
-Result = TypeVar("Result")
 
 
 class Native:
@@ -24,47 +19,45 @@ class Native:
 
     version = "native"
 
-    def __init__(self) -> None:
-        # models that do what has no native form, in training and else: PyTorch computes them as they are
-        self._trained_by_pytorch, self._inferred_by_pytorch = WeakSet[nn.Module](), WeakSet[nn.Module]()
-
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
-        """What the model says of uint8 images [N, 3, 32, 32]: float32 [N, C]."""
-        # on a CPU as many at a time as stay in its caches
-        parts = torch.split(images, native_forms.BY_ROWS.images_at_once) if hardware.is_cpu(images) else (images,)
-
-        def by_forms(part: Tensor) -> Tensor:
-            given = native_forms.images(part)
-            return native_forms.logits(Tape(given), given, model)
-
+        """What the model says of uint8 images [N, C, H, W]: float32 [N, classes]."""
         with torch.inference_mode():
-            known = self._inferred_by_pytorch
-            return torch.cat([_attempt(partial(by_forms, part), model, known, part, partial(_logits, model, part)) for part in parts])
+            return heads(model(pixels(images)))[0]
 
     def loss_and_gradients(
-        self, model: nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The mean cross-entropy of a batch, float32 0-dim, and the gradients of model.parameters(), in their order.
+        self, model: nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int, *, draws: object = None,
+        label_smoothing: float = 0.0, auxiliary: float = 0.3,
+    ) -> tuple[Tensor, list[Tensor | None]]:  # fmt: skip
+        """The mean cross-entropy of a batch, float32 0-dim, and the gradients of model.parameters(), in their order; None of an unused one.
 
-        Of the batch's `batch_images` images this worker of the group has uint8 images [N, 3, 32, 32] and labels int64 [N]; N may be 0.
-        Several workers' shares are added in float64, in an order that is the group's.
+        Of the batch's `batch_images` images this worker of the group has images [N, C, H, W] and labels int64 [N]; N may be 0. Several
+        workers have the buffers of worker 0, as with DistributedDataParallel; each one's mean is weighted by its share of the batch, and
+        they are added in float64, in an order that is the group's.
         """
-
-        def by_autograd() -> list[Tensor]:
-            loss = F.cross_entropy(_logits(model, images), labels, reduction="sum") / batch_images
-            return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
-
-        by_forms = partial(native_forms.loss_and_gradients, model, images, labels, batch_images)
-        results = _attempt(by_forms, model, self._trained_by_pytorch, images, by_autograd)
+        weights = list(model.parameters())
+        trained = [weight for weight in weights if weight.requires_grad]
         if group.count > 1:
-            total = group.total(torch.cat([each.flatten() for each in results]).double()).float()
-            parts = torch.split(total, [each.numel() for each in results])
-            results = [part.view(each.shape) for part, each in zip(parts, results, strict=True)]
-        return results[0], results[1:]
-
-    def optimizer(self, weights: Tensor, lr: float, momentum: float) -> SGD:
-        """What updates float32 `weights` [P], in place."""
-        return SGD(weights, lr, momentum)
+            for buffer in model.buffers():
+                group.copy_first(buffer)
+        if len(labels):
+            main, *others = heads(model(pixels(images)))
+            loss = F.cross_entropy(main, labels, label_smoothing=label_smoothing)
+            for logits in others:
+                loss = loss + auxiliary * F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+            of_trained = iter(torch.autograd.grad(loss, trained, allow_unused=True))
+            gradients = [next(of_trained) if weight.requires_grad else None for weight in weights]
+        else:
+            loss, gradients = weights[0].new_zeros(()), [None] * len(weights)
+        if group.count == 1:
+            return loss.detach(), gradients
+        used = torch.tensor([float(g is not None) for g in gradients], device=loss.device)  # a worker without images does not know
+        given = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, gradients, strict=True)]
+        share = len(labels) / batch_images
+        flat = torch.cat([each.flatten() for each in (loss.detach(), *given)]).double() * share
+        total = group.total(torch.cat((flat, used.double())))
+        parts = torch.split(total[: len(flat)].float(), [1, *(w.numel() for w in weights)])
+        uses = total[len(flat) :].tolist()
+        return parts[0].view(()), [part.view(w.shape) if use else None for part, w, use in zip(parts[1:], weights, uses, strict=True)]
 
     def scores(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For float32 logits [N, C] and int64 labels [N]: losses float64 [N], predicted classes int64 [N], confidences float32 [N]."""
@@ -80,37 +73,11 @@ class Native:
         return float(losses.mean())
 
 
-def _attempt(
-    by_forms: Callable[[], Result], model: nn.Module, by_pytorch: WeakSet[nn.Module], images: Tensor, otherwise: Callable[[], Result]
-) -> Result:
-    """`by_forms()`, on a CPU and where the model does nothing that has no form; else `otherwise()`, and the next time at once.
-
-    Whatever a form cannot take, PyTorch takes, or says in its own words why not.
-    """
-    if hardware.is_cpu(images) and images.shape[0] and model not in by_pytorch:
-        try:
-            with torch.inference_mode():
-                return by_forms()
-        except Exception:
-            by_pytorch.add(model)
-    return otherwise()
+def pixels(images: Tensor) -> Tensor:
+    """Uint8 images [N, C, H, W] as torchvision's ToTensor has them: float32 in [0, 1]; float32 ones as they are."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
-def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    """What PyTorch makes of uint8 images, which the model is given as torchvision's ToTensor has them: float32 in [0, 1]."""
-    return cast(Tensor, model(images.float().div_(255)))
-
-
-class SGD:
-    """SGD with momentum as torch.optim.SGD defines it, on one vector of weights, float32 [P], changed in place."""
-
-    def __init__(self, weights: Tensor, lr: float, momentum: float) -> None:
-        self.weights = weights
-        self.state = {"velocity": torch.zeros_like(weights)}
-        """What training must keep besides the weights: float32 [P] each."""
-        self._lr, self._momentum = lr, momentum
-
-    def step(self, gradient: Tensor) -> None:
-        """One update with the gradient, float32 [P]."""
-        velocity = self.state["velocity"].mul_(self._momentum).add_(gradient)
-        self.weights.add_(velocity, alpha=-self._lr)
+def heads(given: object) -> list[Tensor]:
+    """The logits that a network gives, the main ones first: a tensor, or a tuple of them and None (GoogLeNet, Inception)."""
+    return [given] if isinstance(given, Tensor) else [each for each in cast(tuple[Tensor | None, ...], given) if each is not None]

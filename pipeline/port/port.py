@@ -85,9 +85,10 @@ def port(source: Source, answers: Collection[Answer], shared: dict[str, str]) ->
         chosen = _without_overlaps([f for f in findings if f.found.edits and f.rule.answer in answers])
         touched = touched or any(f.found.level in (Level.BOUND, Level.NOTE) for f in chosen)
         edits = settle(script, chosen, shared) if touched else []
-        if not edits:
+        text = applied(script.bytes, edits).decode()
+        if text == ported.text:
             break
-        ported.text = applied(script.bytes, edits).decode()
+        ported.text = text
         script = Script(ported.text)
     else:
         raise AssertionError(f"{source.path}: rewriting does not come to an end")

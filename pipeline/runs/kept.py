@@ -175,6 +175,18 @@ def listed(runs: Path = RUNS) -> list[Path]:
     return sorted(path for path in runs.glob("[!.]*") if any(os.path.exists(path / part) for part in parts))
 
 
+def by_time(folders: list[Path]) -> list[Path]:
+    """Kept runs in the order in which they were kept, the first one first."""
+
+    def kept_at(folder: Path) -> tuple[int, str]:
+        try:
+            return (folder / IDENTITY).stat().st_mtime_ns, folder.name
+        except OSError:  # half a run, which `load` refuses
+            return 0, folder.name
+
+    return sorted(folders, key=kept_at)
+
+
 def load(folder: Path) -> Run:
     """Read a kept run and check that its parts belong together.
 

@@ -87,6 +87,15 @@ def write_training(folder: Path, weights: Tensors, history: Iterable[Step], prov
     files.write_bytes(folder / HISTORY, rows)
 
 
+def check_weights(weights: Tensors, problem: str) -> None:
+    """Raise UserError, which begins with `problem`, where weights are not such as `read_model` takes: before a training as after it."""
+    for name, array in weights.items():
+        if array.dtype != np.float32:
+            raise UserError(f"{problem}: '{name}' is {array.dtype}, not float32")
+        if not np.isfinite(array).all():
+            raise UserError(f"{problem}: '{name}' holds NaN or infinity")
+
+
 def read_weights(folder: Path) -> dict[str, np.ndarray]:
     """A model's weights, whatever trained them. Nothing in the file is executed. Raises UserError."""
     return _read(folder).tensors
@@ -99,11 +108,7 @@ def read_model(folder: Path) -> Model:
         UserError: the file is missing or damaged, holds what no float32 weight can be, or does not say what trained it.
     """
     content, path = _read(folder), folder / MODEL
-    for name, array in content.tensors.items():
-        if array.dtype != np.float32:
-            raise UserError(f"{path}: damaged: '{name}' is {array.dtype}, not float32")
-        if not np.isfinite(array).all():
-            raise UserError(f"{path}: damaged: '{name}' holds NaN or infinity")
+    check_weights(content.tensors, f"{path}: damaged")
     if "training" not in content.metadata:
         raise UserError(f"{path}: does not say what trained it; run `dvc repro` with this version, which trains again")
     metadata = schema.decode(_Metadata, content.metadata["training"].encode(), str(path))

@@ -19,7 +19,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     data: Description
     seed: int
     numerics: str
-    """With its version: `exact-2`, or `native`."""
+    """With its version: `exact-3`, or `native`."""
     train: Train
     code: str
     """The digest of the sources that trained (`sources.digest`)."""
@@ -40,11 +40,12 @@ def differences(trained: Provenance, wanted: Provenance) -> list[str]:
     return [f"{key} is {abbreviated(flat[key])}, not {abbreviated(others[key])}" for key in differing]
 
 
-def flattened(provenance: Provenance) -> dict[str, Any]:
-    """All fields as builtin types, those of a field under dotted names, such as `train.lr`."""
+def flattened(record: msgspec.Struct, prefix: str = "") -> dict[str, Any]:
+    """All fields, those of a field under dotted names, such as `train.lr` and `train.optimizer.name`, those with defaults among them."""
     flat: dict[str, Any] = {}
-    for key, value in msgspec.to_builtins(provenance).items():
-        flat |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
+    for key, value in msgspec.structs.asdict(record).items():
+        name = f"{prefix}{key}"
+        flat |= flattened(value, f"{name}.") if isinstance(value, msgspec.Struct) else {name: msgspec.to_builtins(value)}
     return flat
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from msgspec import structs
 from torch import Tensor, nn
 
 from pipeline import device as devices
+from pipeline.exact.augmentation import Augmentation
 from pipeline.exact.draws import permutation
 from pipeline.exact.initial_values import initialise
+from pipeline.exact.masks import Draws
 from pipeline.model import SimpleCNN
 from pipeline.numerics.exact import refusals_explained
 from pipeline.params import Train
+from pipeline.training import updates
 from pipeline.workers import ALONE, Group
 
 if TYPE_CHECKING:
@@ -37,45 +42,38 @@ class Trainer:
     in the same tensors, and a step never looks at a value: so on CUDA it is captured once as a graph and replayed.
     """
 
-    def __init__(self, data: Dataset, device: torch.device, seed: int, numerics: Numerics, settings: Train, group: Group = ALONE) -> None:
+    def __init__(
+        self, data: Dataset, device: torch.device, seed: int, numerics: Numerics, settings: Train, group: Group = ALONE,
+        epochs: int | None = None,
+    ) -> None:  # fmt: skip
+        """Of a training of `settings.epochs` epochs, which its schedule is for, only the first `epochs` are trained, where given."""
+        self.epochs = settings.epochs if epochs is None else epochs
         self.device, self.seed, self.numerics, self.settings, self.group = device, seed, numerics, settings, group
         # 1. the device is selected; 2. the model moves to it
         self.model: nn.Module = SimpleCNN()
         with refusals_explained():
             initialise(self.model, seed)
-        self.parameters = dict(self.model.named_parameters())
-        self.initial = torch.cat([p.detach().flatten() for p in self.parameters.values()]).to(device)  # float32 [P]
-        self.weights = self.initial.clone()
-        for name, part in self._views(self.weights).items():
-            self.parameters[name].data = part
-        self.model.to(device)  # its buffers, where it has any
-        self.optimizer = numerics.optimizer(self.weights, settings.lr, settings.momentum)
+        self.model.to(device)
         # 3. the data moves to it, whole
         self.images = torch.from_numpy(data.train_images).to(device)  # uint8 [N, 3, 32, 32]
         self.labels = torch.from_numpy(data.train_labels).to(device).long()  # int64 [N]
-        self.order = torch.zeros(len(self.labels), dtype=torch.int64, device=device)  # the epoch's order
+        rows = max(len(self.labels), 2 * settings.batch_size)  # enough for the two steps that prove a CUDA graph, as in step_log
+        self.order = torch.arange(rows, device=device).remainder_(max(1, len(self.labels)))  # int64; the epoch's order, in its first N
+        self.augmentation = Augmentation(seed, **structs.asdict(settings.augment))
+        self.updates = updates.select(numerics.version, dict(self.model.named_parameters()), settings, self.steps_per_epoch)
         self.steps_completed = 0
         self._order_of: int | None = None
-        self.position = torch.zeros(1, dtype=torch.int64, device=device)  # in the epoch, in images
-        # what steps gave since it was last read: the loss, and the least and the largest number of each part of the optimizer's state
-        self.step_log = torch.zeros(settings.log_every, 1 + 2 * len(self.optimizer.state), device=device)
+        # where the training is, for the device: the epoch, the step (both from 0), and the first image of the batch in the epoch
+        self.epoch, self.step_number, self.position = (torch.zeros(1, dtype=torch.int64, device=device) for _ in range(3))
+        # what steps gave since it was last read: the loss, and the largest magnitude of the optimizer's state
+        self.step_log = torch.zeros(max(2, settings.log_every), len(LoggedStep._fields), device=device)
         self.logged = torch.zeros(1, dtype=torch.int64, device=device)  # rows of it
         self.offsets = torch.arange(settings.batch_size, device=device)
         self._full_step: Callable[[], None] | None = None
-        if len(self.labels) >= settings.batch_size and group.count == 1:  # that a graph holds collectives was never tried
-            self._full_step = devices.as_cuda_graph(lambda: self._step(self.offsets), device, self._reset)
-
-    def _views(self, flat: Tensor) -> dict[str, Tensor]:
-        parts = torch.split(flat, [p.numel() for p in self.parameters.values()])
-        return {name: part.view(p.shape) for (name, p), part in zip(self.parameters.items(), parts, strict=True)}
-
-    def _reset(self) -> None:
-        """Bring all that a step changes to the beginning."""
-        self.weights.copy_(self.initial)
-        for state in self.optimizer.state.values():
-            state.zero_()
-        self.position.zero_()
-        self.logged.zero_()
+        if len(self.labels) >= settings.batch_size and group.count == 1 and self.updates.capturable:  # a graph with collectives is untried
+            counters = [self.position, self.step_number, self.step_log, self.logged]
+            changed = [*self.updates.tensors().values(), *self.model.buffers(), *counters]
+            self._full_step = devices.as_cuda_graph(lambda: self._step(self.offsets), device, changed)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -84,17 +82,22 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole training."""
-        return self.steps_per_epoch * self.settings.epochs
+        """Steps until the training ends."""
+        return self.steps_per_epoch * self.epochs
 
     def step(self) -> None:
         """Train on the next batch."""
         epoch, batch = divmod(self.steps_completed, self.steps_per_epoch)
         first = batch * self.settings.batch_size
         if self._order_of != epoch:
-            self.order.copy_(torch.from_numpy(permutation(f"order/{self.seed}/{epoch}", len(self.labels))))
+            self.order[: len(self.labels)].copy_(torch.from_numpy(permutation(f"order/{self.seed}/{epoch}", len(self.labels))))
             self.position.fill_(first)
+            self.epoch.fill_(epoch)
+            self.step_number.fill_(self.steps_completed)
             self._order_of = epoch
+        if self.numerics.version == "native":  # what a network draws itself, as dropout does: the same again, resumed too
+            drawn = hashlib.sha256(f"draws/{self.seed}/{self.steps_completed}/{self.group.rank}".encode()).digest()
+            torch.manual_seed(int.from_bytes(drawn[:8], "little", signed=True))
         left = len(self.labels) - first
         if left < self.settings.batch_size or self._full_step is None:
             self._step(self.offsets[:left])
@@ -107,42 +110,49 @@ class Trainer:
         rows = self.order.index_select(0, self.position + offsets[share])  # int64 [B]
         images, labels = self.images.index_select(0, rows), self.labels.index_select(0, rows)
         # 4. the training loop: forward, backward, update
-        loss, gradients = self.numerics.loss_and_gradients(self.model, images, labels, self.group, len(offsets))
-        self.optimizer.step(torch.cat([g.flatten() for g in gradients]))
-        extremes = [extreme for state in self.optimizer.state.values() for extreme in state.aminmax()]
-        self.step_log.index_copy_(0, self.logged, torch.stack((loss, *extremes)).unsqueeze(0))
+        images = self.augmentation(images, self.epoch, rows)
+        loss, gradients = self.numerics.loss_and_gradients(
+            self.model, images, labels, self.group, len(offsets),
+            draws=Draws(self.seed, self.step_number, share.start), label_smoothing=self.settings.label_smoothing,
+        )  # fmt: skip
+        self.updates.step(gradients, self.step_number)
+        self.step_log.index_copy_(0, self.logged, torch.stack((loss, self.updates.largest())).unsqueeze(0))
         self.position += len(offsets)
+        self.step_number += 1
         self.logged += 1
 
     def read_step_log(self) -> list[LoggedStep]:
         """Wait for the device; what each step since the last reading gave."""
         rows = self.step_log[: int(self.logged)].cpu()
         self.logged.zero_()
-        magnitudes = rows[:, 1:].abs().amax(1) if rows.shape[1] > 1 else torch.zeros(len(rows))
-        return [LoggedStep(*row) for row in zip(rows[:, 0].tolist(), magnitudes.tolist(), strict=True)]
+        return [LoggedStep(*row) for row in rows.tolist()]
+
+    def _state(self) -> dict[str, Tensor]:
+        return {**self.updates.tensors(), **{f"buffer {name}": buffer for name, buffer in self.model.named_buffers()}}
 
     def state(self) -> dict[str, np.ndarray]:
         """The weights, the optimizer's state and the model's buffers, for a checkpoint: whole, on whichever device."""
-        buffers = {f"buffer {name}": buffer for name, buffer in self.model.named_buffers()}
-        return {name: t.cpu().numpy().copy() for name, t in {"weights": self.weights, **self.optimizer.state, **buffers}.items()}
+        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in self._state().items()}
 
+    @torch.no_grad()
     def resume(self, step: int, state: dict[str, np.ndarray]) -> None:
         """Take up, on this device or another, the state that a trainer had after `step` steps."""
-        self.weights.copy_(torch.from_numpy(state["weights"]))
-        for name, tensor in self.optimizer.state.items():
+        for name, tensor in self._state().items():
             tensor.copy_(torch.from_numpy(state[name]))
-        for name, buffer in self.model.named_buffers():
-            buffer.copy_(torch.from_numpy(state[f"buffer {name}"]))
-        self.steps_completed, self._order_of = step, None
+        self._continue_at(step)
 
+    @torch.no_grad()
     def follow_first(self) -> None:
         """Take up the state of worker 0, which may have resumed one: from here on all workers have the same bits."""
         step = torch.tensor(self.steps_completed, device=self.device)
-        for tensor in (step, self.weights, *self.optimizer.state.values(), *self.model.buffers()):
+        for tensor in (step, *self._state().values()):
             self.group.copy_first(tensor)
-        self.steps_completed, self._order_of = int(step), None
+        self._continue_at(int(step))
+
+    def _continue_at(self, step: int) -> None:
+        self.steps_completed, self._order_of = step, None
+        self.updates.continue_at(step)
 
     def named_weights(self) -> dict[str, np.ndarray]:
         """The weights and buffers by the names of the model's state_dict."""
-        named = {**self._views(self.weights), **dict(self.model.named_buffers())}
-        return {name: part.cpu().numpy().copy() for name, part in named.items()}
+        return {name: part.cpu().numpy().copy() for name, part in self.model.state_dict().items()}

@@ -1,0 +1,105 @@
+"""Random masks by rule: dropout and stochastic depth, the same for every device and share of a batch.
+
+An element's draw is a hash of the seed, the step, which call of the pass it is, the image's place in the batch and the element's place in
+the image: 32-bit integers in int64 tensors, with products below 2^63.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.exact import elementwise
+from pipeline.exact.errors import refusal
+from pipeline.exact.shapes import Images
+from pipeline.exact.tape import Tape
+
+_WORD = 2**32 - 1
+_FACTOR = 0x45D9F3B
+
+
+class Draws(NamedTuple):
+    """What a step draws its masks from."""
+
+    seed: int
+    step: Tensor
+    """The number of the step, int64 [1] on the device: no number of Python's, which a CUDA graph would keep."""
+    first: int = 0
+    """The place in the batch of this worker's first image."""
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """A 32-bit hash of each 32-bit number: two rounds of shift, exclusive or and multiplication."""
+    for _ in range(2):
+        x = (x.bitwise_xor(x >> 16) * _FACTOR).bitwise_and_(_WORD)
+    return x.bitwise_xor(x >> 16)
+
+
+def drawn(tape: Tape, images: int, elements: int, device: torch.device) -> Tensor:
+    """32-bit draws for the elements of each of so many images, int64 [images, elements]; of no images, for the batch [1, elements]."""
+    draws: Draws | None = tape.draws
+    if draws is None:
+        raise refusal("a random mask where no seed is given", "draws")
+    key = torch.full((1,), draws.seed & _WORD, dtype=torch.int64, device=device)
+    key = _mixed(key.bitwise_xor(_mixed(torch.full((1,), (draws.seed >> 32) & _WORD, dtype=torch.int64, device=device))))
+    for word in (draws.step.to(device), torch.full((1,), tape.called, dtype=torch.int64, device=device)):
+        key = _mixed((key + word).bitwise_and_(_WORD))
+    places = torch.arange(draws.first, draws.first + images, dtype=torch.int64, device=device) if images else key.new_zeros(1)
+    of_images = _mixed((_mixed((places + 1).bitwise_and_(_WORD)) + key).bitwise_and_(_WORD)).unsqueeze(1)
+    of_elements = _mixed(torch.arange(elements, dtype=torch.int64, device=device)).unsqueeze(0)
+    return _mixed((of_images + of_elements).bitwise_and_(_WORD))
+
+
+def kept(tape: Tape, shape: list[int], probability: float, of_images: bool, device: torch.device) -> Tensor:
+    """Which elements of a tensor of that shape are kept, each with `probability`: bool."""
+    tape.called += 1
+    if not math.prod(shape):
+        return torch.ones(shape, dtype=torch.bool, device=device)
+    images = tape.images if of_images else 0
+    threshold = round(probability * 2**32)
+    return (drawn(tape, images, math.prod(shape) // max(images, 1), device) < threshold).view(shape)
+
+
+def dropout(tape: Tape, x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
+    """The exact form of dropout: what is kept times f32(1 / (1 - p)), else 0."""
+    return _masked(tape, x, p, training, lambda x: list(x.shape))
+
+
+def feature_dropout(tape: Tape, x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
+    """The exact form of dropout2d and its like: whole channels."""
+    return _masked(tape, x, p, training, lambda x: [*x.shape[:2], *[1] * (x.dim() - 2)])
+
+
+def _masked(tape: Tape, x: Tensor, p: float, training: bool, shape: Any) -> Tensor:
+    x = elementwise.floats(tape, x, "dropout")
+    if not training or p == 0:
+        return x
+    if not 0 <= p <= 1:
+        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+    if not tape.of_images(x):
+        raise refusal("dropout of a weight", "dropout of activations")
+    scale = elementwise.number(x, 0.0 if p == 1 else 1 / (1 - p))
+    if (axis := tape.axis(x)) is None:
+        raise refusal("dropout where the images' axis is spread", "one axis of the images")
+    moved = x.movedim(axis, 0)
+    mask = (kept(tape, shape(moved), 1 - p, True, x.device).float() * scale).movedim(0, axis)
+    return tape.record(x * mask, (x,), lambda g: (g * mask,))
+
+
+def empty(tape: Tape, *size: Any, dtype: torch.dtype | None = None, device: Any = None, **named: Any) -> Tensor:
+    """Torch.empty, which remembers whether its first axis is the images': what is drawn in it is drawn by image."""
+    x = torch.empty(*size, dtype=dtype, device=device, **named)
+    first = size[0][0] if size and isinstance(size[0], tuple | list) and size[0] else size[0] if size else None
+    x.an_image_a_row = isinstance(first, Images)  # type: ignore[attr-defined]
+    return x
+
+
+def bernoulli_(tape: Tape, x: Tensor, p: float = 0.5, generator: Any = None) -> Tensor:
+    """The exact form of Tensor.bernoulli_ on a new tensor, as stochastic depth has it: 1 with probability p, by rule."""
+    if isinstance(p, Tensor) or generator is not None or tape.value(x) is not None:
+        raise refusal("bernoulli_ with a tensor or a generator, or of an activation", "a number, on a new tensor")
+    of_images = getattr(x, "an_image_a_row", False)
+    return x.copy_(kept(tape, list(x.shape), p, of_images, x.device))

@@ -1,0 +1,219 @@
+"""Exact forms of what takes means over axes: batch, layer, group and instance norm, softmax, means and sums.
+
+Every sum is a tree of float64 additions (trees.py). Batch norm's over the images takes one exchange between workers, forward and backward.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pipeline.exact import elementwise, transcendental
+from pipeline.exact.errors import refusal
+from pipeline.exact.tape import Gradient, Tape
+from pipeline.exact.trees import over_images, tree
+
+
+def batch_norm(
+    tape: Tape, x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
+    bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    """The exact form of batch_norm, for x [N, C, ...]: in training over the whole batch of all workers."""
+    x = elementwise.floats(tape, x, "batch_norm")
+    if x.dim() < 2 or tape.axis(x) != 0:
+        raise refusal(f"batch_norm of {x.dim()} dimensions, or where the images are not the first axis", "the images first")
+    rows = tape.elements(x) // math.prod(x.shape[1:])  # of x for each image
+    count = tape.batch_images * rows * math.prod(x.shape[2:])
+    learning = training and tape.learns
+    if training and not tape.learns:
+        raise refusal("batch_norm in training mode where nothing is learnt", "model.eval()")
+    if learning and count == 1:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)}")
+
+    def per_channel(x: Tensor) -> Tensor:
+        """Sums over places, images and workers: float64 [C]."""
+        sums = tree(x, *range(2, x.dim())) if x.dim() > 2 else x
+        if rows > 1:
+            sums = tree(sums.unflatten(0, (-1, rows)), 1)
+        return over_images(sums, tape.batch_images, tape.group)
+
+    given = [None if t is None else tape.input(t, "batch_norm") for t in (weight, bias)]
+    gamma, beta = (None if t is None else t.double() for t in given)
+    n = torch.full((x.shape[1],), float(count), dtype=torch.float64, device=x.device)
+    if learning:
+        of_x = x.double()
+        both = per_channel(torch.cat((of_x, of_x * of_x), 1))  # one exchange for both
+        s1, s2 = both.split(x.shape[1])
+        mean = s1 / n
+        var = (s2 / n - mean * mean).clamp_min_(0)
+        if running_mean is not None and running_var is not None:
+            kept, new = (elementwise.number(running_mean, value) for value in (1 - momentum, momentum))
+            running_mean.copy_(running_mean * kept + mean.float() * new)
+            running_var.copy_(running_var * kept + (var * (n / (n - 1))).float() * new)
+    else:
+        if running_mean is None or running_var is None:
+            raise refusal("batch_norm without running statistics in evaluation", "track_running_stats=True")
+        mean, var = running_mean.double(), running_var.double()
+    inverse = 1 / transcendental.square_root(var + eps)
+    a = inverse if gamma is None else gamma * inverse
+    b = -(mean * a) if beta is None else beta - mean * a
+    y = (x * elementwise_channel(a, x)).add_(elementwise_channel(b, x))
+
+    def backward(g: Tensor) -> list[Gradient]:
+        of_g = g.double()
+        s0, s1 = per_channel(torch.cat((of_g, of_g * x.double()), 1)).split(x.shape[1])
+        sh = (s1 - mean * s0) * inverse
+        gradients: list[Gradient] = [None, *(each.float() for each, t in ((sh, weight), (s0, bias)) if t is not None)]
+        if tape.learns_from(x):
+            if learning:
+                slope = (a * inverse) * (sh / n)
+                constant = slope * mean - a * (s0 / n)
+                d_x = (x * elementwise_channel(-slope, x)).add_(elementwise_channel(constant, x)).add_(g * elementwise_channel(a, x))
+            else:
+                d_x = g * elementwise_channel(a, x)
+            gradients[0] = d_x
+        return gradients
+
+    return tape.record(y, [x, *(t for t in given if t is not None)], backward)
+
+
+def elementwise_channel(values: Tensor, x: Tensor) -> Tensor:
+    """Values [C], rounded to float32, in the shape [1, C, 1, ...] of `x` [N, C, ...]."""
+    return values.float().view(1, -1, *[1] * (x.dim() - 2))
+
+
+def normalised(tape: Tape, x: Tensor, axes: int, eps: float) -> Tensor:
+    """(x - mean) / sqrt(var + eps) over the last `axes` axes: mean and variance by tree, in two passes."""
+    x = elementwise.floats(tape, x, "a norm")
+    dims = range(x.dim() - axes, x.dim())
+    shape = [*x.shape[: x.dim() - axes], *[1] * axes]
+    n = torch.full((), float(math.prod(x.shape[x.dim() - axes :])), dtype=torch.float64, device=x.device)
+    of_x = x.double()
+    from_mean = of_x - (tree(of_x, *dims) / n).view(shape)
+    inverse = 1 / transcendental.square_root((tree(from_mean * from_mean, *dims) / n) + eps).view(shape)
+    y = (from_mean * inverse).float()
+
+    def backward(g: Tensor) -> tuple[Tensor]:
+        of_g, of_y = g.double(), y.double()
+        m0, m1 = (tree(of_g, *dims) / n).view(shape), (tree(of_g * of_y, *dims) / n).view(shape)
+        return ((((of_g - m0) - of_y * m1) * inverse).float(),)
+
+    return tape.record(y, (x,), backward)
+
+
+def _affine(tape: Tape, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    if weight is not None:
+        x = elementwise.multiply(tape, x, weight)
+    return x if bias is None else elementwise.add(tape, x, bias)
+
+
+def layer_norm(tape: Tape, x: Tensor, normalized_shape: Sequence[int] | int, weight: Tensor | None = None, bias: Tensor | None = None,
+               eps: float = 1e-5) -> Tensor:  # fmt: skip
+    """The exact form of layer_norm."""
+    shape = [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
+    if list(x.shape[x.dim() - len(shape) :]) != shape:
+        raise RuntimeError(f"layer_norm: normalized_shape={shape}, but the input is {list(x.shape)}")
+    return _affine(tape, normalised(tape, x, len(shape), eps), weight, bias)
+
+
+def group_norm(tape: Tape, x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None,
+               eps: float = 1e-5) -> Tensor:  # fmt: skip
+    """The exact form of group_norm."""
+    x = elementwise.floats(tape, x, "group_norm")
+    if x.shape[1] % num_groups:
+        raise RuntimeError(f"group_norm: {x.shape[1]} channels cannot be parted into {num_groups} groups")
+    parted = (x.shape[0], num_groups, x.shape[1] // num_groups, *x.shape[2:])
+    grouped = tape.record(x.reshape(parted), (x,), lambda g: (g.reshape(x.shape),))
+    y = normalised(tape, grouped, len(parted) - 2, eps)
+    y = tape.record(y.reshape(x.shape), (y,), lambda g: (g.reshape(parted),))
+    weight, bias = (None if t is None else _channels_first(tape, t, x) for t in (weight, bias))
+    return _affine(tape, y, weight, bias)
+
+
+def _channels_first(tape: Tape, t: Tensor, x: Tensor) -> Tensor:
+    t = tape.input(t, "a norm")
+    return tape.record(t.view(-1, *[1] * (x.dim() - 2)), (t,), lambda g: (g.flatten(),), shares=t)
+
+
+def instance_norm(
+    tape: Tape, x: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None, weight: Tensor | None = None,
+    bias: Tensor | None = None, use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    """The exact form of instance_norm without running statistics: a group a channel."""
+    if running_mean is not None or not use_input_stats:
+        raise refusal("instance_norm with running statistics", "track_running_stats=False")
+    return group_norm(tape, x, x.shape[1], weight, bias, eps)
+
+
+def softmax(tape: Tape, x: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
+    """The exact form of softmax over one axis."""
+    if dim is None or dtype not in (None, torch.float32):
+        raise refusal(f"softmax with dim={dim}, dtype={dtype}", "one dim, float32")
+    x = elementwise.floats(tape, x, "softmax")
+    z = x.double()
+    e = transcendental.exp(z - z.amax(dim, keepdim=True))
+    y = (e / tree(e, dim).unsqueeze(dim)).float()
+
+    def backward(g: Tensor) -> tuple[Tensor]:
+        of_g, p = g.double(), y.double()
+        return (((of_g - tree(of_g * p, dim).unsqueeze(dim)) * p).float(),)
+
+    return tape.record(y, (x,), backward)
+
+
+def log_softmax(tape: Tape, x: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
+    """The exact form of log_softmax over one axis."""
+    if dim is None or dtype not in (None, torch.float32):
+        raise refusal(f"log_softmax with dim={dim}, dtype={dtype}", "one dim, float32")
+    x = elementwise.floats(tape, x, "log_softmax")
+    z = x.double()
+    z = z - z.amax(dim, keepdim=True)
+    e = transcendental.exp(z)
+    total = tree(e, dim).unsqueeze(dim)
+    p = e / total
+    y = (z - transcendental.log(total)).float()
+    return tape.record(y, (x,), lambda g: ((g.double() - p * tree(g, dim).unsqueeze(dim)).float(),))
+
+
+def _dims(x: Tensor, dim: int | Sequence[int] | None) -> list[int]:
+    if dim is None or (isinstance(dim, Sequence) and not dim):
+        raise refusal("a mean or sum over all axes, and so over images", "the axes of an image")
+    return sorted(d % x.dim() for d in ([dim] if isinstance(dim, int) else dim))
+
+
+def mean(tape: Tape, x: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+    """The exact form of a mean over axes."""
+    x = elementwise.floats(tape, x, "a mean")
+    dims = _dims(x, dim)
+    return _reduced(tape, x, dims, keepdim, float(math.prod(x.shape[d] for d in dims)))
+
+
+def total(tape: Tape, x: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+    """The exact form of a sum over axes."""
+    x = elementwise.floats(tape, x, "a sum")
+    return _reduced(tape, x, _dims(x, dim), keepdim, None)
+
+
+def _reduced(tape: Tape, x: Tensor, dims: list[int], keepdim: bool, count: float | None) -> Tensor:
+    if 0 in dims and tape.of_images(x):
+        raise refusal("a mean or sum over the first axis, that of the images", "the axes of an image")
+    sums = tree(x, *dims)
+    y = (sums if count is None else sums / elementwise.number(sums, count)).float()
+    kept = [1 if i in dims else size for i, size in enumerate(x.shape)]
+
+    def backward(g: Tensor) -> tuple[Tensor]:
+        g = g if count is None else g / elementwise.number(g, count)
+        return (g.view(kept).expand(x.shape),)
+
+    return tape.record(y.view(kept) if keepdim else y, (x,), backward)
+
+
+def normalize(tape: Tape, x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None) -> Tensor:
+    """The exact form of torch.nn.functional.normalize for p = 2."""
+    if p != 2.0 or out is not None:
+        raise refusal(f"normalize with p={p}", "p=2")
+    length = elementwise.sqrt(tape, total(tape, elementwise.square(tape, x), dim, keepdim=True))
+    return elementwise.divide(tape, x, elementwise.clamp(tape, length, min=eps))  # type: ignore[no-any-return]
