@@ -13,15 +13,13 @@ import pytest
 
 from pipeline import cli
 from pipeline.port.port import port
-from pipeline.port.rules import RULES, Answer, Level, examine
-from pipeline.port.script import Script
+from pipeline.port.rules import RULES, Answer, Level
 from pipeline.port.sources import Source
 from tests.conftest import ROOT
 
 SCRIPTS = ROOT / "tests" / "port_scripts"
 HEARD = (Level.BOUND, Level.NOTE)
 HEAD = "import os\nimport torch\n\n"
-list(examine(Script("")))  # the rules register themselves
 
 
 def ported(text: str):

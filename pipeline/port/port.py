@@ -16,9 +16,10 @@ import libcst as cst
 
 from pipeline import files
 from pipeline.errors import UserError
+from pipeline.port import cannot, checkpoints, moved, placement, precision, runtime  # noqa: F401 - each registers its rules
 from pipeline.port.cannot import PACKAGES
 from pipeline.port.device import exported, settle
-from pipeline.port.rules import Answer, Edit, Finding, Found, Level, Rule, examine
+from pipeline.port.rules import RULES, Answer, Edit, Finding, Found, Level, Rule
 from pipeline.port.script import NotPython, Script, without_async
 from pipeline.port.sources import Source, collect
 
@@ -56,6 +57,17 @@ class Ported:
     def bound(self) -> list[Finding]:
         """The lines that are bound to a device as the script is."""
         return [finding for finding in self.findings if finding.bound]
+
+
+def examine(script: Script) -> Iterator[Finding]:
+    """What all rules find in a script, in the order of its lines."""
+    findings = []
+    for node in script.nodes:
+        for each in RULES:
+            if isinstance(node, each.kinds) and (found := each.find(node, script)) is not None:
+                line, column = script.position(node)
+                findings.append(Finding(each, found, line, column, script.lines[line - 1].strip(), node))
+    yield from sorted(findings, key=lambda finding: (finding.line, finding.column))
 
 
 def port(source: Source, answers: Collection[Answer], shared: dict[str, str]) -> Ported:
