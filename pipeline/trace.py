@@ -25,7 +25,7 @@ from pipeline.exact.initial_values import initialise
 from pipeline.exact.later import Later
 from pipeline.exact.optimizers import SGD
 from pipeline.exact.tape import Backward, Gradient, Tape
-from pipeline.model import SimpleCNN
+from pipeline.models.simple_cnn import SimpleCNN
 
 GOLDEN = Path(__file__).with_name(f"trace-{VERSION}.txt")
 """A line a tensor: the first 16 hexadecimal digits of its hash, and which it is."""

@@ -11,7 +11,7 @@ from pipeline import device, evaluation, numerics
 from pipeline.data import synthetic
 from pipeline.data.dataset import Dataset
 from pipeline.exact.initial_values import initialise
-from pipeline.model import SimpleCNN
+from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.params import Evaluate, Train
 from pipeline.runs import outputs
 from pipeline.runs.outputs import Model

@@ -16,7 +16,7 @@ from pipeline import device as devices
 from pipeline.exact import grid, loss, optimizers, registry, self_test, tiles, transcendental, weighted
 from pipeline.exact.draws import permutation, random_integers
 from pipeline.exact.initial_values import initialise
-from pipeline.model import SimpleCNN
+from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.tensors import fingerprint
 from tests import reference
 from tests.conftest import ROOT

@@ -21,7 +21,7 @@ from pipeline import device as devices
 from pipeline.errors import UserError
 from pipeline.evaluation import evaluate
 from pipeline.exact.initial_values import initialise
-from pipeline.model import SimpleCNN
+from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.params import Evaluate
 from pipeline.runs import kept, outputs
 from pipeline.runs.outputs import OUTPUTS, Step

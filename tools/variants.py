@@ -16,7 +16,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.evaluation import evaluate
 from pipeline.exact.draws import random_integers
 from pipeline.exact.initial_values import initialise
-from pipeline.model import SimpleCNN
+from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.params import Evaluate, Train
 from pipeline.training.trainer import Trainer
 

@@ -58,7 +58,8 @@ def started(worker: Worker, folder: Path) -> Iterator[Others]:
     others = Others(folder / secrets.token_hex(8))
     shutil.rmtree(folder, ignore_errors=True)
     with files.explained(folder):
-        files.make_folder(folder)
+        files.make_folder(folder.parent)
+        folder.mkdir(mode=0o700)  # what is in it says where the workers listen
     try:
         for rank in range(1, worker.count):
             others.processes.append(_start(rank, worker, others.file))
