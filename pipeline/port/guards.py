@@ -44,26 +44,19 @@ def why(node: cst.CSTNode, script: Script) -> Guard | None:
 
 def _left_before(node: cst.CSTNode, block: cst.IndentedBlock | cst.Module, script: Script) -> Guard | None:
     """`if not torch.cuda.is_available(): return` before a line, in its block."""
-    functions = [each for each in [block, *script.parents(block)] if isinstance(each, cst.FunctionDef)]
-    asked = any(re.search("cuda|gpu|device", script.code(each.params) + each.name.value) for each in functions)
     for statement in block.body:
         if statement is node:
             return None
-        leaves = isinstance(statement, cst.If) and statement.orelse is None and _leaves(statement.body, asked)
+        leaves = isinstance(statement, cst.If) and statement.orelse is None and _leaves(statement.body)
         if leaves and (found := _implied(cst.ensure_type(statement, cst.If).test, False, script)):
             return found
     return None
 
 
-def _leaves(body: cst.BaseSuite, asked: bool) -> bool:
-    """Whether a block ends in `return` or `continue`. One that raises, or ends the script, is a demand for a GPU, and a
-    finding, unless a GPU was asked for.
-    """
+def _leaves(body: cst.BaseSuite) -> bool:
+    """Whether a block ends in `return` or `continue`. One that raises, or ends the script, is a demand for a GPU, and a finding."""
     last = body.body[-1] if body.body else None
-    return isinstance(
-        last.body[-1] if isinstance(last, cst.SimpleStatementLine) else last,
-        (cst.Return, cst.Continue, cst.Raise) if asked else (cst.Return, cst.Continue),
-    )
+    return isinstance(last.body[-1] if isinstance(last, cst.SimpleStatementLine) else last, (cst.Return, cst.Continue))
 
 
 def implies_gpu(test: cst.BaseExpression, script: Script) -> bool:
