@@ -21,7 +21,7 @@ from pipeline.exact import VERSION
 from pipeline.exact.draws import random_integers
 from pipeline.exact.engine import Exact
 from pipeline.exact.group import ALONE, Group
-from pipeline.exact.initial_values import initialise
+from pipeline.exact.initialisation import initialise
 from pipeline.exact.later import Later
 from pipeline.exact.optimizers import SGD
 from pipeline.exact.tape import Backward, Gradient, Tape

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pipeline import numerics
-from pipeline.exact.initial_values import initialise
+from pipeline.exact.initialisation import initialise
 from pipeline.export import page
 from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.predict import Network

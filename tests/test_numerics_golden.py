@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pipeline import device as devices
 from pipeline.exact import grid, loss, optimizers, registry, self_test, tiles, transcendental, weighted
 from pipeline.exact.draws import permutation, random_integers
-from pipeline.exact.initial_values import initialise
+from pipeline.exact.initialisation import initialise
 from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.tensors import fingerprint
 from tests import reference

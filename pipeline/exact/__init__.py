@@ -17,7 +17,7 @@ VERSION = "exact-3"
 
 _HOMES = {
     "SGD": "optimizers", "Adam": "optimizers", "AdamW": "optimizers", "cross_entropy": "library", "logits": "library", "share": "library",
-    "supported": "library", "fingerprint": "library", "initialise": "initial_values", "initial_values": "initial_values",
+    "supported": "library", "fingerprint": "library", "initialise": "initialisation", "initial_values": "initialisation",
     "Unsupported": "errors", "Imprecise": "errors",
 }  # fmt: skip
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import UserError, shown
-from pipeline.exact import initial_values
 from pipeline.exact.errors import Unsupported
+from pipeline.exact.initialisation import initial_values
 from pipeline.exact.masks import Draws
 from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.numerics.exact import refusals_explained
@@ -45,7 +45,7 @@ def build(model: Model, shape: Shape, classes: int, seed: int | None = None) -> 
     make = _found(model, shape, classes)
     with refusals_explained(), mistakes_explained(model), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        with contextlib.nullcontext() if seed is None else initial_values.initial_values(seed):
+        with contextlib.nullcontext() if seed is None else initial_values(seed):
             network = make()
     if not isinstance(network, nn.Module):
         raise UserError(f"model.name is {shown(model.name)}, which makes {type(network).__name__}, not a torch.nn.Module")
