@@ -1,4 +1,4 @@
-"""Exact numerics as a PyTorch user expects them: a loss to call backward on, in an own script, alone or with torch.distributed's workers."""
+"""Exact numerics as a PyTorch user expects them: a loss to call backward on, alone or with the workers of torch.distributed."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def cross_entropy(
     )
     # tensors that were made in inference mode cannot be kept for backward
     copies = [None if g is None else g.clone() for g in gradients]
-    result: Tensor = _Loss.apply(loss.clone(), copies, *model.parameters())  # type: ignore[no-untyped-call]
+    result: Tensor = _Loss.apply(loss.clone(), copies, *model.parameters())
     return result
 
 
