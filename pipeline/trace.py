@@ -47,7 +47,9 @@ class NotingTape(Tape):
         self._operation = what
         return super().input(x, what)
 
-    def record(self, y: Tensor, inputs: Sequence[Tensor], backward: Backward, shares: Tensor | None = None) -> Tensor:
+    def record(
+        self, y: Tensor, inputs: Sequence[Tensor], backward: Backward, shares: Tensor | None = None, axis: int | None = -1
+    ) -> Tensor:
         """Note the output, computed now so that there is one, and leave to note the gradients.
 
         So ReLU comes before max-pooling, as in the definition; a training pools first, which gives the same bits.
@@ -66,7 +68,7 @@ class NotingTape(Tape):
                     self._note(f"backward, {operation}, gradient of input {number}", gradient)
             return gradients
 
-        return super().record(y, inputs, noted, shares)
+        return super().record(y, inputs, noted, shares, axis)
 
     def walk_back(self, gradients: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Note the loss's own gradient first."""

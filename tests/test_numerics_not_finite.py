@@ -22,7 +22,7 @@ def test_a_loss_that_is_not_finite_stops_training_with_the_step(name, poison, mo
 
     def poisoned(self, offsets):
         if int(self.position) == 64 * 2:
-            self.parameters["fc3.weight"].data[3, 3] = poison
+            self.model.fc3.weight.data[3, 3] = poison
         original(self, offsets)
 
     monkeypatch.setattr(Trainer, "_step", poisoned)
@@ -45,7 +45,7 @@ def test_a_gradient_that_is_not_finite_stops_training_with_the_step(name, monkey
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 def test_every_gradient_that_a_value_which_is_not_finite_reaches_is_nan(images, value):
     given = trainer()
-    given.parameters["fc3.bias"].data[0] = value
+    given.model.fc3.bias.data[0] = value
     loss, *gradients = step(given.model, *batch(3), of=images)
     assert loss.isnan()
     assert all(g.isnan().all() for g in gradients)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -163,9 +163,28 @@ def initial_values(seed: int) -> Iterator[None]:
 def initialise(model: nn.Module, seed: int) -> None:
     """Set the parameters of a module that stands, on the CPU: those that its layers' `reset_parameters` fill, by rule from `seed`.
 
+    Buffers stay as they are.
+
     Raises:
-        Unsupported: a parameter is filled at random in a way that has no rule, or by nothing that is known; names it.
+        Unsupported: a parameter is filled at random in a way that has no rule, or by nothing that is known; names it. Nothing is set then.
     """
+    before = {name: (tensor, tensor.detach().clone()) for name, tensor in model.state_dict(keep_vars=True).items()}
+    try:
+        _reset_and_draw(model, seed)
+    except Unsupported:
+        _restore(before.values())
+        raise
+    buffers = {name for name, _ in model.named_buffers()}
+    _restore(pair for name, pair in before.items() if name in buffers)
+
+
+@torch.no_grad()
+def _restore(tensors: Iterable[tuple[Tensor, Tensor]]) -> None:
+    for tensor, value in tensors:
+        tensor.copy_(value)
+
+
+def _reset_and_draw(model: nn.Module, seed: int) -> None:
     with _noting() as noting:
         reset = set()
         for name, layer in model.named_modules():
