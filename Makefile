@@ -6,18 +6,33 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo repro test test-cuda test-arm64 check format compare results claims pictures gpu-kit bench scaling seeds torture lock image-cpu image-cuda run-cpu run-cuda
+.PHONY: help setup demo repro test test-cuda test-machine-code test-arm64 check format compare results claims pictures gpu-kit bench scaling seeds torture lock image-cpu image-cuda run-cpu run-cuda
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-17s %s\n", $$1, $$2}'
+
+# what pip, uv and Python are told elsewhere to install, or to install into; where packages come from they are told
+unexport PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_DRY_RUN PIP_NO_DEPS PIP_IGNORE_INSTALLED PIP_NO_BINARY PIP_ONLY_BINARY
+unexport PIP_REQUIRE_HASHES PIP_REQUIREMENT PIP_CONSTRAINT PIP_EDITABLE PIP_REQUIRE_VIRTUALENV PYTHONPATH PYTHONHOME PYTHONNOUSERSITE
+unexport UV_PYTHON UV_SYSTEM_PYTHON UV_PROJECT_ENVIRONMENT UV_REQUIRE_HASHES UV_NO_BUILD UV_NO_BINARY UV_CONSTRAINT UV_OVERRIDE
+unexport UV_EXCLUDE_NEWER UV_RESOLUTION UV_PRERELEASE UV_NO_BUILD_ISOLATION UV_BUILD_CONSTRAINT UV_COMPILE_BYTECODE
 
 setup: $(READY) ## make the environment in .venv (TORCH_INDEX_URL=... chooses where PyTorch comes from)
 
-$(READY): requirements/uv.txt requirements/dev.txt requirements/torch.txt
+UV_INSTALL = $(BIN)/python -m uv pip install --quiet --compile-bytecode --python $(BIN)/python
+
+# uv reads no setting of pip's: it is given pip's index where it has none of its own. Without an NVIDIA driver Linux takes PyTorch's CPU wheels,
+# 200 MB in place of 3 GB, from PyTorch's own index, and where that does not answer what the usual index has.
+$(READY): requirements/uv.txt requirements/dev.txt requirements/torch.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or later is needed; set PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
-	$(BIN)/python -m tools.setup
+	$(BIN)/python -m pip install --quiet --no-user --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	set -e; usual=$${UV_DEFAULT_INDEX:-$${UV_INDEX_URL:-$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null || :)}}}; \
+	if [ -n "$$usual" ]; then export UV_DEFAULT_INDEX="$$usual"; fi; \
+	$(UV_INSTALL) --require-hashes -r requirements/dev.txt; \
+	if [ -n "$$TORCH_INDEX_URL" ]; then $(UV_INSTALL) --default-index "$$TORCH_INDEX_URL" -r requirements/torch.txt; \
+	else $(UV_INSTALL) --torch-backend "$${UV_TORCH_BACKEND:-auto}" -r requirements/torch.txt || $(UV_INSTALL) -r requirements/torch.txt; fi; \
+	$(UV_INSTALL) --no-deps --no-build-isolation --editable .
 	touch $@
 
 demo: $(READY) ## train and evaluate on the synthetic set and prove the claim, in demo/
@@ -31,6 +46,9 @@ test: $(READY) ## run all the tests that this machine can run, a file at a time 
 
 test-cuda: $(READY) ## run the tests that need a GPU
 	$(BIN)/python -m pytest -m cuda
+
+test-machine-code: $(READY) ## read the CUDA kernels of the installed PyTorch, for every GPU architecture (no GPU needed)
+	PIPELINE_TEST_MACHINE_CODE=1 $(BIN)/python -m pytest tests/test_machine_code.py
 
 test-arm64: $(READY) ## run the goldens on an ARM64 that QEMU plays (Debian on x86-64; half a GB from its archive and the index)
 	$(BIN)/python -m tools.arm64
@@ -54,7 +72,7 @@ results: $(READY) ## make the README's table from the kept runs in results/
 claims: $(READY) ## make the README's table of machines from the records in results/machines/
 	$(BIN)/python -m tools.claims
 
-pictures: $(READY) ## make the pictures of the README and of docs/ from the kept runs in results/ (needs Chromium)
+pictures: $(READY) ## draw the README's picture from the kept runs in results/
 	$(BIN)/python -m tools.pictures
 
 gpu-kit: $(READY) ## put all that a machine with a GPU and no network needs into .cache/gpu-kit

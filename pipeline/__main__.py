@@ -2,20 +2,30 @@
 
 from __future__ import print_function  # noqa: UP010 - as below
 
+import os
 import sys
 
-if sys.version_info < (3, 11):  # noqa: UP036 - a Python that is too old does read this
-    this_python = "%s is Python %d.%d" % ((sys.executable,) + tuple(sys.version_info[:2]))  # noqa: RUF005, UP031
-    print("error: Python 3.11 or later is needed, and " + this_python + "; use the project's own: `. .venv/bin/activate`, or make repro",
-          file=sys.stderr)  # fmt: skip
-    sys.exit(2)
 
-try:
-    from pipeline.cli import main
-except ImportError as error:
-    from pipeline.libraries import failed_import
+def run() -> None:
+    """Run the command line, as the command `pipeline` does, or say on one line why it cannot be."""
+    if sys.version_info < (3, 11):  # noqa: UP036 - a Python that is too old does read this
+        this_python = "%s is Python %d.%d" % ((sys.executable,) + tuple(sys.version_info[:2]))  # noqa: RUF005, UP031
+        remedy = "; use the project's own: `. .venv/bin/activate`, or make repro"
+        print("error: Python 3.11 or later is needed, and " + this_python + remedy, file=sys.stderr)
+        sys.exit(2)
+    try:
+        from pipeline.cli import main
+    except Exception as error:
+        from pipeline.libraries import failed_import
 
-    print("error: " + str(failed_import(error)), file=sys.stderr)
-    sys.exit(2)
+        print("error: " + str(failed_import(error) or error), file=sys.stderr)
+        sys.exit(2)
+    main()
 
-main()
+
+if __name__ == "__main__":
+    if not __package__:  # started as a file, from an editor
+        sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    elif not getattr(sys.flags, "safe_path", False):
+        sys.path.append(sys.path.pop(0))  # the folder in which we are started: a csv.py there is not Python's
+    run()

@@ -10,20 +10,27 @@ from typing import Annotated, NoReturn, Optional
 
 import typer
 
-from pipeline import streams
-from pipeline.errors import STOP_SIGNALS, Interrupted, UserError, printable
+from pipeline import __version__, streams
+from pipeline.errors import ANSWER_IS_NO, STOP_SIGNALS, Interrupted, UserError, printable
 from pipeline.libraries import failed_import, settle_variables
 
 OUR_MISTAKE = 70
-"""The exit code of an error that we did not expect (EX_SOFTWARE of sysexits.h): Python's own, 1, would be a verdict of `compare`."""
+"""The exit code of an error that we did not expect (EX_SOFTWARE of sysexits.h)."""
 
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Train and evaluate SimpleCNN with the same bits on every device. Settings: params.yaml.",
 )
+
+
+@app.callback(invoke_without_command=True)
+def options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Train and evaluate SimpleCNN with the same bits on every device. Settings: params.yaml."""
+    if version:
+        print(f"pipeline {__version__}")
+        raise typer.Exit
 
 
 def main() -> NoReturn:
@@ -152,12 +159,13 @@ def compare(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print markdown, for a pull request.")] = False,
     html: Annotated[Optional[Path], typer.Option(help="Write a page with plots that opens offline.", metavar="FILE")] = None,
 ) -> None:
-    """Compare kept runs with the first one; exit code 0: identical or equivalent, 1: different, 2: bad input."""
+    """Compare kept runs with the first one; exit code 0: identical or equivalent, 3: different or undecided, 2: bad input."""
     import atexit
     import gc
 
     from pipeline import params
     from pipeline.comparison import verdict
+    from pipeline.comparison.report import AGREEING
     from pipeline.runs import kept
 
     atexit.register(gc.freeze)  # nothing is left to be found; the search at the end took a tenth of this command's CPU time
@@ -166,7 +174,7 @@ def compare(
     settings = params.load().compare
     if not folders and (folder := kept.keep_unkept()):
         print(f"kept as {folder}", file=sys.stderr)
-    runs = verdict.load(folders or kept.listed())
+    runs = verdict.load(folders or kept.by_time(kept.listed()))
     report = verdict.report(runs, settings)
     if html is not None:
         from pipeline.comparison import page
@@ -185,7 +193,7 @@ def compare(
         from pipeline.comparison import terminal
 
         terminal.show(report)
-    raise typer.Exit(1 if report.verdict == "different" else 0)
+    raise typer.Exit(0 if report.verdict in AGREEING else ANSWER_IS_NO)
 
 
 @app.command()
@@ -194,7 +202,7 @@ def demo(folder: Annotated[Path, typer.Option(help="Where to run; made if need b
     from pipeline import demo
 
     if not demo.demo(folder):
-        raise typer.Exit(1)
+        raise typer.Exit(ANSWER_IS_NO)
 
 
 def _trace() -> int:
@@ -209,7 +217,7 @@ def _trace() -> int:
         f"on {device} "
         + (f"differs first: {difference}" if difference else f"all {len(lines)} tensors of two training steps are the golden's")
     )
-    return 1 if difference else 0
+    return ANSWER_IS_NO if difference else 0
 
 
 @app.command()
@@ -223,7 +231,7 @@ def doctor(
         typer.Option("--trace", help="Find the first operation whose exact result on the device of params.yaml is not the expected one."),
     ] = False,
 ) -> None:
-    """Say what this environment can do; exit code 0 if the device of params.yaml can be used, 1 if not."""
+    """Say what this environment can do; exit code 0 if the device of params.yaml can be used, 3 if not."""
     if trace:
         raise typer.Exit(_trace())
     import json
@@ -240,7 +248,7 @@ def doctor(
     else:
         for finding in findings:
             print(f"{'ok' if finding.ok else '!!'}  {finding.about:<12} {finding.text}")
-    raise typer.Exit(0 if usable else 1)
+    raise typer.Exit(0 if usable else ANSWER_IS_NO)
 
 
 @app.command()
@@ -251,7 +259,7 @@ def predict(
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV, with the names' own bytes.")] = False,
     device: Annotated[str, typer.Option(help="Compute here, as in params.yaml; on the CPU by default.")] = "",
 ) -> None:
-    """Say what images show; exit code 0: all were answered, 1: some were, 2: none, or bad input."""
+    """Say what images show; exit code 0: all were answered, 3: some were, 2: none, or bad input."""
     if json and csv:
         raise UserError("--json and --csv together: choose one")
     from pipeline import device as devices
@@ -260,7 +268,7 @@ def predict(
     write = predict.write_json if json else predict.write_csv if csv else predict.write_table
     answered, refused = predict.predict(run, images, device or devices.CPU, write)
     if refused:
-        raise typer.Exit(1 if answered else 2)
+        raise typer.Exit(ANSWER_IS_NO if answered else 2)
 
 
 @app.command()
@@ -276,6 +284,35 @@ def export(
 
 
 @app.command()
+def port(
+    scripts: Annotated[
+        list[Path], typer.Argument(help="Scripts with the modules that they import; folders.", metavar="SCRIPT_OR_FOLDER...")
+    ],
+    write: Annotated[bool, typer.Option("--write", help="Show the diff, then rewrite what computes the same.")] = False,
+    numbers: Annotated[bool, typer.Option("--numbers", help="Rewrite what gives other numbers too.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Print only what would be rewritten, as a diff.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")] = False,
+) -> None:
+    """Find what binds scripts to a GPU, and rewrite it; exit code 0: nothing is bound any more, 3: something is, 2: bad input."""
+    from pipeline.port import port
+
+    if as_json and diff:
+        raise UserError("--json and --diff together: choose one")
+    ported = port.port_all(scripts, numbers)
+    if as_json:
+        print(port.as_json(ported))
+    elif not diff:
+        print(*port.lines(ported), sep="\n")
+    if (diff or write) and not as_json:
+        print("".join(line for each in ported for line in each.diff()), end="")
+    if write:
+        sys.stdout.flush()
+        port.write(ported)
+    if any(each.left if write else each.bound for each in ported):
+        raise typer.Exit(3)
+
+
+@app.command()
 def reproduce(
     run: Annotated[Path, typer.Argument(help="The folder of a kept run.", metavar="RUN")],
     device: Annotated[str, typer.Option(help="Where to compute, as in params.yaml; the CPU by default.")] = "",
@@ -286,9 +323,9 @@ def reproduce(
     ] = None,
     checkpoint_seconds: Annotated[float, typer.Option(help="Save the unfinished training every so many seconds.", min=0)] = 15,
 ) -> None:
-    """Train and evaluate a kept run again and compare; exit code 0: identical or equivalent, 1: different, 2: bad input."""
+    """Train and evaluate a kept run again and compare; exit code 0: identical or equivalent, 3: different or undecided, 2: bad input."""
     from pipeline import device as devices
     from pipeline import reproduce
 
     if not reproduce.reproduce(run, device or devices.CPU, epochs, data, checkpoint_seconds, workers):
-        raise typer.Exit(1)
+        raise typer.Exit(ANSWER_IS_NO)

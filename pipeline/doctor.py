@@ -157,6 +157,10 @@ def _workers() -> str:
     from pipeline import device, params
 
     given = params.load()
+    if count := os.environ.get("WORLD_SIZE"):
+        where = " ".join(f"{name}={os.environ.get(name, '')}" for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
+        alone = "to train alone, or with what params.yaml says, unset WORLD_SIZE"
+        return f"WORLD_SIZE={count} {where} in the environment: train is one of {count} workers, and waits for the others; {alone}"
     device.select(given.device, 0, given.workers)
     what, most = ("CPU", device.cpu_limit()) if given.device == device.CPU else ("GPU", max(1, len(device.accelerators())))
     if given.workers > most:
@@ -169,14 +173,14 @@ def _workers() -> str:
 def _numerics() -> str:
     import torch
 
-    from pipeline import device
-    from pipeline.exact import VERSION, hardware, registry, self_test
+    from pipeline import device, numerics
+    from pipeline.exact import VERSION, hardware, registry
 
     able = [name for name in device.available() if hardware.has_float64(torch.device(name))]
     for name in able:
         device.prepare(torch.device(name))
-        self_test.check(torch.device(name))
-    forms = f"{', '.join(registry.FORMS)}; cross_entropy as the loss; SGD with momentum"
+        numerics.select(VERSION, torch.device(name))
+    forms = f"{', '.join(registry.FORMS)}; cross_entropy as the loss; SGD, Adam and AdamW"
     return f"{VERSION} is proved on {', '.join(able)}; what a model may be made of: {forms}"
 
 

@@ -12,6 +12,7 @@ import torch
 from pipeline import device as devices
 from pipeline import files, numerics, tensors
 from pipeline.data import dataset
+from pipeline.data.batches import Batches
 from pipeline.errors import UserError
 from pipeline.inputs import LOCK, Inputs
 from pipeline.model import SimpleCNN
@@ -142,16 +143,17 @@ def evaluate(weights: Tensors, data: Dataset, device: torch.device, chosen: Nume
     Raises:
         UserError: the weights are not SimpleCNN's, or give a loss that is not finite.
     """
-    model = SimpleCNN()
+    model = SimpleCNN(*data.shape[:2], len(data.classes))
     load_weights(model, weights)
     model.to(device).eval()
-    images = torch.from_numpy(data.test_images).to(device)  # uint8 [M, 3, 32, 32]
-    labels = torch.from_numpy(data.test_labels).to(device).long()  # int64 [M]
+    batches = Batches(data.test_images, data.test_labels, device)
+    every = torch.arange(len(batches), device=device)
     clock = devices.Stopwatch(device)
     scores = []
     with torch.inference_mode(), clock.running():
-        for some_images, some_labels in zip(*(torch.split(t, settings.batch_size) for t in (images, labels)), strict=True):
-            scores.append(chosen.scores(chosen.logits(model, some_images), some_labels))
+        for some in torch.split(every, settings.batch_size):
+            images, labels = batches.batch(some)
+            scores.append(chosen.scores(chosen.logits(model, images), labels))
         losses, predicted, confidence = (torch.cat(parts) for parts in zip(*scores, strict=True))  # each [M]
         loss = chosen.mean(losses)
     if (no_class := confidence.isnan()).any():
@@ -159,7 +161,7 @@ def evaluate(weights: Tensors, data: Dataset, device: torch.device, chosen: Nume
                         "the weights are of no use; train again with a smaller lr")  # fmt: skip
     if not np.isfinite(loss):
         raise UserError(f"the test loss is {loss}: the weights are of no use; train again with a smaller lr")
-    hits = (predicted == labels).cpu().numpy()
+    hits = predicted.cpu().numpy() == data.test_labels
     of_class = [hits[data.test_labels == i] for i in range(len(data.classes))]
     metrics = Metrics(
         accuracy=int(hits.sum()) / len(hits),
@@ -170,4 +172,4 @@ def evaluate(weights: Tensors, data: Dataset, device: torch.device, chosen: Nume
     )
     rows = zip(data.test_labels.tolist(), predicted.tolist(), confidence.tolist(), strict=True)
     predictions = [Prediction(i, data.classes[a], data.classes[p], c) for i, (a, p, c) in enumerate(rows)]
-    return Evaluation(metrics, predictions, round(len(images) / clock.seconds, 1))
+    return Evaluation(metrics, predictions, round(len(batches) / clock.seconds, 1))

@@ -5,21 +5,16 @@ from __future__ import annotations
 import functools
 import os
 import re
-import signal
-import subprocess
 import sys
-from importlib.machinery import ModuleSpec
 from traceback import walk_tb
 
-from pipeline.errors import UserError, shown
+from pipeline.errors import shown
 
-READ = re.compile("(OMP|GOMP|KMP|MKL|ONEDNN|ATEN|TORCH|PYTORCH|CUBLAS|CUDNN|DVC|PIPELINE)_")
-"""How the names of the variables begin that we, OpenMP, PyTorch, its libraries and DVC read."""
+READ = re.compile(
+    "(OMP|GOMP|KMP|MKL|ONEDNN|ATEN|TORCH|TORCHELASTIC|PYTORCH|CUBLAS|CUDNN|GLOO|NCCL|TP|DVC|PIPELINE)_|(LOCAL_)?(RANK|WORLD_SIZE)$|MASTER_"
+)
+"""The names of the variables that we, OpenMP, PyTorch, its libraries and DVC read."""
 OF_PYTORCH = re.compile("(OMP|GOMP|KMP|MKL|ONEDNN|ATEN|TORCH|PYTORCH|CUDA|CUBLAS|CUDNN)_")
-DEADLY = ("GOMP_CPU_AFFINITY", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
-"""Variables that PyTorch 2.14 with GNU's OpenMP cannot refuse: of a wrong value `import torch` never ends, or the process is aborted."""
-IMPORT_SECONDS = 300
-"""The longest that `import torch` may take, from a slow disk."""
 MAKE_AGAIN = "make the environment again: make setup, or build the image"
 
 
@@ -27,60 +22,63 @@ def settle_variables() -> None:
     """Prepare the environment variables, before any of these libraries is imported.
 
     One that is set to nothing is not set: PyTorch cannot be imported with `TORCH_LOGS=`, and OpenMP would take all CPUs
-    with `OMP_NUM_THREADS=`. CUDA's are left out, for an empty CUDA_VISIBLE_DEVICES does mean something.
+    with `OMP_NUM_THREADS=`. CUDA's are left out, for an empty CUDA_VISIBLE_DEVICES does mean something. The terminal's size is no
+    size where nothing could be read in it, or no memory holds a line.
     """
+    for name in ("COLUMNS", "LINES"):
+        if not re.fullmatch("[2-9][0-9]|[1-9][0-9]{2,3}", os.environ.get(name, "80")):
+            del os.environ[name]
     for name in [name for name, value in os.environ.items() if READ.match(name) and not value.strip()]:
         del os.environ[name]
     # OpenMP's threads wait for each other by spinning, by default for milliseconds; on a machine that has other work, or fewer
     # CPUs than threads, that made training ten times slower. To wake a thread takes 50 to 90 microseconds, and a step pauses for up
     # to 300: this count is 300 (docs/performance.md).
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what PyTorch's sockets warn of, we say
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    if any(name in os.environ for name in DEADLY):
-        sys.meta_path.insert(0, _BeforePyTorch())
-
-
-class _BeforePyTorch:
-    """An import hook that finds nothing, and refuses PyTorch where it is known not to survive its import."""
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if name == "torch" and (fault := pytorch_fault()):
-            raise UserError(fault)
-        return None
 
 
 @functools.cache
 def pytorch_fault() -> str | None:
-    """Why PyTorch cannot be imported, with the remedy, or None where it can: tried in a process of its own, that may die of it."""
-    if "torch" in sys.modules:
-        return None
-    say = "try: import torch\nexcept BaseException as e: print(f'{type(e).__name__}: {e}'); raise SystemExit(1)"
+    """Why PyTorch cannot be imported, with the remedy, or None; tried once, for a second try in one process fails of something else."""
     try:
-        done = subprocess.run([sys.executable, "-c", say], capture_output=True, errors="replace", timeout=IMPORT_SECONDS)
-    except subprocess.TimeoutExpired:
-        return _unimportable("torch", f"not done after {IMPORT_SECONDS} seconds")
-    except OSError:
-        return None  # no process can be started: then it shows when it is imported here
-    if done.returncode < 0:
-        return _unimportable("torch", f"the process ended of {signal.Signals(-done.returncode).name}")
-    return _unimportable("torch", done.stdout) if done.returncode else None
+        import torch  # noqa: F401
+    except (Exception, SystemExit) as error:
+        return failed_import(error) or f"torch cannot be imported ({type(error).__name__}: {error}); {MAKE_AGAIN}"
+    return None
 
 
 def failed_import(error: BaseException) -> str | None:
-    """One line with the remedy if `error` arose in the import of a library; else None."""
+    """One line with the remedy if `error` arose in the import of a library, or of a file that has a library's name; else None."""
+    said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    if file := in_the_way():
+        return f"{file} stands in the way of the module of that name ({said}); rename it, or take its folder out of PYTHONPATH"
     if isinstance(error, ModuleNotFoundError):
         return f"{error} for {sys.executable}; use the project's own: `. .venv/bin/activate`, or make repro (make setup makes it)"
     bodies = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"]
     libraries = [name.partition(".")[0] for name in bodies if name.partition(".")[0] not in ("pipeline", "__main__", "runpy")]
-    if not libraries and isinstance(error, ImportError):  # raised in no file: of a compiled module
-        return _unimportable(error.name.partition(".")[0], str(error)) if error.name else f"{' '.join(str(error).split())}; {MAKE_AGAIN}"
-    return _unimportable(libraries[0], f"{type(error).__name__}: {error}") if libraries else None
+    if isinstance(error, ImportError) and not libraries:  # raised in no file: of a compiled module
+        if not error.name:
+            return f"{' '.join(str(error).split())}; {MAKE_AGAIN}"
+        libraries = [error.name.partition(".")[0]]
+    if not libraries:
+        return None
+    variables = [f"{name}={shown(value)}" for name, value in sorted(os.environ.items()) if OF_PYTORCH.match(name) and name[:6] != "GOMP_S"]
+    remedy = f"try it without {' '.join(variables)}, or " if libraries[0] == "torch" and variables else ""
+    return f"{libraries[0]} cannot be imported ({said}); {remedy}{MAKE_AGAIN}"
 
 
-def _unimportable(library: str, reason: str) -> str:
-    """The line for a library that is there and fails; variables that are set are the likeliest cause, so it names them."""
-    variables = [
-        f"{name}={shown(value)}" for name, value in sorted(os.environ.items()) if OF_PYTORCH.match(name) and name != "GOMP_SPINCOUNT"
-    ]
-    remedy = f"try it without {' '.join(variables)}, or " if library == "torch" and variables else ""
-    return f"{library} cannot be imported ({' '.join(reason.split())[:200]}); {remedy}{MAKE_AGAIN}"
+def in_the_way() -> str | None:
+    """A file of the user's that was imported in the place of a module of Python's or of an installed package; None where there is none."""
+    from importlib.machinery import PathFinder
+
+    own = {os.path.realpath(path) for path in (os.curdir, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))}
+    elsewhere = [path for path in sys.path if os.path.realpath(path) not in own]
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if not file or "." in name or name in ("__main__", "pipeline", "tests", "tools"):
+            continue
+        folder = os.path.dirname(file.removesuffix("/__init__.py"))
+        if os.path.realpath(folder) in own and (name in sys.stdlib_module_names or PathFinder.find_spec(name, elsewhere)):
+            return str(os.path.relpath(file))
+    return None

@@ -44,6 +44,24 @@ def test_the_table_has_a_row_for_workers_only_where_some_run_had_more_than_one(c
     assert not [line for line in compare(one, elsewhere)[1].splitlines() if line.startswith("workers")]
 
 
+def test_what_two_runs_do_not_share_comes_first_and_is_their_legend(compare: Compare) -> None:
+    runs = [keep(numerics="native", threads=threads, capability=able) for threads, able in ((1, "AVX2"), (2, "AVX512"))]
+    rows = [name for line in compare(*runs)[1].splitlines() if (name := line[:18].strip())]
+    at = rows.index("name")
+    assert rows[at : at + 4] == ["name", "threads", "cpu capability", "data"], rows
+    legends = ["run 1 (threads 1, cpu capability AVX2)", "run 2 (threads 2, cpu capability AVX512)"]
+    assert wording.legends(report_of(*runs).runs) == legends
+
+
+def test_runs_that_are_not_named_are_compared_in_the_order_in_which_they_were_kept(compare: Compare) -> None:
+    kept = [keep(seed=seed) for seed in range(5)]
+    for age, folder in enumerate(kept):
+        os.utime(folder / "run.json", (age, age))
+    os.utime(kept[2] / "run.json", (9, 9))
+    report = json.loads(compare("--json")[1])
+    assert [run["seed"] for run in report["runs"]] == [0, 1, 3, 4, 2]
+
+
 def test_a_run_that_was_not_trained_here_has_no_seconds_an_epoch(compare: Compare) -> None:
     _, out, _ = compare(keep(), keep(seed=1, trained_here=False))
     assert next(line for line in out.splitlines() if line.startswith("seconds")).split()[3:] == ["12.5", "not", "known"]
@@ -64,7 +82,7 @@ def test_json_holds_all_figures_and_nothing_else_is_printed(compare: Compare) ->
     code, out, err = compare(keep(), keep(seed=1, predicted=guesses(1000, [5, 50])), "--json")
     report = json.loads(out)
     (pair,) = report["pairs"]
-    assert (code, err) == (1, "")
+    assert (code, err) == (3, "")
     assert report["verdict"] == pair["verdict"] == "different"
     assert pair["differences"] == [{"field": "seed", "first": 0, "second": 1, "decides": True}]
     assert pair["reason"] == "seed is 0 in 1, 1 in 2"

@@ -73,7 +73,7 @@ def test_doctor_ends_with_1_and_names_gpus_all_when_no_gpu_is_there(checkout, mo
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     set_device(checkout, "cuda")
     done = run("--quiet")
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1)
     assert done.stderr.startswith("error: device 'cuda': ")
     if device.needed_driver() and device.driver_version() is None:
         assert "no NVIDIA GPU is visible; in a container add --gpus all" in done.stderr
@@ -97,7 +97,7 @@ def test_quiet_says_nothing_when_the_device_can_be_used(checkout):
 def test_bad_params_are_one_finding_and_hide_no_other(checkout):
     set_device(checkout, "gpu")
     done = run()
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert done.stdout.splitlines()[0] == "!!  device       params.yaml: 'device' is 'gpu'; allowed: cpu | cuda | cuda:N | mps"
     assert len(done.stdout.splitlines()) == len(ABOUT)
 
@@ -130,7 +130,8 @@ def test_a_pytorch_that_does_not_load_is_a_finding_with_the_remedy(monkeypatch):
 @pytest.mark.fault(27)
 def test_a_driver_too_old_is_named_with_the_one_needed(monkeypatch):
     monkeypatch.setattr(device.torch.version, "cuda", "13.0")
-    monkeypatch.setattr(device, "driver_version", lambda: "535.104.05")
+    for module in (device, device.cuda):
+        monkeypatch.setattr(module, "driver_version", lambda: "535.104.05")
     assert finding("driver") == doctor.Finding(
         "driver", False, "NVIDIA 535.104.05 is too old for this PyTorch, which needs at least 580; update it"
     )
@@ -187,3 +188,15 @@ def test_more_workers_than_cpus_are_a_finding(wanted, ok, text, checkout, monkey
     monkeypatch.setattr(device, "cpu_limit", lambda: 4)
     set_params(checkout, workers=wanted)
     assert finding("workers") == doctor.Finding("workers", ok, text)
+
+
+@pytest.mark.fault(67)
+def test_the_environments_workers_are_told_with_what_they_mean(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    assert finding("workers").text == (
+        "WORLD_SIZE=2 RANK=0 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500 in the environment: train is one of 2 workers, and waits for the "
+        "others; to train alone, or with what params.yaml says, unset WORLD_SIZE"
+    )

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pipeline import device as devices
 from pipeline.exact import grid, transcendental, update
 from pipeline.exact.draws import random_integers
 from pipeline.exact.engine import Exact
@@ -60,7 +61,7 @@ def test_an_elementwise_operation_gives_the_cpus_bits_on_cuda_for_a_million_draw
 
 def test_a_captured_step_gives_the_bits_of_the_same_step_launched_kernel_by_kernel(cuda, monkeypatch):
     captured = trained_fingerprint(device=cuda)
-    monkeypatch.setattr("pipeline.device.as_cuda_graph", lambda step, device, reset: step)
+    monkeypatch.setenv(devices.graph.GRAPH, "0")
     assert trained_fingerprint(device=cuda) == captured == trained_fingerprint()
 
 

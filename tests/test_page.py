@@ -190,7 +190,7 @@ def test_the_figures_are_what_plotly_accepts(text: str) -> None:
 def test_a_long_history_is_thinned_and_the_page_says_so(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     runs = verdict.load([keep(history=losses(5000), device=device) for device in ("cpu", "cuda")])
-    figure = figures.losses(runs)
+    figure = figures.losses(runs, ["run 1", "run 2"])
     assert [len(line["x"]) for line in figure.data] == [1667, 1667]
     assert "One logged step in 3 is drawn." in figure.text
 

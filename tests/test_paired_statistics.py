@@ -54,3 +54,19 @@ def test_the_largest_confidence_that_params_allow_has_an_interval() -> None:
 def test_the_interval_reaches_the_end_where_all_images_tell_the_models_apart() -> None:
     assert paired_statistics.interval(0, 5, 5, 0.95)[0] == -1
     assert paired_statistics.interval(5, 0, 5, 0.95)[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("b", "c", "n", "margin"), [(20, 12, 1000, 0.01), (0, 8, 1000, 0.01), (512, 431, 10_000, 0.005), (12, 16, 1000, 0.01)]
+)
+def test_the_images_that_would_decide_are_the_fewest_that_do(b, c, n, margin):
+    def decided(more: int) -> bool:
+        low, high = paired_statistics.interval(b * (n + more) / n, c * (n + more) / n, n + more, 0.95)
+        return max(-low, high) <= margin or low > margin or high < -margin
+
+    more = paired_statistics.deciding_images(b, c, n, 0.95, margin)
+    assert (decided(0), decided(more - 1), decided(more)) == (False, False, True)
+
+
+def test_no_number_of_images_decides_about_a_difference_that_is_the_margin():
+    assert paired_statistics.deciding_images(20, 10, 1000, 0.95, 0.01) is None

@@ -190,7 +190,7 @@ def spoilt(folder: Path, tmp_path: Path) -> Path:
 def test_what_cannot_be_answered_is_a_line_each_and_the_others_are_answered(command: Command, folder: Path, spoilt: Path) -> None:
     names = ["good.png", "text.png", "cut.png", "bomb.png", "pipe.png", "empty", "missing.png", "good.png"]
     done = command(str(folder / "run"), *names, "--csv", folder=spoilt)
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert [row["image"] for row in rows(done.stdout)] == ["good.png", "good.png"]
     lines = done.stderr.splitlines()
     assert [line.split(":")[:2] for line in lines] == [["error", f" {name}"] for name in names[1:-1]]
@@ -207,7 +207,7 @@ def test_what_cannot_be_answered_is_a_line_each_and_the_others_are_answered(comm
 def test_a_folder_stands_for_its_image_files_alone(command: Command, folder: Path, spoilt: Path) -> None:
     (spoilt / "pipe.png").unlink()
     done = command(str(folder / "run"), ".", "--json", folder=spoilt)
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert [image["image"] for image in json.loads(done.stdout)["images"]] == ["./good.png"]
     assert [line.split(":")[1] for line in done.stderr.splitlines()] == [" ./bomb.png", " ./cut.png", " ./text.png"]
 
@@ -262,7 +262,7 @@ def test_a_large_folder_takes_the_memory_of_a_batch(folder: Path, monkeypatch: p
 def test_a_reader_that_has_seen_enough_ends_it_without_a_traceback(folder: Path) -> None:
     done = subprocess.run(["bash", "-o", "pipefail", "-c", '"$0" -m pipeline predict run images --csv | head -1', sys.executable],
                           cwd=folder, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
-    assert (done.returncode, done.stderr) == (1, b"")
+    assert (done.returncode, done.stderr) == (3, b"")
 
 
 def test_help_loads_neither_torch_nor_pillow() -> None:

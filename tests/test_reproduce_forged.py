@@ -119,6 +119,6 @@ def test_a_training_that_diverges_where_the_run_claims_a_history_is_different(or
     assert said(capsys) == f"different: training stopped at step 1: the loss is inf; {original['exact']} claims that it went on"
 
 
-def test_different_is_exit_code_1(original, here):
+def test_different_is_exit_code_3(original, here):
     done = command("reproduce", str(claim(original["exact"], here / "forged", history=loss_changed(3))), folder=here)
-    assert (done.returncode, done.stdout.splitlines()[-1][:28]) == (1, "different: first at step 3, ")
+    assert (done.returncode, done.stdout.splitlines()[-1][:28]) == (3, "different: first at step 3, ")

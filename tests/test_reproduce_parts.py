@@ -72,7 +72,7 @@ def die_at_step_8(self, step=Trainer.step):
 match sys.argv.pop(1):
     case "training": Trainer.step = die_at_step_8
     case "evaluation": evaluation.evaluate = die
-    case "keeping": kept.keep = die
+    case "keeping": kept.put = die
 cli.main()
 """
 
@@ -83,7 +83,7 @@ cli.main()
 def test_killed_and_started_again_the_answer_is_the_same(where, resumed, true, original, here):
     run, code, answer = original["exact"], 0, "identical: all 4 logged losses, "
     if not true:
-        run, code, answer = claim(run, here / "forged", history=loss_changed(9)), 1, "different: first at step 9, row 3 of the history: "
+        run, code, answer = claim(run, here / "forged", history=loss_changed(9)), 3, "different: first at step 9, row 3 of the history: "
     words = ["reproduce", str(run), "--checkpoint-seconds", "0"]
     project = os.environ | {"PYTHONPATH": str(ROOT)}
     killed = subprocess.run([sys.executable, "-c", KILLED, where, *words], cwd=here, capture_output=True, text=True, env=project)

@@ -57,7 +57,8 @@ def test_a_workflow_that_never_ran_says_so():
         (0, 0, 0, "results/ holds fewer than two runs, so there is nothing to compare.\n"),
         (1, 0, 0, "results/ holds fewer than two runs, so there is nothing to compare.\n"),
         (2, 0, 0, "-m pipeline compare --markdown results/run0 results/run1\n"),
-        (2, 1, 0, "-m pipeline compare --markdown results/run0 results/run1\n"),
+        (2, 3, 0, "-m pipeline compare --markdown results/run0 results/run1\n"),
+        (2, 1, 1, "-m pipeline compare --markdown results/run0 results/run1\n"),
         (2, 2, 1, "-m pipeline compare --markdown results/run0 results/run1\n"),
     ],
 )

@@ -63,7 +63,7 @@ Dir::Cache "{folder}";
 
 
 def main(words: list[str] | None = None) -> None:
-    """Set up, run, compare; exit code 0 if exact gives what it gives here and native does not, 1 if not, 2 if something is missing."""
+    """Set up, run, compare; exit code 0 if exact gives what it gives here and native does not, 3 if not, 2 if something is missing."""
     parser = argparse.ArgumentParser(prog="python -m tools.arm64")
     parser.add_argument("--demo", action="store_true", help="run the whole demo instead, and leave the record of the emulated machine")
     parser.add_argument("--set-up", action="store_true", help="only fetch what is needed, for a later run")
@@ -73,7 +73,7 @@ def main(words: list[str] | None = None) -> None:
         if problem := missing():
             raise UserError(f"make test-arm64: {problem}")
         run = set_up if asked.set_up else demo if asked.demo else check
-        sys.exit(0 if run(asked.processor) else 1)
+        sys.exit(0 if run(asked.processor) else 3)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -19,6 +19,8 @@ DRAWN_STEPS = 2000
 """Of a history; the report's figures are from all steps."""
 LABEL = 14
 """Characters of a class's name on an axis."""
+LEGEND = 60
+"""Characters of a run's name beside a plot."""
 COLOURS = 8
 """Runs' colours in page.html; they come again after that."""
 
@@ -39,8 +41,9 @@ class Figure:
 
 def of(report: Report, runs: list[Run]) -> list[Figure]:
     """All figures of the page."""
-    curves, differences = losses(runs), loss_differences(report.pairs, runs)
-    return [curves, differences, per_class(runs), *(confusion(run, number) for number, run in enumerate(runs, 1))]
+    names = wording.legends(report.runs)
+    curves, differences = losses(runs, names), loss_differences(report.pairs, runs, names)
+    return [curves, differences, per_class(runs, names), *(confusion(run, number, names) for number, run in enumerate(runs, 1))]
 
 
 def colour(number: int) -> str:
@@ -48,20 +51,20 @@ def colour(number: int) -> str:
     return f"--run-{(number - 1) % COLOURS + 1}"
 
 
-def losses(runs: list[Run]) -> Figure:
+def losses(runs: list[Run], names: list[str]) -> Figure:
     """Every run's loss by step."""
     every = _every(runs)
     curves, ends = [], []
     for number, run in enumerate(runs, 1):
         drawn = run.history[::every]
-        curves.append(_line(number, run, drawn, [row.loss for row in drawn]))
+        curves.append(_line(number, names, drawn, [row.loss for row in drawn]))
         first, last = run.history[0], run.history[-1]
         ends.append(f"run {number} goes from {first.loss:.4g} at step {first.step} to {last.loss:.4g} at step {last.step}")
     layout = {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": "loss of the batch"}}}
     return Figure("losses", "Loss", f"The loss of the batch by step: {'; '.join(ends)}.{_thinned(every)}", curves, layout)
 
 
-def loss_differences(pairs: tuple[Pair, ...], runs: list[Run]) -> Figure:
+def loss_differences(pairs: tuple[Pair, ...], runs: list[Run], names: list[str]) -> Figure:
     """How far every other run's loss is from the first run's, by step."""
     every, reference = _every(runs), {row.step: row.loss for row in runs[0].history}
     curves, sentences = [], []
@@ -70,7 +73,7 @@ def loss_differences(pairs: tuple[Pair, ...], runs: list[Run]) -> Figure:
             sentences.append(f"run {pair.second} and run 1 are equal at all {pair.losses.steps} logged steps that both have")
             continue
         drawn = [row for row in run.history if row.step in reference][::every]
-        line = _line(pair.second, run, drawn, [abs(row.loss - reference[row.step]) or None for row in drawn])  # a logarithm has no 0
+        line = _line(pair.second, names, drawn, [abs(row.loss - reference[row.step]) or None for row in drawn])  # a logarithm has no 0
         curves.append(line | {"mode": "lines+markers", "marker": {"size": 4, "color": _variable(pair.second)}})
         sentences.append(f"run {pair.second} parts from run 1 at step {pair.losses.divergence.first.step}")
     layout: dict[str, Any] = {
@@ -87,7 +90,7 @@ def loss_differences(pairs: tuple[Pair, ...], runs: list[Run]) -> Figure:
     return Figure("loss-differences", "Difference of the losses", text, curves, layout)
 
 
-def per_class(runs: list[Run]) -> Figure:
+def per_class(runs: list[Run], names: list[str]) -> Figure:
     """Every run's accuracy for each class."""
     classes = class_names(runs)
     bars = []
@@ -97,7 +100,7 @@ def per_class(runs: list[Run]) -> Figure:
             {
                 "type": "bar",
                 "orientation": "h",
-                "name": _name(number, run),
+                "name": _legend(names[number - 1]),
                 "y": [_literal(name) for name in classes],
                 "x": [100 * accuracies[name] if name in accuracies else None for name in classes],
                 "marker": {"color": _variable(number)},
@@ -115,7 +118,7 @@ def per_class(runs: list[Run]) -> Figure:
     return Figure("per-class", "Accuracy by class", text, bars, layout)
 
 
-def confusion(run: Run, number: int) -> Figure:
+def confusion(run: Run, number: int, names: list[str]) -> Figure:
     """A run's test images by their class and the predicted one."""
     named = (name for p in run.predictions for name in (p.actual, p.predicted))
     classes = list(dict.fromkeys([*run.metrics.accuracy_per_class, *named]))
@@ -128,8 +131,7 @@ def confusion(run: Run, number: int) -> Figure:
     text = f"Run {number}: no image was taken for another class."
     if mistakes:
         (actual, predicted), count = mistakes.most_common(1)[0]
-        device = wording.known(run.identity.device)
-        text = f"Run {number} ({device}); its most frequent mistake: {actual} taken for {predicted}, {count} times."
+        text = f"R{names[number - 1][1:]}; its most frequent mistake: {actual} taken for {predicted}, {count} times."
     labels = [_literal(name) for name in classes]
     heat = {
         "type": "heatmap",
@@ -170,13 +172,13 @@ def _thinned(every: int) -> str:
     return "" if every == 1 else f" One logged step in {every} is drawn."
 
 
-def _line(number: int, run: Run, drawn: list[Step], y: list[Any]) -> dict[str, Any]:
+def _line(number: int, names: list[str], drawn: list[Step], y: list[Any]) -> dict[str, Any]:
     """Runs that lie on each other must all be seen: the first is broad and pale, the others are thin and dashed."""
     style = {"width": 6} if number == 1 else {"width": 2, "dash": ("solid", "dash", "dot", "dashdot")[number % 4]}
     return {
         "type": "scatter",
         "mode": "lines",
-        "name": _name(number, run),
+        "name": _legend(names[number - 1]),
         "x": [row.step for row in drawn],
         "y": y,
         "opacity": 0.5 if number == 1 else 1,
@@ -190,8 +192,9 @@ def _class_axis(names: list[str]) -> dict[str, Any]:
     return {"type": "category", "tickmode": "array", "tickvals": [_literal(name) for name in names], "ticktext": list(map(_literal, cut))}
 
 
-def _name(number: int, run: Run) -> str:
-    return f"run {number} ({_literal(wording.known(run.identity.device))})"
+def _legend(name: str) -> str:
+    """A run's name beside a plot, cut to leave room for it."""
+    return _literal(name if len(name) <= LEGEND else name[: LEGEND - 1] + "\N{HORIZONTAL ELLIPSIS}")
 
 
 def _variable(number: int) -> str:

@@ -8,7 +8,7 @@ from pipeline.comparison import wording
 from pipeline.comparison.report import Report, Verdict
 from pipeline.errors import printable
 
-MARKS: dict[Verdict, str] = {"identical": "✅", "equivalent": "🟰", "different": "❌"}
+MARKS: dict[Verdict, str] = {"identical": "✅", "equivalent": "🟰", "undecided": "❔", "different": "❌"}
 
 
 def render(report: Report) -> str:

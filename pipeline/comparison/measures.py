@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from pipeline.comparison import paired_statistics
 from pipeline.comparison.report import Difference, Divergence, Inequality, Losses, LossPair, Predictions, Weights
 from pipeline.errors import UserError
+from pipeline.runs.environments import MEASURED
 from pipeline.runs.kept import Run
 from pipeline.runs.outputs import PREDICTIONS, Metrics
 from pipeline.runs.provenance import abbreviated, flattened
@@ -28,7 +30,16 @@ def identity(first: Run, other: Run) -> tuple[Difference, ...]:
         return parts | {"workers": workers(run), "device": run.identity.device}
 
     a, b = compared(first), compared(other)
-    return tuple(Difference(key, a[key], b[key], key not in COMPARED_BY_RESULT) for key in a if a[key] != b[key])
+    differing = [key for key in a if a[key] != b[key]]
+    not_known = [key for key in ("device", "workers") if a[key] is None or b[key] is None]  # nothing records it, so nothing differs
+    return tuple(Difference(key, a[key], b[key], key not in COMPARED_BY_RESULT) for key in differing if key not in not_known)
+
+
+def given(run: Run) -> dict[str, Any]:
+    """What a run's training was given, by the names that a report shows, besides what `Summary` has of its own."""
+    facts = msgspec.to_builtins(run.environment.train) if run.environment.train else {}
+    own = ("device", "hardware", "workers", *MEASURED)
+    return {**msgspec.to_builtins(run.identity.train), **{name.replace("_", " "): fact for name, fact in facts.items() if name not in own}}
 
 
 def workers(run: Run) -> int | None:

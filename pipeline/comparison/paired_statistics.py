@@ -6,7 +6,7 @@ import math
 from statistics import NormalDist
 
 
-def interval(only_second: int, only_first: int, images: int, confidence: float) -> tuple[float, float]:
+def interval(only_second: float, only_first: float, images: float, confidence: float) -> tuple[float, float]:
     """Confidence interval of the second model's accuracy minus the first's, as fractions.
 
     Tango's score interval: T. Tango, "Equivalence test and confidence interval for the difference in proportions for the
@@ -23,7 +23,35 @@ def interval(only_second: int, only_first: int, images: int, confidence: float) 
     return _lower(only_second, only_first, images, z), -_lower(only_first, only_second, images, z)
 
 
-def _lower(b: int, c: int, n: int, z: float) -> float:
+def deciding_images(only_second: int, only_first: int, images: int, confidence: float, margin: float) -> int | None:
+    """How many images more would decide whether the difference in accuracy is within the margin or beyond it.
+
+    Were each model alone right for the same share of them as of these, the interval would lie wholly within the margin, or wholly
+    beyond it. None where a thousand times the images would not: the difference is about the margin.
+
+    Args:
+        only_second: as in `interval`, as all that follow.
+        only_first: see there.
+        images: see there.
+        confidence: see there.
+        margin: above 0, a fraction.
+    """
+
+    def decided(total: int) -> bool:
+        low, high = interval(only_second * total / images, only_first * total / images, total, confidence)
+        return (-margin <= low and high <= margin) or low > margin or high < -margin
+
+    many = next((images << power for power in range(11) if decided(images << power)), None)
+    if many is None:
+        return None
+    few = many // 2
+    while many - few > 1:
+        middle = (few + many) // 2
+        few, many = (few, middle) if decided(middle) else (middle, many)
+    return max(0, many - images)
+
+
+def _lower(b: float, c: float, n: float, z: float) -> float:
     """The difference below (b - c) / n at which the score test's statistic is z, by bisection."""
     low, high = -1.0, (b - c) / n
     while low < (middle := (low + high) / 2) < high:

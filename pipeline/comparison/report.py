@@ -6,9 +6,11 @@ from typing import Any, Literal
 
 import msgspec
 
-Verdict = Literal["identical", "equivalent", "different"]
-ORDER: tuple[Verdict, ...] = ("identical", "equivalent", "different")
-"""From the best to the worst; the worst decides."""
+Verdict = Literal["identical", "equivalent", "undecided", "different"]
+ORDER: tuple[Verdict, ...] = ("identical", "equivalent", "undecided", "different")
+"""From the best to the worst; the worst decides. Undecided: neither equivalent nor different is shown."""
+AGREEING: tuple[Verdict, ...] = ("identical", "equivalent")
+"""The answers of yes."""
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +39,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
     seconds_per_epoch: float | None
     """None where the weights came from a cache and were not trained there."""
+    given: dict[str, Any]
+    """What else the training was given, by name: its settings, and the threads, instructions and versions that it had, as far as known."""
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -132,6 +136,8 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
     """Both exact in the same version, on the same data, with the same seed and settings: and yet not identical."""
     differences: tuple[Difference, ...]
     """In the identity, the device, the workers and the numerics included."""
+    deciding_images: int | None = None
+    """For `undecided`: how many test images more would decide, were they predicted like these; None where no number that is known would."""
     code_differs: bool
     """Shown only: what counts is what the code made."""
     inequality: Inequality | None

@@ -13,14 +13,17 @@ from pipeline.comparison import wording
 from pipeline.comparison.report import Report, Verdict
 from pipeline.errors import printable
 
-STYLES: dict[Verdict, str] = {"identical": "bold green", "equivalent": "bold cyan", "different": "bold red"}
+STYLES: dict[Verdict, str] = {"identical": "bold green", "equivalent": "bold cyan", "undecided": "bold yellow", "different": "bold red"}
 COLUMN = 18
 """Characters that a run's column needs at least."""
+NARROWEST = 40
+"""Characters of a line; a terminal that is narrower breaks it."""
 
 
 def show(report: Report) -> None:
     """Print the table, a column a run, in as many blocks as the width asks for, then each pair's verdict."""
     console = Console(highlight=False)
+    console.width = max(console.width, NARROWEST)
     rows = wording.rows(report.runs)
     label = max(map(len, rows)) + 2
     per_block = max(1, (console.width - label) // (COLUMN + 2))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.comparison import measures
+from pipeline.comparison import measures, paired_statistics
 from pipeline.comparison.report import ORDER, Pair, Report, Summary, Verdict
 from pipeline.errors import UserError
 from pipeline.params import Compare
@@ -68,6 +68,7 @@ def summarise(run: Run, number: int) -> Summary:
         worst_class_accuracy=metrics.accuracy_per_class[worst],
         fingerprint=identity.fingerprint,
         seconds_per_epoch=trained.seconds_per_epoch if trained else None,
+        given=measures.given(run),
     )
 
 
@@ -79,7 +80,7 @@ def compare(first: Run, other: Run, settings: Compare, *, second: int = 2) -> Pa
     predictions = measures.predictions(first, other, settings.confidence)
     inequality = measures.inequality(first, other, weights, losses, predictions)
     same_numerics = first.identity.numerics == other.identity.numerics
-    promise_broken = False
+    promise_broken, deciding_images = False, None
     verdict: Verdict = "different"
     if any(difference.decides for difference in differences):
         pass
@@ -91,11 +92,17 @@ def compare(first: Run, other: Run, settings: Compare, *, second: int = 2) -> Pa
         margin = settings.margin_points
         if -margin <= predictions.low_points and predictions.high_points <= margin:
             verdict = "equivalent"
+        elif predictions.low_points <= margin and predictions.high_points >= -margin:
+            verdict = "undecided"
+            deciding_images = paired_statistics.deciding_images(
+                predictions.only_second, predictions.only_first, predictions.images, settings.confidence, margin / 100
+            )
     return Pair(
         first=1,
         second=second,
         verdict=verdict,
         promise_broken=promise_broken,
+        deciding_images=deciding_images,
         differences=differences,
         code_differs=first.identity.code != other.identity.code,
         inequality=inequality,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipeline.comparison.report import Inequality, LossPair, Pair, Predictions, Report, Summary
+from pipeline.comparison.report import Inequality, LossPair, Pair, Report, Summary
 from pipeline.runs.provenance import abbreviated
 
 NOT_KNOWN = "not known"
@@ -35,12 +35,30 @@ FIELDS: dict[str, Callable[[Summary], str]] = {
 """The table's rows."""
 
 
+RESULTS = ("loss", "accuracy", "worst class", "fingerprint", "seconds an epoch")
+"""The rows that a training gave; the others are what it was given."""
+
+
 def rows(runs: Sequence[Summary]) -> dict[str, list[str]]:
-    """The table: the name of a row -> a cell for each run. Workers are a row only where some run had more than one."""
+    """The table: the name of a row -> a cell for each run. What was given and differs comes first, then what all share, then results.
+
+    Workers are a row only where some run had more than one, and settings, threads and versions only where they differ.
+    """
     table = {name: [cell(run) for run in runs] for name, cell in FIELDS.items()}
     if all(run.workers in (None, 1) for run in runs):
         del table["workers"]
-    return table
+    for name in dict.fromkeys(name for run in runs for name in run.given):
+        cells = [known(run.given.get(name)) for run in runs]
+        if len(set(cells)) > 1:
+            table[name] = cells
+    return {name: table[name] for name in sorted(table, key=lambda name: (name != "name", name in RESULTS or len(set(table[name])) == 1))}
+
+
+def legends(runs: Sequence[Summary]) -> list[str]:
+    """What each run is called beside a curve: its number, and what it was given that another was not."""
+    differing = {name: cells for name, cells in rows(runs).items() if name not in ("name", *RESULTS) and len(set(cells)) > 1}
+    own = [", ".join(f"{name} {cells[place]}" for name, cells in differing.items()) for place in range(len(runs))]
+    return [f"run {run.number} ({text})" if text else f"run {run.number}" for run, text in zip(runs, own, strict=True)]
 
 
 def known(value: Any) -> str:
@@ -70,14 +88,19 @@ def reason(pair: Pair, report: Report) -> str:
         return f"the promise is broken: {both}, yet {_inequality(pair.inequality, pair)}"
     if pair.predictions is None or pair.weights.unlike:
         return _unlike(pair)
-    return _interval(pair.predictions, report, within=pair.verdict == "equivalent")
-
-
-def _interval(predictions: Predictions, report: Report, *, within: bool) -> str:
-    return (
-        f"the {100 * report.confidence:g} % confidence interval of the difference in accuracy, {predictions.low_points:+.2f} to "
-        f"{predictions.high_points:+.2f} points, {'lies' if within else 'does not lie'} within \N{PLUS-MINUS SIGN}{report.margin_points:g}"
+    margin = f"\N{PLUS-MINUS SIGN}{report.margin_points:g}"
+    lies = {"equivalent": f"lies within {margin}", "different": f"lies beyond {margin}"}.get(pair.verdict)
+    interval = (
+        f"the {100 * report.confidence:g} % confidence interval of the difference in accuracy, {pair.predictions.low_points:+.2f} to "
+        f"{pair.predictions.high_points:+.2f} points, "
     )
+    return interval + (lies or f"lies partly within {margin}: {_would_decide(pair)}")
+
+
+def _would_decide(pair: Pair) -> str:
+    if pair.deciding_images is None:
+        return "the difference is about the margin, and no number of test images would decide soon"
+    return f"about {pair.deciding_images:,} test images more would decide, if they came out like these"
 
 
 def _unlike(pair: Pair) -> str:

@@ -278,6 +278,6 @@ def normal_quantile(p: Tensor) -> Tensor:
 
     q = p - 0.5
     centre = q * quotient(0.180625 - q * q, _CENTRE)
-    r = transcendental.log(1 / torch.minimum(p, 1 - p)).sqrt()
+    r = transcendental.square_root(transcendental.log(1 / torch.minimum(p, 1 - p)))
     side = torch.where(r <= 5, quotient(r - 1.6, _SHOULDER), quotient(r - 5.0, _TAIL))
     return torch.where(q.abs() <= 0.425, centre, torch.where(q < 0, -side, side))

@@ -57,7 +57,7 @@ def batch_norm(
         if running_mean is None or running_var is None:
             raise refusal("batch_norm without running statistics in evaluation", "track_running_stats=True")
         mean, var = running_mean.double(), running_var.double()
-    inverse = 1 / (var + eps).sqrt_()
+    inverse = 1 / transcendental.square_root(var + eps)
     a = inverse if gamma is None else gamma * inverse
     b = -(mean * a) if beta is None else beta - mean * a
     y = (x * elementwise_channel(a, x)).add_(elementwise_channel(b, x))
@@ -93,7 +93,7 @@ def normalised(tape: Tape, x: Tensor, axes: int, eps: float) -> Tensor:
     n = torch.full((), float(math.prod(x.shape[x.dim() - axes :])), dtype=torch.float64, device=x.device)
     of_x = x.double()
     from_mean = of_x - (tree(of_x, *dims) / n).view(shape)
-    inverse = 1 / ((tree(from_mean * from_mean, *dims) / n) + eps).sqrt_().view(shape)
+    inverse = 1 / transcendental.square_root((tree(from_mean * from_mean, *dims) / n) + eps).view(shape)
     y = (from_mean * inverse).float()
 
     def backward(g: Tensor) -> tuple[Tensor]:

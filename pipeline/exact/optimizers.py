@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.exact.transcendental import square_root
+
 SNAP = 2.0**-64
 """Weights, velocities and first moments up to this become zero, so the state holds no subnormal and no negative zero."""
 SNAP_SQUARES = 2.0**-100
@@ -148,7 +150,7 @@ class Adam(_Optimizer):
             power.mul_(torch.full_like(power, beta))
         corrections = torch.ones_like(powers) - powers  # float64 [2]
         step_size = (rate.double() / corrections[0]).to(parameter.dtype)
-        denominator = second.sqrt() / corrections[1].sqrt().to(parameter.dtype) + _number(group["eps"], parameter)
+        denominator = square_root(second) / square_root(corrections[1].to(parameter.dtype)) + _number(group["eps"], parameter)
         parameter.copy_(F.hardshrink(weights - (first / denominator) * step_size, SNAP))
 
 

@@ -136,8 +136,8 @@ class Convolution:
         x = F.pad(x.double(), (self.padding[1],) * 2 + (self.padding[0],) * 2)
         reach = [self.dilation[i] * (w[2 + i] - 1) + 1 for i in (0, 1)]
         windows = x.unfold(2, reach[0], self.stride[0]).unfold(3, reach[1], self.stride[1])[..., :: self.dilation[0], :: self.dilation[1]]
-        windows = windows.unflatten(1, (self.groups, w[1])).permute(1, 0, 3, 4, 2, 5, 6)
-        return windows.reshape(*windows.shape[:4], w[1:].numel())
+        of_groups: Tensor = windows.unflatten(1, (self.groups, w[1])).permute(1, 0, 3, 4, 2, 5, 6)
+        return of_groups.reshape(*of_groups.shape[:4], w[1:].numel())
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """X as `operand` gives it, w [O, I / G, h, w] -> [N, O, H', W']."""

@@ -118,7 +118,7 @@ FORMS: dict[str, tuple[Form, list[Any]]] = {
 """The name of a form, the form, and the operations of PyTorch that it replaces."""
 FORM_OF = {operation: form for form, operations in FORMS.values() for operation in operations}
 
-COMPOSED = {
+COMPOSED: dict[Any, Form] = {
     F.scaled_dot_product_attention: attention.scaled_dot_product_attention,
     F.multi_head_attention_forward: attention.multi_head_attention_forward,
     torch.einsum: attention.einsum,
@@ -170,7 +170,7 @@ def _uncompiled(form: Form) -> Form:
 
 @cache
 def _disabled(form: Form) -> Form:
-    disabled: Form = torch.compiler.disable(form)  # type: ignore[no-untyped-call]
+    disabled: Form = torch.compiler.disable(form)
     return disabled
 
 
@@ -211,9 +211,9 @@ class Forms(TorchFunctionMode):
             return _uncompiled(form)(tape, *args, **kwargs)
         if func in QUESTIONS:
             return self._shape(func(*args, **kwargs), *args, **kwargs) if func in SHAPES else func(*args, **kwargs)
-        if (composed := COMPOSED.get(func)) is not None:
+        if func in COMPOSED:
             with self:
-                return composed(*args, **kwargs)
+                return COMPOSED[func](*args, **kwargs)
         if func in MAKING:
             return func(*args, **kwargs)
         if func is Tensor.__setitem__:

@@ -49,7 +49,7 @@ def _proofs(on: torch.device) -> Iterator[tuple[str, Tensor, list[float]]]:
     def float64(*shape: int, value: int = _ODD) -> Tensor:
         return torch.full(shape, float(value), dtype=torch.float64, device=on)
 
-    for images, outputs, terms in ((1, 2, TERMS), (64, 120, 400)):  # the longest sum that float64 holds, and a usual shape
+    for images, outputs, terms in ((1, 2, TERMS), (64, 120, 400), (3, 7, 84)):  # the longest that float64 holds, a usual one, an odd one
         x, w = float64(images, terms), float64(outputs, terms)
         x[0, 0] -= 1  # so not all products are alike
         known = terms * _ODD * _ODD
@@ -63,23 +63,26 @@ def _proofs(on: torch.device) -> Iterator[tuple[str, Tensor, list[float]]]:
         ("conv2d over turned rows", ConvolutionByTurnedRows),
     ]
     for form, convolution in forms:
-        of_floats, x, w, g = convolution(terms=TERMS), float64(2, 6, 14, 14), float64(16, 6, 5, 5), float64(2, 16, 10, 10)
-        operand = of_floats.operand(x, w.shape)
-        yield form, of_floats.forward(operand, w)[1, -1, -1, -1:], [6 * 25 * _ODD * _ODD]
-        yield f"the input gradient of {form}", of_floats.input_gradient(g, w, x.shape)[1, -1, 7, 6:8], [16 * 25 * _ODD * _ODD] * 2
-        yield f"the weight gradient of {form}", of_floats.weight_gradient(g, operand, w.shape)[-1, -1, -1, -1:], [2 * 100 * _ODD * _ODD]
+        for images in (2, 3):
+            of_floats, x, w, g = convolution(terms=TERMS), float64(images, 6, 14, 14), float64(16, 6, 5, 5), float64(images, 16, 10, 10)
+            operand = of_floats.operand(x, w.shape)
+            yield form, of_floats.forward(operand, w)[1, -1, -1, -1:], [6 * 25 * _ODD * _ODD]
+            yield f"the input gradient of {form}", of_floats.input_gradient(g, w, x.shape)[1, -1, 7, 6:8], [16 * 25 * _ODD * _ODD] * 2
+            d_w = of_floats.weight_gradient(g, operand, w.shape)
+            yield f"the weight gradient of {form}", d_w[-1, -1, -1, -1:], [images * 100 * _ODD * _ODD]
     if on.type == hardware.CPU and hardware.multiplies_bytes():
         forms.append(("conv2d by digits", ConvolutionOfBytes))
-    pixels = torch.full((8, 3, 32, 32), _BYTE, dtype=torch.uint8, device=on)
-    pixels[0, -1, -1, -1] -= 1  # so that no sum is even
-    for form, convolution in forms:
-        of_bytes, w, g = convolution(terms=BYTE_TERMS), float64(6, 3, 5, 5, value=_SLICES), float64(8, 6, 28, 28, value=_DIGITS)
-        operand = of_bytes.operand(pixels, w.shape)
-        known_float32 = float(np.float32(3 * 25 * _BYTE * _SLICES))
-        yield f"{form} of bytes", of_bytes.forward_bytes(operand, w)[1, -1, -1, -1:].float(), [known_float32]
-        d_w, d_bias = of_bytes.gradients(g, operand, w.shape)
-        yield f"the weight gradient of {form} of bytes", d_w[-1, -1, -1, -1:], [(8 * 784 * _BYTE - 1) * _DIGITS]
-        yield f"the bias gradient of {form} of bytes", d_bias[-1:], [8 * 784 * _DIGITS]
+    for images in (8, 3):
+        pixels = torch.full((images, 3, 32, 32), _BYTE, dtype=torch.uint8, device=on)
+        pixels[0, -1, -1, -1] -= 1  # so that no sum is even
+        for form, convolution in forms:
+            of_bytes, w, g = convolution(terms=BYTE_TERMS), float64(6, 3, 5, 5, value=_SLICES), float64(images, 6, 28, 28, value=_DIGITS)
+            operand = of_bytes.operand(pixels, w.shape)
+            known_float32 = float(np.float32(3 * 25 * _BYTE * _SLICES))
+            yield f"{form} of bytes", of_bytes.forward_bytes(operand, w)[1, -1, -1, -1:].float(), [known_float32]
+            d_w, d_bias = of_bytes.gradients(g, operand, w.shape)
+            yield f"the weight gradient of {form} of bytes", d_w[-1, -1, -1, -1:], [(images * 784 * _BYTE - 1) * _DIGITS]
+            yield f"the bias gradient of {form} of bytes", d_bias[-1:], [images * 784 * _DIGITS]
     large = 2**40 - 1
     yield "a sum over the batch", Convolution().bias_gradient(float64(8, 2, 32, 32, value=large)), [8 * 1024 * large] * 2
     yield "a sum over classes", float64(3, 1000, value=large).sum(1), [1000 * large] * 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from pipeline import device as devices
 from pipeline.errors import UserError
 from pipeline.exact import VERSION, hardware, self_test
 from pipeline.exact.errors import Imprecise
@@ -19,7 +20,7 @@ def select(name: str, on: torch.device) -> Numerics:
     For exact ones the device's kernels are proved first, which takes milliseconds.
 
     Raises:
-        UserError: the device has no float64, or less precision than exact numerics need, or the version is another.
+        UserError: the device has no float64, or less precision than exact numerics need, or fails, or the version is another.
     """
     if name == "native":
         return Native()
@@ -28,7 +29,8 @@ def select(name: str, on: torch.device) -> Numerics:
     if not hardware.has_float64(on):
         raise UserError(f"numerics 'exact' needs float64, which device '{on}' has not; set numerics: native, or device: cpu")
     try:
-        self_test.check(on)
+        with devices.failures_explained(on):
+            self_test.check(on)
     except Imprecise as reason:
         raise UserError(f"{reason}, or set numerics: native") from None
     return Exact()

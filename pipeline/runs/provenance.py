@@ -6,8 +6,9 @@ from typing import Any
 
 import msgspec
 
+from pipeline import schema
 from pipeline.data.dataset import Description
-from pipeline.params import Params, Train
+from pipeline.params import Params, Seed, Train, Workers
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -17,13 +18,13 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """
 
     data: Description
-    seed: int
-    numerics: str
+    seed: Seed
+    numerics: schema.Name
     """With its version: `exact-3`, or `native`."""
     train: Train
-    code: str
+    code: schema.Digest
     """The digest of the sources that trained (`sources.digest`)."""
-    workers: int | None = None
+    workers: Workers | None = None
     """For native numerics how many workers trained, for their bits depend on it; else None."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,9 +13,11 @@ from msgspec import structs
 from torch import Tensor, nn
 
 from pipeline import device as devices
+from pipeline.data.batches import Batches
 from pipeline.exact.augmentation import Augmentation
 from pipeline.exact.draws import permutation
 from pipeline.exact.initial_values import initialise
+from pipeline.exact.masks import Draws
 from pipeline.model import SimpleCNN
 from pipeline.numerics.exact import refusals_explained
 from pipeline.params import Train
@@ -48,14 +51,14 @@ class Trainer:
         self.epochs = settings.epochs if epochs is None else epochs
         self.device, self.seed, self.numerics, self.settings, self.group = device, seed, numerics, settings, group
         # 1. the device is selected; 2. the model moves to it
-        self.model: nn.Module = SimpleCNN()
+        self.model: nn.Module = SimpleCNN(*data.shape[:2], len(data.classes))
         with refusals_explained():
             initialise(self.model, seed)
         self.model.to(device)
-        # 3. the data moves to it, whole
-        self.images = torch.from_numpy(data.train_images).to(device)  # uint8 [N, 3, 32, 32]
-        self.labels = torch.from_numpy(data.train_labels).to(device).long()  # int64 [N]
-        self.order = torch.zeros(len(self.labels), dtype=torch.int64, device=device)  # the epoch's order
+        # 3. the data moves to it, whole where it fits
+        self.data = Batches(data.train_images, data.train_labels, device)
+        rows = max(len(self.data), 2 * settings.batch_size)  # enough for the two steps that prove a CUDA graph, as in step_log
+        self.order = torch.arange(rows, device=device).remainder_(max(1, len(self.data)))  # int64; the epoch's order, in its first N
         self.augmentation = Augmentation(seed, **structs.asdict(settings.augment))
         self.updates = updates.select(numerics.version, dict(self.model.named_parameters()), settings, self.steps_per_epoch)
         self.steps_completed = 0
@@ -63,33 +66,21 @@ class Trainer:
         # where the training is, for the device: the epoch, the step (both from 0), and the first image of the batch in the epoch
         self.epoch, self.step_number, self.position = (torch.zeros(1, dtype=torch.int64, device=device) for _ in range(3))
         # what steps gave since it was last read: the loss, and the largest magnitude of the optimizer's state
-        self.step_log = torch.zeros(settings.log_every, len(LoggedStep._fields), device=device)
+        self.step_log = torch.zeros(max(2, settings.log_every), len(LoggedStep._fields), device=device)
         self.logged = torch.zeros(1, dtype=torch.int64, device=device)  # rows of it
         self.offsets = torch.arange(settings.batch_size, device=device)
-        self._initial = {name: tensor.detach().clone() for name, tensor in self._changed().items()}
         self._full_step: Callable[[], None] | None = None
-        if (
-            len(self.labels) >= settings.batch_size and group.count == 1 and self.updates.capturable
-        ):  # that a graph holds collectives was never tried
-            self._full_step = devices.as_cuda_graph(lambda: self._step(self.offsets), device, self._reset)
-
-    def _changed(self) -> dict[str, Tensor]:
-        """The weights and the model's buffers, by name: what a step changes of the model."""
-        return {**self.updates.trained, **{f"buffer {name}": buffer for name, buffer in self.model.named_buffers()}}
-
-    @torch.no_grad()
-    def _reset(self) -> None:
-        """Bring all that a step changes to the beginning."""
-        for name, tensor in self._changed().items():
-            tensor.copy_(self._initial[name])
-        self.updates.begin()
-        for counter in (self.position, self.step_number, self.logged):
-            counter.zero_()
+        # that a graph holds collectives was never tried, one cannot hold what is read from a file, and its proof takes two steps
+        graphic = group.count == 1 and self.data.resident and self.updates.capturable and self.total_steps > 1
+        if len(self.data) >= settings.batch_size and graphic:
+            counters = [self.position, self.step_number, self.step_log, self.logged]
+            changed = [*self.updates.tensors().values(), *self.model.buffers(), *counters]
+            self._full_step = devices.as_cuda_graph(lambda: self._step(self.offsets), device, changed)
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches in an epoch; the last may be smaller."""
-        return math.ceil(len(self.labels) / self.settings.batch_size)
+        return math.ceil(len(self.data) / self.settings.batch_size)
 
     @property
     def total_steps(self) -> int:
@@ -101,12 +92,15 @@ class Trainer:
         epoch, batch = divmod(self.steps_completed, self.steps_per_epoch)
         first = batch * self.settings.batch_size
         if self._order_of != epoch:
-            self.order.copy_(torch.from_numpy(permutation(f"order/{self.seed}/{epoch}", len(self.labels))))
+            self.order[: len(self.data)].copy_(torch.from_numpy(permutation(f"order/{self.seed}/{epoch}", len(self.data))))
             self.position.fill_(first)
             self.epoch.fill_(epoch)
             self.step_number.fill_(self.steps_completed)
             self._order_of = epoch
-        left = len(self.labels) - first
+        if self.numerics.version == "native":  # what a network draws itself, as dropout does: the same again, resumed too
+            drawn = hashlib.sha256(f"draws/{self.seed}/{self.steps_completed}/{self.group.rank}".encode()).digest()
+            torch.manual_seed(int.from_bytes(drawn[:8], "little", signed=True))
+        left = len(self.data) - first
         if left < self.settings.batch_size or self._full_step is None:
             self._step(self.offsets[:left])
         else:
@@ -116,12 +110,13 @@ class Trainer:
     def _step(self, offsets: Tensor) -> None:
         share = self.group.share(len(offsets))
         rows = self.order.index_select(0, self.position + offsets[share])  # int64 [B]
-        images, labels = self.images.index_select(0, rows), self.labels.index_select(0, rows)
+        images, labels = self.data.batch(rows)
         # 4. the training loop: forward, backward, update
         images = self.augmentation(images, self.epoch, rows)
         loss, gradients = self.numerics.loss_and_gradients(
-            self.model, images, labels, self.group, len(offsets), label_smoothing=self.settings.label_smoothing
-        )
+            self.model, images, labels, self.group, len(offsets),
+            draws=Draws(self.seed, self.step_number, share.start), label_smoothing=self.settings.label_smoothing,
+        )  # fmt: skip
         self.updates.step(gradients, self.step_number)
         self.step_log.index_copy_(0, self.logged, torch.stack((loss, self.updates.largest())).unsqueeze(0))
         self.position += len(offsets)
@@ -135,7 +130,7 @@ class Trainer:
         return [LoggedStep(*row) for row in rows.tolist()]
 
     def _state(self) -> dict[str, Tensor]:
-        return {**self.updates.tensors(), **self._changed()}
+        return {**self.updates.tensors(), **{f"buffer {name}": buffer for name, buffer in self.model.named_buffers()}}
 
     def state(self) -> dict[str, np.ndarray]:
         """The weights, the optimizer's state and the model's buffers, for a checkpoint: whole, on whichever device."""

@@ -5,6 +5,7 @@ Exact numerics use the package's optimizers and its table of rates, native ones 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -177,8 +178,10 @@ class NativeUpdates(Updates):
 
     def continue_at(self, number: int) -> None:
         """As the base's. The rates of some schedules come from those before, so the scheduler takes its steps again."""
-        while self._scheduler and self._scheduler.last_epoch < number:
-            self._scheduler.step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that the optimizer has taken no step
+            while self._scheduler and self._scheduler.last_epoch < number:
+                self._scheduler.step()
 
 
 def _decays(parameter: Tensor, settings: Train) -> bool:

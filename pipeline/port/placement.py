@@ -1,0 +1,274 @@
+"""Rules about where tensors and modules are: `.cuda()`, names of devices, checkpoints, tensor types, pinned memory."""
+
+from __future__ import annotations
+
+import re
+
+import libcst as cst
+from libcst import matchers as m
+
+from pipeline.port.device import device_value, named, takes_devices
+from pipeline.port.guards import Guard, implies_gpu, why
+from pipeline.port.rules import DEVICE, DEVICE_OF, OFF_GPU, ON_GPU, TORCH, Answer, Edit, Found, Level, rule
+from pipeline.port.script import Script
+
+_TYPES = {"Float": "float32", "Double": "float64", "Long": "int64", "Int": "int32", "Short": "int16", "Byte": "uint8", "Bool": "bool"}
+_TENSOR = re.compile(r"torch\.cuda\.(\w+)Tensor$")
+
+
+def level(node: cst.CSTNode, script: Script, otherwise: Level = Level.BOUND) -> Level | None:
+    """How much a line matters that fails without a GPU; None where it is only reached with one."""
+    guard = why(node, script)
+    return None if guard is Guard.GPU else Level.ASKED if guard is Guard.ASKED else otherwise
+
+
+@rule(
+    Answer.SAME,
+    ".cuda() fails without a GPU: move to the script's device, .to(device)",
+    ("model = net.cuda()", "model = net.to(device)"),
+    ("x = x.cuda(non_blocking=True)", "x = x.to(device, non_blocking=True)"),
+    ("x = x.cuda(0)", "x = x.to(device)"),
+    ("y = y.cuda(x.get_device())", "y = y.to(x.device)"),
+    ("x.cuda(args.gpu)", "x.to(device_of(args.gpu))"),
+    ("def cuda(x):\n    return x\n\nx = cuda(x)  # .cuda()", "def cuda(x):\n    return x\n\nx = cuda(x)  # .cuda()"),
+)
+def cuda_call(call: cst.Call, script: Script) -> Found | None:
+    if not m.matches(call, m.Call(func=m.Attribute(attr=m.Name("cuda")))) or script.name(call.func).startswith("torch."):
+        return None
+    if script.name(call.func) and m.matches(call, m.Call(args=[m.Arg(keyword=None, value=~m.Integer()), m.ZeroOrMore()])):
+        return None  # a function of another module's
+    assert isinstance(call.func, cst.Attribute)
+    if _own(call.func.value, script):
+        return None
+    arg = script.argument(call, "device", 0)
+    rest = [script.code(other.value if index and not other.keyword else other) for index, other in enumerate(call.args) if other is not arg]
+    if len(call.args) == 2 and not call.args[1].keyword:
+        rest = [f"non_blocking={script.code(call.args[1].value)}"]
+    text = ", ".join([_target(arg.value, script) if arg else DEVICE, *rest])
+    guard = why(call, script)
+    edit = Edit(script.span(call.func.attr)[0], script.span(call)[1], f"to({text})")
+    return Found((edit,), Level.ALONG if guard is Guard.GPU else Level.ASKED if guard else Level.BOUND)
+
+
+def _own(receiver: cst.BaseExpression, script: Script) -> bool:
+    """Whether `.cuda()` is a method of the user's own class, or the one that an own method extends."""
+    classes = {
+        node.name.value
+        for node in script.nodes
+        if isinstance(node, cst.ClassDef)
+        for body in node.body.body
+        if isinstance(body, cst.FunctionDef) and body.name.value == "cuda"
+    }
+    if m.matches(receiver, m.Call(func=m.Name("super"))):
+        return True
+    if m.matches(receiver, m.Name("self")):
+        return any(isinstance(above, cst.ClassDef) and above.name.value in classes for above in script.parents(receiver))
+    values = [receiver, *(value for value in script.values.get(script.code(receiver), []) if value)]
+    return any(isinstance(value, cst.Call) and script.code(value.func) in classes for value in values)
+
+
+def _target(value: cst.BaseExpression, script: Script) -> str:
+    """What the argument of `.cuda()` names, as an argument of `.to()`."""
+    code = script.code(value)
+    if code == "None" or script.name(getattr(value, "func", value)) == "torch.cuda.current_device":
+        return DEVICE
+    if code.isdecimal():
+        return named(f"cuda:{code}")
+    if m.matches(value, m.Call(func=m.Attribute(attr=m.Name("get_device")), args=[])):
+        return code.removesuffix(".get_device()") + ".device"
+    known = [device_value(each, script) for each in script.values.get(code, []) if each]
+    return code if known and all(each and each.is_device for each in known) else f"{DEVICE_OF}({code})"
+
+
+@rule(
+    Answer.SAME,
+    "names a GPU: ask for the device once",
+    (
+        'device = torch.device("cuda")',
+        'device = torch.device(os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))',
+    ),
+    ('model.to("cuda:0")', "model.to(device)"),
+    ('x = torch.zeros(2, device="cuda")', "x = torch.zeros(2, device=device)"),
+    ('config = {"lr": 0.1, "device": "cuda"}', 'config = {"lr": 0.1, "device": str(device)}'),
+    ('def train(gpu_device="cuda"):\n    pass', "def train(gpu_device=str(device)):\n    pass"),
+    ('print("cuda")', 'print("cuda")'),
+    ('device = "cuda" if torch.cuda.is_available() else "cpu"', 'device = "cuda" if torch.cuda.is_available() else "cpu"'),
+    on=(cst.Call, cst.SimpleString, cst.FormattedString, cst.BinaryOperation, cst.IfExp),
+)
+def device_name(node: cst.BaseExpression, script: Script) -> Found | None:
+    value = device_value(node, script)
+    if value is None or value.chosen or (not value.is_device and not _names_a_place(node, script)):
+        return None
+    outer = script.parent(node)
+    while outer is not None and not isinstance(outer, cst.BaseStatement):
+        if isinstance(outer, cst.BaseExpression) and device_value(outer, script):
+            return None  # the larger one is looked at
+        if isinstance(outer, cst.Comparison):
+            return None  # a question, and no place
+        outer = script.parent(outer)
+    if value.falls_back:
+        return Found(script.replaced(node, value.rewritten(node, script)), Level.ALONG)
+    how, edits = level(node, script), script.replaced(node, value.rewritten(node, script))
+    if how is Level.BOUND and isinstance(script.parent(node), cst.Arg) and not value.is_device and not takes_devices(node, script):
+        return Found(edits, Level.NOTE, "; what this call does with it the text does not tell") if _imports_torch(script) else None
+    return how and Found(edits, how)
+
+
+def _imports_torch(script: Script) -> bool:
+    return bool(re.search(r"^\s*(import|from) torch\b", script.text, re.MULTILINE))
+
+
+_PLACES = re.compile(r"device|map_location", re.IGNORECASE)
+
+
+def _names_a_place(node: cst.CSTNode, script: Script) -> bool:
+    """Whether a string stands where a device is meant."""
+    outer = script.parent(node)
+    if isinstance(outer, cst.Arg):
+        call = script.parent(outer)
+        assert isinstance(call, (cst.Call, cst.ClassDef))
+        if outer.keyword or isinstance(call, cst.ClassDef):
+            return bool(outer.keyword and _PLACES.search(outer.keyword.value) and outer.keyword.value != "device_type")
+        if script.name(call.func) in ("torch.load", "torch.jit.load"):
+            return call.args.index(outer) == 1
+        return m.matches(call.func, m.Attribute(attr=m.Name("to"))) or script.name(call.func) in (
+            "torch.Generator",
+            "torch.set_default_device",
+        )
+    if isinstance(outer, cst.DictElement):
+        settings = isinstance(script.parent(script.parent(outer) or outer), (cst.Assign, cst.AnnAssign, cst.DictElement, cst.Return))
+        return settings and outer.value is node and bool(_PLACES.search(script.code(outer.key)))
+    if isinstance(outer, cst.Assign):
+        return any(_PLACES.search(script.code(target)) for target in outer.targets)
+    if isinstance(outer, cst.AnnAssign):
+        return bool(_PLACES.search(script.code(outer.target)))
+    return isinstance(outer, cst.Param) and bool(_PLACES.search(outer.name.value))
+
+
+@rule(
+    Answer.SAME,
+    "the option's default is a GPU: name another when you start the script, or let the default be what the machine has",
+    (
+        'parser.add_argument("--device", default="cuda")',
+        'parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")',
+    ),
+)
+def option(call: cst.Call, script: Script) -> Found | None:
+    if not m.matches(call, m.Call(func=m.Attribute(attr=m.Name("add_argument")))):
+        return None
+    names = [script.string(arg.value) or "" for arg in call.args if not arg.keyword]
+    default = script.argument(call, "default")
+    if default is None or not any(_PLACES.search(name) for name in names) or not (script.string(default.value) or "").startswith("cuda"):
+        return None
+    _, end = script.span(default.value)
+    return Found((Edit(end, end, f' if {TORCH}.cuda.is_available() else "cpu"'),), Level.NOTE)
+
+
+@rule(
+    Answer.SAME,
+    "says that there is a GPU, whether there is one or not: ask",
+    ("use_cuda = True", 'use_cuda = device.type == "cuda"'),
+    ("verbose = True", "verbose = True"),
+    on=cst.Assign,
+)
+def flag(node: cst.Assign, script: Script) -> Found | None:
+    target = script.code(node.targets[0].target)
+    named_so = re.fullmatch(r"(\w+\.)*_?(use_?|with_?|on_?)?(cuda|gpu)", target, re.IGNORECASE)
+    return Found(script.replaced(node.value, ON_GPU)) if named_so and script.code(node.value) == "True" else None
+
+
+@rule(
+    Answer.SAME,
+    "a tensor type of CUDA: the CPU's type, moved to the script's device",
+    ("x = torch.cuda.FloatTensor(2, 3)", "x = torch.FloatTensor(2, 3).to(device)"),
+    ("x = x.type(torch.cuda.LongTensor)", "x = x.to(device, torch.int64)"),
+    (
+        'torch.set_default_tensor_type("torch.cuda.FloatTensor")',
+        'if device.type == "cuda":\n    torch.set_default_tensor_type("torch.cuda.FloatTensor")',
+    ),
+    ("dtype = torch.cuda.FloatTensor", 'dtype = torch.cuda.FloatTensor if device.type == "cuda" else torch.FloatTensor'),
+    on=(cst.Attribute, cst.Name, cst.SimpleString),
+)
+def tensor_type(node: cst.BaseExpression, script: Script) -> Found | None:
+    name = script.string(node) or "" if isinstance(node, cst.SimpleString) else script.name(node)
+    outer = script.parent(node)
+    if not (match := _TENSOR.match(name)) or isinstance(outer, (cst.ImportAlias, cst.Attribute)):
+        return None
+    if (how := level(node, script)) is None:
+        return None
+    call = script.parent(outer) if isinstance(outer, cst.Arg) else outer
+    if isinstance(outer, cst.Call):
+        end = script.span(outer)[1]
+        return Found((*script.replaced(node, f"{TORCH}.{match[1]}Tensor"), Edit(end, end, f".to({DEVICE})")), how)
+    if isinstance(call, cst.Call):
+        if script.name(call.func) == "torch.set_default_tensor_type":
+            return Found(script.only_on_gpu(call), how)
+        if m.matches(call.func, m.Attribute(attr=m.Name("type"))) and match[1] in _TYPES:
+            assert isinstance(call.func, cst.Attribute)
+            edit = Edit(script.span(call.func.attr)[0], script.span(call)[1], f"to({DEVICE}, {TORCH}.{_TYPES[match[1]]})")
+            return Found((edit,), how)
+        return None  # isinstance and the like: true of no tensor of a CPU
+    if isinstance(node, cst.SimpleString):
+        return None
+    return Found(script.chosen(node, f"{TORCH}.{match[1]}Tensor"), how)
+
+
+@rule(
+    Answer.SAME,
+    "memory is pinned for copies to a GPU, and cannot be without one",
+    (
+        "net.cuda()\nloader = torch.utils.data.DataLoader(data, pin_memory=True)",
+        'net.to(device)\nloader = torch.utils.data.DataLoader(data, pin_memory=device.type == "cuda")',
+    ),
+    ("x = torch.empty(2, pin_memory=True)", 'x = torch.empty(2, pin_memory=device.type == "cuda")'),
+    ("x = x.pin_memory()", 'x = x.pin_memory() if device.type == "cuda" else x'),
+)
+def pinned(call: cst.Call, script: Script) -> Found | None:
+    arg = script.argument(call, "pin_memory")
+    if arg is not None and script.code(arg.value) == "True":
+        tensor = script.name(call.func) in (
+            "torch.empty",
+            "torch.zeros",
+            "torch.ones",
+            "torch.full",
+            "torch.tensor",
+            "torch.randn",
+            "torch.rand",
+        )
+        how = level(call, script, Level.BOUND if tensor else Level.ALONG)
+        return how and Found(script.replaced(arg.value, ON_GPU), how)
+    if m.matches(call, m.Call(func=m.Attribute(attr=m.Name("pin_memory")))) and not script.name(call.func):
+        assert isinstance(call.func, cst.Attribute)
+        how = level(call, script)
+        return how and Found(script.chosen(call, script.code(call.func.value)), how)
+    return None
+
+
+@rule(
+    Answer.SAME,
+    "the script refuses to run without a GPU: let it refuse only where one was asked for",
+    ("assert torch.cuda.is_available()", 'assert device.type != "cuda" or torch.cuda.is_available()'),
+    (
+        'if not torch.cuda.is_available():\n    raise SystemExit("no GPU")',
+        'if device.type == "cuda" and not torch.cuda.is_available():\n    raise SystemExit("no GPU")',
+    ),
+    on=(cst.Assert, cst.If),
+)
+def demand(node: cst.Assert | cst.If, script: Script) -> Found | None:
+    start = script.span(node.test)[0]
+    above = script.parents(node)
+    if not re.search("is_available|device_count|use_cuda", script.code(node.test)) or any(isinstance(each, cst.If) for each in above):
+        return None
+    if any(
+        isinstance(each, cst.FunctionDef) and re.search("cuda|gpu|device", script.code(each.params) + each.name.value) for each in above
+    ):
+        return None  # it was asked for one
+    if isinstance(node, cst.Assert):
+        known = implies_gpu(node.test, script) and ".type" not in script.code(node.test)
+        return Found((Edit(start, start, f"{OFF_GPU} or "),)) if known else None
+    if not isinstance(node.test, cst.UnaryOperation) or not isinstance(node.test.operator, cst.Not):
+        return None
+    last = node.body.body[-1]
+    ends = last.body[-1] if isinstance(last, cst.SimpleStatementLine) else last
+    quits = isinstance(ends, cst.Raise) or bool(re.search(r"\b(sys\.|os\._)?exit\(", script.code(ends)))
+    return Found((Edit(start, start, f"{ON_GPU} and "),)) if quits and implies_gpu(node.test.expression, script) else None

@@ -1,0 +1,140 @@
+"""Which files are read: the scripts that were named, those of a folder, and the modules beside them that they import."""
+
+from __future__ import annotations
+
+import ast
+import io
+import os
+import re
+import tokenize
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline import paths
+from pipeline.errors import UserError
+from pipeline.port.script import without_async
+
+_NOT_THEIRS = {"__pycache__", "node_modules", "site-packages", "build", "dist"}
+
+
+@dataclass
+class Source:
+    """A script as it lies there."""
+
+    path: Path
+    text: str
+    encoding: str
+    named: bool
+    """Whether the user named this file, and no folder or other script that led to it."""
+    imports: dict[str, Path] = field(default_factory=dict)
+    """The user's own modules that it imports, by the words of its import statements."""
+
+    def encoded(self, text: str) -> bytes:
+        """`text` in the encoding of the file."""
+        return text.encode(self.encoding)
+
+
+def collect(given: Sequence[Path]) -> list[Source]:
+    """All scripts, each after those that it imports.
+
+    Raises:
+        UserError: there is none, or one cannot be read.
+    """
+    found: dict[Path, Source] = {}
+    order: list[Source] = []
+    roots = [path if path.is_dir() else path.parent for path in given]
+    for path in given:
+        for script in _scripts(path):
+            _follow(script, script == path, roots, found, order)
+    return order
+
+
+def _scripts(path: Path) -> list[Path]:
+    """The scripts at a path: a file itself, all `*.py` of a folder, but for environments and what begins with a dot."""
+    try:
+        if not path.is_dir():
+            path.stat()
+            return [path]
+        scripts = []
+        for folder, folders, names in os.walk(path, onerror=_raise):
+            folders[:] = sorted(
+                f for f in folders if f not in _NOT_THEIRS and not f.startswith(".") and not (Path(folder, f, "pyvenv.cfg")).exists()
+            )
+            scripts += [Path(folder, name) for name in sorted(names) if name.endswith(".py")]
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: cannot be read: {error.strerror}; name a script, or a folder of scripts") from None
+    if not scripts:
+        raise UserError(f"{path}: there is no script (*.py) in this folder; name one, or another folder")
+    return scripts
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _follow(path: Path, named: bool, roots: list[Path], found: dict[Path, Source], order: list[Source]) -> None:
+    """Read a script after the modules that it imports, unless it was read before."""
+    known = next((each for each in found if each == path or os.path.realpath(each) == os.path.realpath(path)), None)
+    if known is not None:
+        found[known].named = found[known].named or named
+        return
+    source = found[path] = read(path, named)
+    for words, module in _modules(source, roots):
+        _follow(module, False, roots, found, order)
+        source.imports[words] = next(each for each in found if os.path.realpath(each) == os.path.realpath(module))
+    order.append(source)
+
+
+def read(path: Path, named: bool = True) -> Source:
+    """The text of a script, in the encoding that it declares.
+
+    Raises:
+        UserError: it cannot be read, or is no text.
+    """
+    try:
+        content = bytes(paths.read(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; name a script, or a folder of scripts") from None
+    if path.suffix == ".ipynb":
+        raise UserError(f"{path}: a notebook; `jupyter nbconvert --to script {path.name}` makes a script of it")
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+        text = content.decode(encoding)
+        if "\0" in text:
+            raise UnicodeDecodeError("utf-8", content, 0, 1, "a byte 0")
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: no Python: {error}; name a script, or a folder of scripts") from None
+    return Source(path, text, encoding, named)
+
+
+def _modules(source: Source, roots: list[Path]) -> Iterator[tuple[str, Path]]:
+    """The user's own modules that a script imports: the words of the statement, and the file."""
+    try:
+        tree = ast.parse(without_async(source.text)[0] if re.search(r"\basync\s*=", source.text) else source.text)
+    except (SyntaxError, ValueError, RecursionError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield from ((alias.name, path) for path in _files(alias.name, 0, source.path, roots))
+        elif isinstance(node, ast.ImportFrom):
+            words = "." * node.level + (node.module or "")
+            yield from ((words, path) for path in _files(node.module or "", node.level, source.path, roots))
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}" if node.module else alias.name
+                yield from ((f"{words}:{alias.name}", path) for path in _files(name, node.level, source.path, roots))
+
+
+def _files(module: str, level: int, path: Path, roots: list[Path]) -> list[Path]:
+    """The file of a module, if it lies beside the script or under a folder that was named."""
+    bases = [path.parent.joinpath(*[".."] * (level - 1))] if level else [path.parent, *roots]
+    parts = module.split(".") if module else []
+    for base in bases:
+        for file in (
+            base.joinpath(*parts[:-1], f"{parts[-1]}.py") if parts else base / "__init__.py",
+            base.joinpath(*parts, "__init__.py"),
+        ):
+            if os.path.isfile(file) and os.path.realpath(file) != os.path.realpath(path):
+                return [Path(os.path.normpath(file)) if level > 1 else file]
+    return []

@@ -1,0 +1,27 @@
+"""What the demo says of what it found."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline import demo
+
+OURS, OTHER = demo.FINGERPRINT, "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("fingerprints", "one_evaluation", "edited", "right", "said"),
+    [
+        ({OURS}, True, False, True, f"every fingerprint is the one in the README: {OURS}"),
+        ({OURS}, True, True, True, f"every fingerprint is the one in the README: {OURS}"),
+        ({OTHER}, True, True, True, "for the sources here are edited: the claim holds of them, too"),
+        ({OTHER}, True, False, False, "that is right where you changed what is trained and committed it; else please report it"),
+        ({OURS, OTHER}, True, True, False, "NOT every way gave the same bits: please report it"),
+        ({OURS}, False, False, False, "NOT every way gave the same bits: please report it"),
+    ],
+)
+def test_edited_sources_prove_the_invariance_of_what_is_there_and_only_parting_bits_are_always_a_fault(
+    fingerprints, one_evaluation, edited, right, said
+):
+    told = demo.judged(fingerprints, one_evaluation, edited)
+    assert (told[0], told[1].endswith(said)) == (right, True)

@@ -1,0 +1,251 @@
+"""`port`: each rule does what its examples say, and whole scripts that fail without a GPU train after it as when ported by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import cli
+from pipeline.port.port import port
+from pipeline.port.rules import RULES, Answer, Level, examine
+from pipeline.port.script import Script
+from pipeline.port.sources import Source
+from tests.conftest import ROOT
+
+SCRIPTS = ROOT / "tests" / "port_scripts"
+HEAD = "import os\nimport torch\n\n"
+list(examine(Script("")))  # the rules register themselves
+
+
+def ported(text: str):
+    return port(Source(Path("a.py"), text, "utf-8", True), set(Answer), {})
+
+
+@pytest.mark.parametrize(("rule", "before", "after"), [(rule, *example) for rule in RULES for example in rule.examples])
+def test_a_rule_does_what_its_example_says_and_nothing_more_the_second_time(rule, before, after):
+    result = ported(f"{HEAD}{before}\n")
+    if after is None or after == before:
+        assert not result.changed
+    else:
+        assert after in result.text
+    told = [
+        f for f in result.findings if f.rule is rule and (after is None or f.found.level in (Level.BOUND, Level.NOTE) or "loader" in before)
+    ]
+    assert bool(told) == (after != before)
+    assert not ported(result.text).changed
+
+
+CUDA = [(".cuda()", "")]
+BY_HAND = {
+    "airbench.py": [
+        *CUDA,
+        ("starter =", "import time; starter = time.time()  #"),
+        ("ender =", "#"),
+        ("starter.record()", ""),
+        ("ender.record()", ""),
+        ("torch.cuda.synchronize()", ""),
+        ("assert 1e-3", "#"),
+        ("print(torch.cuda.get_device_name(torch.cuda.current_device()))", ""),
+    ],
+    "alias_imports.py": [
+        ('dev("cuda")\n', 'dev("cpu")\n'),
+        ("gpu.set_device(0)", ""),
+        ("             .cuda()\n", ""),
+        ("current_device())", '"cpu")'),
+        ("synchronize()\n", "\n"),
+    ],
+    "amp_scaler.py": [
+        *CUDA,
+        (".cuda(non_blocking=True)", ""),
+        ("torch.cuda.synchronize()", ""),
+        ("with autocast():", "if True:"),
+        ("scaler.scale(loss)", "loss"),
+        ("scaler.step(optimizer)", "optimizer.step()"),
+        ("scaler.update()", ""),
+    ],
+    "config_dict.py": [('"cuda"', '"cpu"')],
+    "distributed_nccl.py": [
+        ('"nccl"', '"gloo"'),
+        ("torch.cuda.set_device(local_rank)", ""),
+        ('f"cuda:{local_rank}"', '"cpu"'),
+        (", device_ids=[local_rank], output_device=local_rank", ""),
+        ("labels.to(local_rank,", "labels.to(device,"),
+    ],
+    "finetune.py": [
+        ("sys.exit(1)\ntorch.cuda.init()", ""),
+        ('.to("cuda")', ""),
+        ("map_location=lambda storage, loc: storage.cuda()", 'map_location="cpu"'),
+        ("load_state_dict(state)", "load_state_dict({k[7:]: v for k, v in state.items()})"),
+        ("batches.next()", "next(batches)"),
+        *CUDA,
+        (".cuda(images.get_device())", ""),
+    ],
+    "gan.py": [("cuda = True", "cuda = False")],
+    "guarded_model.py": [("= data.cuda()", "= data"), ("= target.cuda()", "= target")],
+    "imagenet_args.py": [
+        ("torch.cuda.set_device(args.gpu)", ""),
+        (".cuda(args.gpu)", ""),
+        (".cuda(args.gpu, non_blocking=True)", ""),
+    ],
+    "prefetcher.py": [
+        ("torch.cuda.Stream()", "None"),
+        *CUDA,
+        ("with torch.cuda.stream(self.stream):", "if True:"),
+        (".cuda(non_blocking=True)", ""),
+        ("torch.cuda.current_stream().wait_stream(self.stream)", ""),
+        ("input.record_stream(torch.cuda.current_stream())", "pass"),
+    ],
+    "resnet_parallel.py": [*CUDA, ("torch.load(CHECKPOINT)", "torch.load(CHECKPOINT, map_location='cpu')")],
+    "tensor_types.py": [
+        ("torch.set_default_tensor_type('torch.cuda.FloatTensor')", ""),
+        ("torch.cuda.", "torch."),
+    ],
+    "trainer_class.py": [
+        ('torch.device("cuda:0")', 'torch.device("cpu")'),
+        (", capturable=True", ""),
+        ("torch.cuda.get_device_properties(0)\n", "None\n"),
+        ("logger.info(f", "#"),
+        (".pin_memory()", ""),
+        ("torch.cuda.reset_peak_memory_stats()", ""),
+        ('device="cuda:0"', 'device="cpu"'),
+        ("torch.cuda.synchronize()", ""),
+    ],
+    "variable_2018.py": [
+        *CUDA,
+        (".cuda(async=True)", ""),
+        ("[:k].view(-1)", "[:k].reshape(-1)"),
+        ("loss.data[0]", "loss.item()"),
+        (", volatile=True", ""),
+    ],
+    "with_helper/train.py": [(', device="cuda"', "")],
+    "with_helper/utils.py": [("torch.cuda.set_device(gpu)", "pass"), *CUDA],
+}
+"""By hand, for a CPU alone: words of a script, and what stands for them."""
+
+
+def losses(folder: Path) -> dict[str, list[str] | str]:
+    """What each script of a folder prints about its losses, or the error that ends it."""
+    names = [name for name in BY_HAND if not name.endswith("utils.py")]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", SCRIPTS / "runner.py", *(str(folder / name) for name in names)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
+    return {str(Path(path).relative_to(folder)): said for path, said in json.loads(done.stdout.splitlines()[-1]).items()}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """The scripts as they are, ported by hand, and ported by the command."""
+    places = {kind: tmp_path_factory.mktemp("scripts") / kind for kind in ("as they are", "by hand", "ported")}
+    for place in places.values():
+        shutil.copytree(SCRIPTS, place, ignore=shutil.ignore_patterns("runner.py", "__pycache__"))
+    for name, changes in BY_HAND.items():
+        path = places["by hand"] / name
+        text = path.read_text()
+        for words, instead in changes:
+            assert words in text, (name, words)
+            text = text.replace(words, instead)
+        path.write_text(text)
+    assert cli.answer(["port", "--write", str(places["ported"])]) == 3  # for what gives other numbers is left to the user
+    return places
+
+
+def test_each_script_fails_without_a_gpu_as_it_is_and_trains_after_port_with_the_losses_of_a_port_by_hand(folders):
+    before, by_hand, after = (losses(folder) for folder in folders.values())
+    assert [name for name, said in before.items() if isinstance(said, list)] == []
+    assert {name: len(said) for name, said in by_hand.items() if not isinstance(said, list) or len(said) < 2} == {}
+    assert len(after) == 15
+    assert after == by_hand
+
+
+def test_comments_stay_and_a_second_port_changes_nothing(folders, capsys):
+    for name in BY_HAND:
+        before, after = ((folders[kind] / name).read_text() for kind in ("as they are", "ported"))
+        for line in before.splitlines():
+            assert "#" not in line or line[line.index("#") :] in after
+    capsys.readouterr()
+    assert cli.answer(["port", "--diff", str(folders["ported"])]) == 3
+    assert capsys.readouterr().out == ""
+
+
+def test_asked_for_other_numbers_nothing_is_left_bound(folders, tmp_path, capsys):
+    shutil.copytree(folders["as they are"], tmp_path / "all")
+    assert cli.answer(["port", "--write", "--numbers", str(tmp_path / "all")]) == 0
+    capsys.readouterr()
+    assert cli.answer(["port", str(tmp_path / "all")]) == 0
+    assert capsys.readouterr().out == "nothing is bound to a device in 16 scripts\n"
+
+
+def test_nothing_is_written_without_write_and_json_says_what_was_found(tmp_path, capsys):
+    (tmp_path / "a.py").write_text("import torch\n\nx = torch.ones(1).cuda()\n")
+    assert cli.answer(["port", "--json", str(tmp_path / "a.py")]) == 3
+    said = json.loads(capsys.readouterr().out)
+    found = said["scripts"][0]["findings"][0]
+    assert (said["bound"], found["line"], found["class"], found["rule"]) == (1, 3, "same", "cuda-call")
+    assert (tmp_path / "a.py").read_text() == "import torch\n\nx = torch.ones(1).cuda()\n"
+
+
+def test_a_named_script_is_followed_to_the_module_that_it_imports_which_asks_for_the_device_once(tmp_path, capsys):
+    (tmp_path / "utils.py").write_text("import torch\n\n\ndef move(x):\n    return x.cuda()\n")
+    (tmp_path / "main.py").write_text("import torch\nfrom utils import move\n\nx = move(torch.ones(1)) + torch.ones(1).cuda()\n")
+    (tmp_path / "main.py").chmod(0o755)
+    assert cli.answer(["port", "--write", str(tmp_path / "main.py")]) == 0
+    assert "return x.to(device)" in (tmp_path / "utils.py").read_text()
+    expected = "import torch\nfrom utils import move\n\nfrom utils import device\n\nx = move(torch.ones(1)) + torch.ones(1).to(device)\n"
+    assert (tmp_path / "main.py").read_text() == expected
+    assert (tmp_path / "main.py").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_the_encoding_and_the_line_ends_of_a_script_stay(newline, tmp_path):
+    text = newline.join(["# -*- coding: latin-1 -*-", "import torch", "net = torch.nn.Linear(2, 2).cuda()  # pr\xeat", ""])
+    (tmp_path / "a.py").write_bytes(text.encode("latin-1"))
+    assert cli.answer(["port", "--write", str(tmp_path / "a.py")]) == 0
+    after = (tmp_path / "a.py").read_bytes().decode("latin-1")
+    assert after.endswith(f"net = torch.nn.Linear(2, 2).to(device)  # pr\xeat{newline}")
+    assert after.count("\n") == after.count(newline)
+
+
+BAD = {
+    "no Python": lambda path: path.write_text("def f(:\n"),
+    "Python 2": lambda path: path.write_text('import torch\nprint "cuda"\n'),
+    "a binary": lambda path: path.write_bytes(b"\x7fELF\0\0torch"),
+    "no such file": lambda path: None,
+    "a folder without scripts": lambda path: path.mkdir(),
+    "a loop of links": lambda path: path.symlink_to(path),
+    "a notebook": lambda path: path.with_suffix(".ipynb").write_text("{}") and path.symlink_to(path.with_suffix(".ipynb")),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input_is_one_line_and_nothing_is_written(kind, tmp_path, capsys):
+    good, bad = tmp_path / "good.py", tmp_path / "bad.py"
+    good.write_text("import torch\n\nx = torch.ones(1).cuda()\n")
+    BAD[kind](bad)
+    assert cli.answer(["port", "--write", str(good), str(bad)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+    assert str(bad) in said.err
+    assert ".cuda()" in good.read_text()
+
+
+def test_a_file_of_a_folder_that_is_no_python_is_said_and_does_not_keep_the_others_from_being_ported(tmp_path, capsys):
+    (tmp_path / "good.py").write_text("import torch\n\nx = torch.ones(1).cuda()\n")
+    (tmp_path / "old.py").write_text('import torch\nprint "cuda"\n')
+    assert cli.answer(["port", "--write", str(tmp_path)]) == 3
+    assert "old.py:2: cannot: no Python 3" in capsys.readouterr().out
+    assert ".to(device)" in (tmp_path / "good.py").read_text()
+
+
+def test_nothing_is_bound_in_the_project_and_its_script_for_a_cpu(capsys):
+    assert cli.answer(["port", str(ROOT / "pipeline"), str(ROOT / "tools"), str(ROOT / "docs" / "examples" / "train_cpu.py")]) == 0
