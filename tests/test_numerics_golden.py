@@ -120,7 +120,9 @@ def to_the_last_maximum(original: Any, g: torch.Tensor, x: torch.Tensor, places:
     return original(g.flip(2, 3).contiguous(), turned, tiles.places(turned, len(places)).contiguous(), around).flip(2, 3)
 
 
-def with_grids(change: Callable[[Any, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> Callable[[pytest.MonkeyPatch], None]:
+def with_grids(
+    change: Callable[[Any, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+) -> Callable[[pytest.MonkeyPatch], None]:
     """The grids of the gradients of a weight and its bias from other magnitudes, a number an output channel each."""
 
     def backward(original: Any, layer: Any, g: torch.Tensor) -> Any:

@@ -138,7 +138,7 @@ def test_reading_a_tensor_whose_memory_was_changed_by_way_of_another_is_refused(
         torch.relu_(view if change == "view" else x)
         return m.last(x if change == "view" else view.flatten(1))
 
-    with pytest.raises(Unsupported, match="(linear|flatten) of a tensor whose memory another operation has changed in place"):
+    with pytest.raises(Unsupported, match=r"(linear|flatten) of a tensor whose memory another operation has changed in place"):
         Exact().logits(twelve(forward), batch(2)[0])
 
 
