@@ -218,5 +218,12 @@ def normalize(tape: Tape, x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 
     """The exact form of torch.nn.functional.normalize for p = 2."""
     if p != 2.0 or out is not None:
         raise refusal(f"normalize with p={p}", "p=2")
-    length = elementwise.sqrt(tape, total(tape, elementwise.square(tape, x), dim, keepdim=True))
+    x = elementwise.floats(tape, x, "normalize")
+    of_x = x.double()
+    length = transcendental.square_root(tree(of_x * of_x, dim).float()).unsqueeze(dim)
+
+    def backward(g: Tensor) -> tuple[Tensor]:
+        return (x * (g / length).masked_fill_(length == 0, 0),)
+
+    tape.record(length, (x,), backward)
     return elementwise.divide(tape, x, elementwise.clamp(tape, length, min=eps))  # type: ignore[no-any-return]
