@@ -107,7 +107,7 @@ def _binary(name: str, compute: Callable[[Tensor, Tensor], Tensor], gradients: C
                 for operand, product in zip((x, other), gradients(g, x, other, y), strict=True)
             )
 
-        return tape.record(y, (x, other), backward, axis=axis_of_spread(tape, y, x, other))
+        return tape.lay(tape.record(y, (x, other), backward), axis_of_spread(tape, y, x, other))
 
     form.__doc__ = f"The exact form of {name}."
     return form
@@ -361,6 +361,8 @@ def compare(operation: Callable[[Any, Any], Tensor]) -> Any:
 def relu(tape: Tape, x: Tensor) -> Tensor:
     """The exact form of torch.relu."""
     x = floats(tape, x, "relu")
+    if tape.value(x) is None:
+        return torch.relu(x)
     later = Rectified(x)
     return tape.record(later.placeholder(), (x,), later.backward)
 

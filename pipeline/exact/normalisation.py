@@ -212,7 +212,7 @@ def _reduced(tape: Tape, x: Tensor, dims: list[int], keepdim: bool, count: float
         g = g if count is None else g / elementwise.number(g, count)
         return (g.view(kept).expand(x.shape),)
 
-    return tape.record(y.view(kept) if keepdim else y, (x,), backward, axis=axis)
+    return tape.lay(tape.record(y.view(kept) if keepdim else y, (x,), backward), axis)
 
 
 def normalize(tape: Tape, x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None) -> Tensor:

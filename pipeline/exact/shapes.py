@@ -257,7 +257,7 @@ def stack(tape: Tape, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     axis = next((axis for x in tensors if (axis := tape.axis(x)) is not None), None)
     if axis is not None and axis >= dim % y.dim():
         axis += 1
-    return tape.record(y, tensors, lambda g: list(g.unbind(dim)), axis=axis)
+    return tape.lay(tape.record(y, tensors, lambda g: list(g.unbind(dim))), axis)
 
 
 def _slices(tape: Tape, x: Tensor, dim: int, parts: Sequence[int], what: str) -> tuple[Tensor, ...]:
@@ -314,7 +314,7 @@ def get(tape: Tape, x: Tensor, index: Any) -> Tensor:
         d_x[index] = g
         return (d_x,)
 
-    tape.record(y, (x,), backward, shares=x, axis=_axis_of_part(tape, x, parts))
+    tape.lay(tape.record(y, (x,), backward, shares=x), _axis_of_part(tape, x, parts))
     tape.show(y, x, index)
     return y
 

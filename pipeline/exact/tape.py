@@ -224,6 +224,12 @@ class Tape:
         value = self.value(x)
         return None if value is None or not value.of_images else value.axis
 
+    def lay(self, y: Tensor, axis: int | None) -> Tensor:
+        """Note which axis of `y`, just recorded, is that of the images. Gives y."""
+        if (value := self.value(y)) is not None and value.of_images:
+            value.axis = axis
+        return y
+
     def check_within_images(self, x: Tensor, dims: Iterable[int], what: str) -> None:
         """Raise Unsupported if one of the axes of `x` that `what` works along is that of the images."""
         if (axis := self.axis(x)) is not None and axis in [dim % x.dim() for dim in dims]:
