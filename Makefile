@@ -72,7 +72,7 @@ results: $(READY) ## make the README's table from the kept runs in results/
 claims: $(READY) ## make the README's table of machines from the records in results/machines/
 	$(BIN)/python -m tools.claims
 
-pictures: $(READY) ## make the pictures of the README and of docs/ from the kept runs in results/ (needs Chromium)
+pictures: $(READY) ## draw the README's picture from the kept runs in results/
 	$(BIN)/python -m tools.pictures
 
 gpu-kit: $(READY) ## put all that a machine with a GPU and no network needs into .cache/gpu-kit

@@ -118,6 +118,7 @@ def lay_out(folder: Path) -> None:
         if source.parent.name != "__pycache__":
             files.write_bytes(folder / source.relative_to(PROJECT), source.read_bytes())
     files.write_text(folder / params.PARAMS, params.dump(settings))
+    files.make_folder(folder / settings["data"]["folder"])  # of which the stage depends, whatever the source
 
 
 def variants() -> list[Variant]:

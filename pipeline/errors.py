@@ -44,8 +44,18 @@ def without_secrets(text: str) -> str:
 
     A password that is written badly may hold what ends it, so what is hidden goes up to the last @.
     """
-    text = re.sub(r"(?<=://)\S*@", "***@", text)
-    return re.sub(r"(://[^\s?#]*[?#])\S*?(?=[\])}:;,.'\"]*(?:\s|$))", r"\1***", text)
+    return re.sub(r"\S+", lambda word: _without_secrets(word[0]), text)
+
+
+def _without_secrets(word: str) -> str:
+    """A text without spaces, searched once: a long one from outside must not take long."""
+    before, scheme, address = word.partition("://")
+    _, at, host = address.rpartition("@")
+    address = f"***@{host}" if at else address
+    if query := re.search("[?#]", address):
+        hidden = address[query.end() :]
+        address = address[: query.end()] + "***" + hidden[len(hidden.rstrip("])}:;,.'\"")) :]
+    return before + scheme + address if scheme else word
 
 
 def printable(text: str) -> str:

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from pipeline import device as devices
-from pipeline import files, numerics, tensors
+from pipeline import files, models, numerics, tensors
 from pipeline.data import dataset
+from pipeline.data.batches import Batches
 from pipeline.errors import UserError
 from pipeline.inputs import LOCK, Inputs
-from pipeline.model import SimpleCNN
 from pipeline.params import Evaluate
+from pipeline.params import Model as Network
 from pipeline.runs import kept, outputs, provenance
 from pipeline.runs.environments import Facts
 from pipeline.runs.outputs import HISTORY, MODEL, OUTPUTS, PREDICTIONS, Metrics, Model, Prediction
@@ -50,10 +51,11 @@ def stage(inputs: Inputs) -> None:
         device = devices.select(params.device)
         devices.prepare(device)
         chosen = numerics.select(params.numerics, device)
-        described = provenance.described_by(params, chosen.version, data.description, model.provenance.code)
+        source = models.source(params.model, chosen.version)
+        described = provenance.described_by(params, chosen.version, data.description, model.provenance.code, source)
         _check_trained_as(model, described)
         with devices.failures_explained(device):
-            evaluation = evaluate(model.weights, data, device, chosen, params.evaluate)
+            evaluation = evaluate(model.weights, data, device, chosen, params.evaluate, params.model)
         inputs.check_unchanged()
         outputs.write_evaluation(OUTPUTS, evaluation.metrics, evaluation.predictions)
         folder = kept.keep(OUTPUTS, evaluated_in=environment(evaluation, device, params.evaluate))
@@ -103,7 +105,7 @@ def evaluate_kept(folder: Path, device_name: str, batch_size: int) -> None:
     devices.prepare(device)
     chosen = numerics.select(run.identity.numerics, device)
     with devices.failures_explained(device):
-        evaluation = evaluate(run.weights, data, device, chosen, Evaluate(batch_size=batch_size))
+        evaluation = evaluate(run.weights, data, device, chosen, Evaluate(batch_size=batch_size), run.identity.provenance.network)
     _report(evaluation.metrics, data.name)
     pairs = list(zip(evaluation.predictions, run.predictions, strict=True))
     changed = sum(a.predicted != b.predicted for a, b in pairs)
@@ -120,38 +122,32 @@ def _report(metrics: Metrics, name: str) -> None:
     print(f"fingerprint {metrics.fingerprint}")
 
 
-def load_weights(model: torch.nn.Module, weights: Tensors) -> None:
-    """Put float32 `weights` into `model`.
+def evaluate(
+    weights: Tensors,
+    data: Dataset,
+    device: torch.device,
+    chosen: Numerics,
+    settings: Evaluate,
+    network: Network = Network(),  # noqa: B008
+) -> Evaluation:
+    """Loss, accuracy and predictions of the network with `weights` on the test images.
 
     Raises:
-        UserError: names or shapes differ; lists the differences.
+        UserError: the weights are not the network's, or give a loss that is not finite.
     """
-    wanted = {name: tuple(p.shape) for name, p in model.state_dict().items()}
-    given = {name: tuple(array.shape) for name, array in weights.items()}
-    wrong = [f"{name} is {given.get(name, 'missing')}, not {shape}" for name, shape in wanted.items() if given.get(name) != shape]
-    wrong += [f"{name} is unknown" for name in given if name not in wanted]
-    wrong += [f"{name} is {array.dtype}, not float32" for name, array in weights.items() if array.dtype != np.float32]
-    if wrong:
-        raise UserError(f"the weights are not {type(model).__name__}'s: {'; '.join(wrong)}")
-    model.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in weights.items()})
-
-
-def evaluate(weights: Tensors, data: Dataset, device: torch.device, chosen: Numerics, settings: Evaluate) -> Evaluation:
-    """Loss, accuracy and predictions of SimpleCNN with `weights` on the test images.
-
-    Raises:
-        UserError: the weights are not SimpleCNN's, or give a loss that is not finite.
-    """
-    model = SimpleCNN()
-    load_weights(model, weights)
+    model = models.build(network, data.shape, len(data.classes))
+    models.load(model, weights, network.name)
     model.to(device).eval()
-    images = torch.from_numpy(data.test_images).to(device)  # uint8 [M, 3, 32, 32]
-    labels = torch.from_numpy(data.test_labels).to(device).long()  # int64 [M]
+    batches = Batches(data.test_images, data.test_labels, device)
+    every = torch.arange(len(batches), device=device)
     clock = devices.Stopwatch(device)
     scores = []
     with torch.inference_mode(), clock.running():
-        for some_images, some_labels in zip(*(torch.split(t, settings.batch_size) for t in (images, labels)), strict=True):
-            scores.append(chosen.scores(chosen.logits(model, some_images), some_labels))
+        for some in torch.split(every, settings.batch_size):
+            images, labels = batches.batch(some)
+            with models.mistakes_explained(network):
+                logits = chosen.logits(model, images)
+            scores.append(chosen.scores(logits, labels))
         losses, predicted, confidence = (torch.cat(parts) for parts in zip(*scores, strict=True))  # each [M]
         loss = chosen.mean(losses)
     if (no_class := confidence.isnan()).any():
@@ -159,7 +155,7 @@ def evaluate(weights: Tensors, data: Dataset, device: torch.device, chosen: Nume
                         "the weights are of no use; train again with a smaller lr")  # fmt: skip
     if not np.isfinite(loss):
         raise UserError(f"the test loss is {loss}: the weights are of no use; train again with a smaller lr")
-    hits = (predicted == labels).cpu().numpy()
+    hits = predicted.cpu().numpy() == data.test_labels
     of_class = [hits[data.test_labels == i] for i in range(len(data.classes))]
     metrics = Metrics(
         accuracy=int(hits.sum()) / len(hits),
@@ -170,4 +166,4 @@ def evaluate(weights: Tensors, data: Dataset, device: torch.device, chosen: Nume
     )
     rows = zip(data.test_labels.tolist(), predicted.tolist(), confidence.tolist(), strict=True)
     predictions = [Prediction(i, data.classes[a], data.classes[p], c) for i, (a, p, c) in enumerate(rows)]
-    return Evaluation(metrics, predictions, round(len(images) / clock.seconds, 1))
+    return Evaluation(metrics, predictions, round(len(batches) / clock.seconds, 1))

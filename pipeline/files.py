@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -161,7 +161,12 @@ def write_text(path: Path, content: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON (NaN is refused), whole or not at all."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_bytes(path, json_bytes(content))
+
+
+def json_bytes(content: Any) -> bytes:
+    """`content` as indented JSON (NaN is refused)."""
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
 
 def write_output(path: Path, content: bytes) -> None:
@@ -244,35 +249,3 @@ def in_turn(lock: Path) -> Iterator[None]:
             make_folder(lock.parent)
             _lock(held.enter_context(open(lock, "ab")), fcntl.LOCK_EX)
         yield
-
-
-@contextlib.contextmanager
-def growing(path: Path, keep: int) -> Iterator[Callable[[bytes], None]]:
-    """A file that lasts while it grows, so that a download goes on after a crash: its first `keep` bytes, then what the block writes.
-
-    The block calls the yielded function with bytes. Each call reaches the operating system at once.
-    """
-    with explained(path):
-        paths.only_a_file(path)
-        make_folder(path.parent)
-        file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed below; only the writing is explained
-
-    def write(content: bytes) -> None:
-        with explained(path):
-            while content:
-                content = content[file.write(content) :]
-
-    with file:
-        with explained(path):
-            file.truncate(keep)
-        yield write
-
-
-def finish(part: Path, path: Path) -> None:
-    """Give the finished file `part` the name `path` beside it, durably."""
-    with explained(path):
-        paths.only_a_file(path)
-        with open(part, "rb") as file:
-            _sync(file.fileno())
-        os.replace(part, path)
-        sync_folder(path.parent)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct, structs, to_builtins
+from msgspec import Meta, Struct, to_builtins
 
 from pipeline import schema
 from pipeline.errors import UserError, shown
@@ -21,60 +21,56 @@ def _whole(low: int, high: int) -> Meta:
     return Meta(ge=low, le=high, description=f"a whole number from {low} to {high}")
 
 
-def _text(description: str, pattern: str) -> Meta:
-    return Meta(pattern=rf"\A(?:{pattern})\Z", description=description)
-
-
-URL = r"(?i:https?)://[^\s/\x00-\x1f\x7f-\x9f\ud800-\udfff][^\s\x00-\x1f\x7f-\x9f\ud800-\udfff]*"
 Beta = Annotated[float, Meta(ge=0, lt=1 - 2.0**-25, description="a number from 0 to below 1 (in float32, so at most 0.99999997)")]
 DEVICE = r"cpu|mps|cuda(?::(?:0|[1-9][0-9]?))?"
 """What `device` may be. PyTorch takes more, and other devices for some of it: it makes cuda:256 cuda:0."""
+Device = Annotated[str, schema.text("cpu | cuda | cuda:N | mps", DEVICE)]
+Workers = Annotated[int, _whole(1, 1024)]
+Seed = Annotated[int, _whole(0, 2**63 - 1)]
 
 
 class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A mapping of params.yaml."""
 
 
-class Checksummed(Section, frozen=True, kw_only=True):
-    """A section with checksums in hexadecimal, which some programs print in upper case."""
-
-    def __post_init__(self) -> None:
-        for name in {"md5", "sha256"} & set(self.__struct_fields__):
-            structs.force_setattr(self, name, getattr(self, name).lower())
-
-
-class Archive(Checksummed, frozen=True, kw_only=True):
-    """A user's own data set, in the layout of CIFAR-10's official archive."""
-
-    name: Annotated[
-        str,
-        _text(
-            "letters, digits, '.', '_' and '-', but not cifar10 or synthetic",
-            r"(?!(?i:cifar[._-]?10|synthetic)\Z)[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
-        ),
-    ]
-    """What metrics and kept runs call it."""
-    url: Annotated[str, _text("an http(s) URL or a path", r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")]
-    """Where it is: an http(s) URL, or a path relative to the folder of params.yaml."""
-    sha256: Annotated[str, _text("64 hexadecimal digits (or empty while source is another)", r"(?:[0-9a-fA-F]{64})?")]
-    """Its SHA-256; nothing is unpacked before it matches."""
-
-
-class Cifar10(Checksummed, frozen=True, kw_only=True):
-    """The official archive's mirrors and checksums."""
-
-    mirrors: Annotated[tuple[Annotated[str, _text("an http(s) URL", URL)], ...], Meta(min_length=1, description="a list of http(s) URLs")]
-    bytes: Annotated[int, _whole(1, 10**12)]
-    md5: Annotated[str, _text("32 hexadecimal digits", r"[0-9a-fA-F]{32}")]
-    sha256: Annotated[str, _text("64 hexadecimal digits", r"[0-9a-fA-F]{64}")]
+SOURCES = Literal[
+    "cifar10", "cifar100", "mnist", "fashion_mnist", "kmnist", "qmnist", "emnist", "usps", "svhn", "stl10", "gtsrb", "flowers102",
+    "food101", "oxford_iiit_pet", "dtd", "imagenette", "country211", "rendered_sst2", "folder", "synthetic",
+]  # fmt: skip
 
 
 class Data(Section, frozen=True, kw_only=True):
-    """The `download` stage."""
+    """The `download` stage. What has a default need not be given; docs/data.md says what each source reads of it."""
 
-    source: Literal["cifar10", "synthetic", "archive"]
-    archive: Archive
-    cifar10: Cifar10
+    source: SOURCES
+    """A data set of torchvision's (pipeline/data/sets.py has the table), a folder of pictures, or the synthetic set."""
+    folder: Annotated[str, schema.text("a path", r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")] = "photos"
+    """Of source folder: train/CLASS/ and test/CLASS/ (or val/CLASS/) with pictures, or CLASS/ alone."""
+    test_fraction: Annotated[float, Meta(gt=0, lt=1, description="a number between 0 and 1")] = 0.2
+    """Of source folder, where it has no test/: the part of the pictures that are test images."""
+    size: Annotated[int, _whole(1, 4096)] = 32
+    """Pixels a side that pictures become, of a folder and of sets whose pictures have many sizes; and of the synthetic set."""
+    channels: Literal[1, 3] = 3
+    """1 for grey, 3 for colours, of a folder and of the synthetic set."""
+    classes: Annotated[int, _whole(2, 8192)] = 10
+    """Of the synthetic set."""
+    images: Annotated[int, _whole(5, 10_000_000)] = 10_000
+    """Training images of the synthetic set; a fifth as many are test images."""
+
+
+SIMPLE_CNN = "simple_cnn"
+
+
+class Model(Section, frozen=True, kw_only=True, omit_defaults=True):
+    """The network that is trained; docs/networks.md says which there are."""
+
+    name: Annotated[
+        str, schema.text("simple_cnn | a network of torchvision's | networks/FILE.py:CLASS", r"[A-Za-z0-9_./-]{1,200}(?::\w{1,100})?")
+    ] = SIMPLE_CNN
+    arguments: dict[Annotated[str, schema.text("a name", r"\w{1,100}")], bool | int | float | str] = {}
+    """Of its constructor; the numbers of classes and channels come from the data."""
+    auxiliary: Annotated[float, Meta(ge=0, le=100, description="a number from 0 to 100")] = 0.3
+    """How much a head beside the main one counts in the loss (GoogLeNet's, Inception's)."""
 
 
 class Optimizer(Section, frozen=True, kw_only=True, omit_defaults=True):
@@ -167,14 +163,15 @@ class Compare(Section, frozen=True, kw_only=True):
 class Params(Section, frozen=True, kw_only=True):
     """All of params.yaml."""
 
-    device: Annotated[str, _text("cpu | cuda | cuda:N | mps", DEVICE)]
+    device: Device
     """Where train and evaluate compute."""
-    workers: Annotated[int, _whole(1, 1024)]
+    workers: Workers
     """Number of processes that train together on this machine."""
-    seed: Annotated[int, _whole(0, 2**63 - 1)]
+    seed: Seed
     """Chooses the initial weights and the order of the images."""
     numerics: Literal["exact", "native"]
     data: Data
+    model: Model = Model()
     train: Train
     evaluate: Evaluate
     compare: Compare

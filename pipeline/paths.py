@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import stat
+from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -34,16 +38,30 @@ LARGEST_BYTES = 2**30
 """What is read of a file at once: a run's files are a thousandth of it."""
 
 
-def plain(path: Path) -> Path:
-    """`path`, once it is known to be a file that can be read whole: no pipe, no device, not endless.
+@contextlib.contextmanager
+def plain(path: Path, most: int | None = LARGEST_BYTES) -> Iterator[tuple[FileIO, int]]:
+    """The file at `path`, open for reading, and how many bytes are to be read of it: no pipe, no device, not endless.
+
+    What is open is looked at, not what a name leads to, which may be another thing a moment later. Files of the kernel's, whose
+    reading may wait for ever, say that they have no bytes.
 
     Raises:
-        UserError: it is not.
-        OSError: it is not there, or may not be looked at.
+        UserError: it is not such a file, or larger than `most` bytes.
+        OSError: it is not there, or may not be opened.
     """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{path}: not a plain file")
-    if status.st_size > LARGEST_BYTES:
-        raise UserError(f"{path}: {status.st_size} bytes; at most {LARGEST_BYTES} are read")
-    return path
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:  # of a pipe, it waits for no writer
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path}: not a plain file")
+        if most is not None and status.st_size > most:
+            raise UserError(f"{path}: {status.st_size} bytes; at most {most} are read")
+        yield file, status.st_size
+
+
+def read(path: Path, most: int = LARGEST_BYTES) -> bytearray:
+    """All bytes of a plain file. Raises as `plain` does."""
+    with plain(path, most) as (file, size):
+        content, had = bytearray(size), 0
+        while had < size and (more := file.readinto(memoryview(content)[had:])):
+            had += more
+        return content[:had] if had < size else content

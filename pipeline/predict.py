@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import shutil
 import sys
@@ -19,19 +20,18 @@ import torch
 from rich.cells import cell_len
 
 from pipeline import device as devices
-from pipeline import numerics, paths
+from pipeline import models, numerics, paths
 from pipeline.data import pictures
+from pipeline.data.dataset import Shape
 from pipeline.errors import UserError, printable
-from pipeline.evaluation import load_weights
-from pipeline.model import SimpleCNN
 from pipeline.runs import outputs
 from pipeline.runs.outputs import Model
 
 STDIN = "-"
 BEST = 3
 """Classes that an answer names."""
-BATCH = 256
-"""Images computed at once. With exact numerics an image's bits do not depend on it."""
+BATCH, BATCH_BYTES = 256, 2**23
+"""Images, and their bytes, computed at once. With exact numerics an image's bits do not depend on it."""
 
 Refuse = Callable[[str], None]
 """Takes one line for each name that cannot be answered."""
@@ -48,21 +48,21 @@ class Network:
     """The network of a run, on a device, with the numerics that trained it or others."""
 
     def __init__(self, model: Model, device_name: str, numerics_name: str | None = None) -> None:
-        """Raises UserError: the device or the numerics cannot be used, or the weights are not SimpleCNN's."""
+        """Raises UserError: the device or the numerics cannot be used, or the weights are not the network's."""
         self._device = devices.select(device_name)
         devices.prepare(self._device)
         self.numerics = numerics.select(numerics_name or model.provenance.numerics, self._device)
-        self._module = SimpleCNN()
-        load_weights(self._module, model.weights)
+        described = model.provenance.data
+        self.shape, self.classes = described.shape, list(described.classes)
+        self.network = model.provenance.network
+        self._module = models.build(self.network, self.shape, len(self.classes))
+        models.load(self._module, model.weights, self.network.name)
         with devices.failures_explained(self._device):
             self._module.to(self._device).eval()
         self.fingerprint = model.fingerprint
-        self.classes = list(model.provenance.data.classes)
-        if len(self.classes) != self._module.fc3.out_features:
-            raise UserError(f"the model names {len(self.classes)} classes, but SimpleCNN has {self._module.fc3.out_features} outputs")
 
     def __call__(self, images: np.ndarray) -> Scores:
-        """The scores of uint8 images [N, 3, 32, 32]."""
+        """The scores of uint8 images [N, *shape]."""
         with torch.inference_mode(), devices.failures_explained(self._device):
             logits = self.numerics.logits(self._module, torch.from_numpy(images).to(self._device))
             return Scores(logits.cpu().numpy(), self.numerics.probabilities(logits).cpu().numpy())
@@ -86,8 +86,9 @@ def answers(network: Network, names: Iterable[str], refuse: Refuse) -> Iterator[
 
     The images are read and computed BATCH at a time, so that a folder of any size takes the same memory.
     """
-    images = _readable(_files(names, refuse), refuse)
-    while batch := list(islice(images, BATCH)):
+    images = _readable(_files(names, refuse), network.shape, refuse)
+    at_once = max(1, min(BATCH, BATCH_BYTES // math.prod(network.shape)))
+    while batch := list(islice(images, at_once)):
         scores = network(np.stack([image for _, image in batch]))
         for (name, _), logits, confidences in zip(batch, *scores, strict=True):
             if np.isnan(confidences).any():
@@ -112,24 +113,26 @@ def _files(names: Iterable[str], refuse: Refuse) -> Iterator[str]:
         yield from (os.path.join(name, entry) for entry in listed)
 
 
-def _readable(names: Iterable[str], refuse: Refuse) -> Iterator[tuple[str, np.ndarray]]:
-    """The images that can be read, uint8 [3, 32, 32], with their names."""
+def _readable(names: Iterable[str], shape: Shape, refuse: Refuse) -> Iterator[tuple[str, np.ndarray]]:
+    """The images that can be read, uint8 of `shape`, with their names."""
     for name in names:
         try:
-            yield name, _read(name)
+            with pictures.quietly():
+                image = _read(name, shape)
+            yield name, image
         except UserError as reason:
             refuse(str(reason))
 
 
-def _read(name: str) -> np.ndarray:
+def _read(name: str, shape: Shape) -> np.ndarray:
     if name == STDIN:
         content = sys.stdin.buffer.read(paths.LARGEST_BYTES + 1)
         if len(content) > paths.LARGEST_BYTES:
             raise UserError(f"standard input: more than {paths.LARGEST_BYTES} bytes")
-        return pictures.read(io.BytesIO(content), "standard input")
+        return pictures.read(io.BytesIO(content), "standard input", shape)
     try:
-        with open(paths.plain(Path(name)), "rb") as file:
-            return pictures.read(file, name)
+        with paths.plain(Path(name)) as (file, _):
+            return pictures.read(file, name, shape)
     except OSError as error:
         raise UserError(f"{name}: cannot be read: {error.strerror}") from None
 

@@ -13,7 +13,7 @@ import msgspec
 import torch
 
 from pipeline import device as devices
-from pipeline import evaluation, files, numerics, params, sources
+from pipeline import evaluation, files, native_evidence, numerics, params, private, sources
 from pipeline.comparison import bits, verdict, wording
 from pipeline.comparison.report import AGREEING, Verdict
 from pipeline.data import dataset, synthetic
@@ -22,7 +22,7 @@ from pipeline.device import CPU
 from pipeline.errors import UserError, printable
 from pipeline.inputs import CACHE
 from pipeline.numerics import Numerics
-from pipeline.params import Compare, Evaluate, Train
+from pipeline.params import SOURCES, Compare, Evaluate, Train
 from pipeline.runs import kept, outputs, provenance
 from pipeline.runs.kept import Run
 from pipeline.runs.outputs import Step
@@ -30,8 +30,8 @@ from pipeline.runs.provenance import Provenance
 from pipeline.training import checkpoint, stage
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.loop import Diverged, Training
-from pipeline.workers import Group, place
-from pipeline.workers.place import Place
+from pipeline.workers import Group, rank, session
+from pipeline.workers.rank import Worker
 
 REPRODUCED = CACHE / "reproduce"
 """A folder for each run that was reproduced: its unfinished training, then its outputs and, as a kept run, what was computed."""
@@ -52,13 +52,13 @@ class _Plan:
     data: Dataset
     device: torch.device
     numerics: Numerics
-    place: Place
+    worker: Worker
     """This process among the workers."""
 
     @property
     def described(self) -> Provenance:
         """The training that is computed."""
-        workers = self.place.count if self.numerics.version == "native" else None
+        workers = self.worker.count if self.numerics.version == "native" else None
         code = sources.digest("train")
         return msgspec.structs.replace(self.run.identity.provenance, train=self.train, code=code, workers=workers)
 
@@ -86,10 +86,10 @@ def reproduce(
         Interrupted: a signal came; the state is saved.
     """
     run = kept.load(folder)
-    count = workers or run.identity.workers or 1
+    count = workers or _workers(run)
     options = {"device": device_name, "epochs": epochs, "data": data_file, "workers": count}
     command = ["reproduce", str(folder), *(f"--{name}={value}" for name, value in options.items() if value is not None)]
-    at = place.here(count, run.identity.numerics, tuple(command))
+    at = rank.here(count, run.identity.numerics, tuple(command))
     plan = _plan(run, device_name, epochs, data_file, at)
     work = REPRODUCED / Path(os.path.realpath(folder)).name
     if at.rank:
@@ -105,7 +105,7 @@ def reproduce(
 # --- what the run asks for -----------------------------------------------------------------------------------------
 
 
-def _plan(run: Run, device_name: str, epochs: int | None, data_file: Path | None, at: Place) -> _Plan:
+def _plan(run: Run, device_name: str, epochs: int | None, data_file: Path | None, at: Worker) -> _Plan:
     """Everything that is needed, checked before anything is computed or written."""
     train = run.identity.train
     if epochs is not None and not 1 <= epochs <= train.epochs:
@@ -123,6 +123,16 @@ def _plan(run: Run, device_name: str, epochs: int | None, data_file: Path | None
     if not plan.whole:
         _check_beginning(plan)
     return plan
+
+
+def _workers(run: Run) -> int:
+    """How many processes train where nobody says it: one, or a native run's number, which decides its bits, up to the processors here."""
+    count, processors = run.identity.workers or 1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if count > processors:
+        raise UserError(
+            f"{run.folder} was trained by {count} workers, and here are {processors} processors; add --workers {count} to start as many"
+        )
+    return count
 
 
 def _check_beginning(plan: _Plan) -> None:
@@ -168,8 +178,8 @@ def _needs(run: Run) -> str:
 def _remedy(wanted: Description) -> str:
     if wanted.name == "synthetic":
         return "use the version of the pipeline that made the run, or name a dataset.safetensors with --data"
-    source = "cifar10" if wanted.name == "cifar10" else "archive"
-    of = "" if source == "cifar10" else ", with the archive that the run's author used,"
+    source = wanted.name if wanted.name in SOURCES.__args__ else "folder"  # type: ignore[attr-defined]
+    of = ", with the folder that the run's author used," if source == "folder" else ""
     return (
         f"set data.source: {source}{of} in params.yaml and run `python -m pipeline download`, or name its dataset.safetensors with --data"
     )
@@ -214,16 +224,19 @@ def _answer(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Verdict
         return "different", f"{where}; {run.folder} claims that it went on"
     if plan.whole:
         with devices.failures_explained(device):
-            evaluated = evaluation.evaluate(training.weights, data, device, chosen, plan.evaluate)
-        outputs.write_training(work / outputs.OUTPUTS, training.weights, training.history, described)
-        outputs.write_evaluation(work / outputs.OUTPUTS, evaluated.metrics, evaluated.predictions)
+            evaluated = evaluation.evaluate(training.weights, data, device, chosen, plan.evaluate, plan.described.network)
+        parts = outputs.training_parts(training.weights, training.history, described)
+        parts |= outputs.evaluation_parts(evaluated.metrics, evaluated.predictions)
         trained_in = stage.environment(training, device, str(device), group)
         evaluated_in = evaluation.environment(evaluated, device, plan.evaluate)
-        again = kept.load(kept.keep(work / outputs.OUTPUTS, work / kept.RUNS, evaluated_in, trained_in))
-        _say(f"computed again: fingerprint {again.identity.fingerprint}, accuracy {again.metrics.accuracy:.2%}, kept as {again.folder}")
+        again = kept.made(work, parts, evaluated_in, trained_in)  # of the bytes in memory: no name leads to what is compared
         answer = _native(plan, again) if chosen.version == "native" else _exact(run, again)
+        at = kept.put(again, parts, work / kept.RUNS)
+        _say(f"computed again: fingerprint {again.identity.fingerprint}, accuracy {again.metrics.accuracy:.2%}, kept as {at}")
     else:
         answer = _beginning(plan, training.history)
+    if not kept.unchanged(run):
+        raise UserError(f"{run.folder}: was changed while it was computed again; of what it was before the answer is {answer[0]!r}")
     unfinished.remove()
     return answer
 
@@ -231,9 +244,9 @@ def _answer(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Verdict
 def _train(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Training, Checkpoint, Group]:
     """Train as planned, with the other workers; only worker 0 saves an unfinished training."""
     device, described = plan.device, plan.described
-    unfinished = stage.checkpoint_of(described, device, work / CACHE / f"epochs-{plan.train.epochs}")
-    own = unfinished if plan.place.rank == 0 else None
-    with place.together(plan.place, work / "workers") as join, devices.failures_explained(device):
+    unfinished = stage.checkpoint_of(described, device, work / CACHE / f"epochs-{plan.train.epochs}", private.secret())
+    own = unfinished if plan.worker.rank == 0 else None
+    with session.together(plan.worker, work / "workers") as join, devices.failures_explained(device):
         group = join(device, provenance.flattened(described))
         _, training = stage.fit(described, plan.data, device, plan.numerics, own, checkpoint_seconds, group, plan.run.identity.train.epochs)
     return training, unfinished, group
@@ -260,19 +273,22 @@ def _exact(run: Run, again: Run) -> tuple[Verdict, str]:
 
 
 def _native(plan: _Plan, again: Run) -> tuple[Verdict, str]:
-    """The verdict of `compare`; and where bits differ, the run's own weights must predict what the run says, too."""
+    """The verdict of `compare`; and where bits differ, the training must give the run's history, and its weights its evaluation."""
     run = plan.run
+
+    def evaluated(data: Dataset) -> evaluation.Evaluation:
+        return evaluation.evaluate(run.weights, data, plan.device, plan.numerics, plan.evaluate, plan.described.network)
+
     if [p.actual for p in run.predictions] != [p.actual for p in again.predictions]:
         return "different", "its predictions are not of this data set's test images"
     trained, reason = _compared(run, again)
     if trained != "equivalent":
         return trained, reason
+    if apart := native_evidence.history_apart(run.history, again.history):
+        return "different", apart
     with devices.failures_explained(plan.device):
-        own = evaluation.evaluate(run.weights, plan.data, plan.device, plan.numerics, plan.evaluate)
-    evaluated, why = _compared(run, replace(run, metrics=own.metrics, predictions=own.predictions))
-    if evaluated not in AGREEING:
-        return "different", f"its own weights, evaluated here, do not give its predictions: {why}"
-    return "equivalent", reason
+        apart = native_evidence.evaluation_apart(run, again, plan.data, evaluated)
+    return ("different", f"its own weights, evaluated here, do not give what it says: {apart}") if apart else ("equivalent", reason)
 
 
 def _compared(run: Run, other: Run) -> tuple[Verdict, str]:

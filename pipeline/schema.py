@@ -6,6 +6,7 @@ A document's type is a `msgspec.Struct` (frozen, unknown fields forbidden) whose
 
 from __future__ import annotations
 
+import json
 import re
 import types
 import typing
@@ -19,6 +20,23 @@ Document = TypeVar("Document")
 
 Finite = Annotated[float, msgspec.Meta(ge=-1.7976931348623157e308, le=1.7976931348623157e308, description="a finite number")]
 """A float that is neither NaN nor infinite. JSON can write neither, other sources of values can."""
+
+
+def text(description: str, pattern: str) -> msgspec.Meta:
+    """What a text must be as a whole: the regular expression, and the words for it."""
+    return msgspec.Meta(pattern=rf"\A(?:{pattern})\Z", description=description)
+
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+Name = Annotated[str, text("1 to 64 letters, digits, '.', '_' and '-', with a letter or digit first", NAME)]
+"""What may become a part of a file's name."""
+Digest = Annotated[str, text("64 hexadecimal digits", "[0-9a-f]{64}")]
+"""A SHA-256."""
+_STEERS = r"\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
+Phrase = Annotated[str, text("1 to 100 characters that can be shown", rf"[^{_STEERS}]{{1,100}}")]
+"""A text that is shown: it steers no terminal, and does not turn the direction of what is around it."""
+LARGEST_BYTES = 2**20
+"""Of a JSON document. A run's with the names of 256 classes is a tenth of it."""
 DEEPEST = 10
 """Lists and objects within each other in JSON; the documents of this project have four."""
 
@@ -44,11 +62,27 @@ def decode(cls: type[Document], content: Any, source: str, at: str = "") -> Docu
         raise UserError(f"{source}: {shown(error.object)} is no text: it holds half a character (a surrogate)") from None
 
 
+def refuse_doubled(content: bytes) -> None:
+    """Raise ValueError where JSON names a key twice in one object: what it means would depend on who reads it."""
+
+    def once(pairs: list[tuple[str, Any]]) -> None:
+        names = set()
+        for name, _ in pairs:
+            if name in names:
+                raise ValueError(f"the key {shown(name)} is given twice")
+            names.add(name)
+
+    json.loads(content, object_pairs_hook=once)
+
+
 def _json(content: bytes, source: str) -> Any:
+    if len(content) > LARGEST_BYTES:
+        raise UserError(f"{source}: {len(content)} bytes; at most {LARGEST_BYTES} are read")
     try:
         values = msgspec.json.decode(content)
         _check_depth(values, DEEPEST)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        refuse_doubled(content)
+    except (msgspec.MsgspecError, ValueError) as error:
         raise UserError(f"{source}: damaged: not JSON ({error})") from None
     except RecursionError:
         raise UserError(f"{source}: damaged: nested more than {DEEPEST} deep") from None

@@ -1,8 +1,7 @@
 """The code that matters: the sources that can change what a stage writes, and their digest.
 
-`dvc.yaml` names the same files as each stage's dependencies, the key of an unfinished training and a run's identity hold the
-digest, and a test holds the lists to what the stages import. A file is named, never a folder, so what an editor leaves beside
-the sources is neither a source nor an error.
+`dvc.yaml` names the same folders and files as each stage's dependencies, the key of an unfinished training and a run's identity hold the
+digest, and a test holds the lists to what the stages import. Of a folder all its modules count, so that a new one needs no line here.
 """
 
 from __future__ import annotations
@@ -15,91 +14,20 @@ from pipeline.errors import UserError
 PACKAGE = Path(__file__).parent
 
 _EVERY_STAGE = ("files.py", "inputs.py", "params.py", "paths.py", "schema.py", "sources.py", "tensors.py")
-_EXACT = tuple(
-    f"exact/{name}.py"
-    for name in (
-        "__init__",
-        "arguments",
-        "attention",
-        "augmentation",
-        "convolutions",
-        "digits",
-        "elementwise",
-        "engine",
-        "errors",
-        "grid",
-        "group",
-        "hardware",
-        "initial_values",
-        "later",
-        "loss",
-        "masks",
-        "normalisation",
-        "optimizers",
-        "pooling",
-        "precision",
-        "products",
-        "reductions",
-        "registry",
-        "schedules",
-        "self_test",
-        "shapes",
-        "tape",
-        "tiles",
-        "transcendental",
-        "trees",
-    )
-)
-_MODEL = (
-    "data/dataset.py",
-    "device/__init__.py",
-    "device/cuda.py",
-    "device/description.py",
-    "device/failures.py",
-    "device/graph.py",
-    "exact/draws.py",
-    "memory.py",
-    "model.py",
-    *_EXACT,
-    "numerics/__init__.py",
-    "numerics/exact.py",
-    "numerics/native.py",
-    "runs/outputs.py",
-    "runs/provenance.py",
-    "workers/__init__.py",
-)
-
+_MODEL = ("data", "device", "exact", "memory.py", "models", "numerics", "runs/outputs.py", "runs/provenance.py", "workers")
 STAGES: dict[str, tuple[str, ...]] = {
-    "download": (
-        *_EVERY_STAGE,
-        "data/archive.py",
-        "data/dataset.py",
-        "data/download.py",
-        "data/exchange.py",
-        "data/fetch.py",
-        "data/pickles.py",
-        "data/synthetic.py",
-        "exact/__init__.py",
-        "exact/draws.py",
-    ),
-    "train": (
-        *_EVERY_STAGE,
-        *_MODEL,
-        "training/checkpoint.py",
-        "training/loop.py",
-        "training/signals.py",
-        "training/stage.py",
-        "training/trainer.py",
-        "training/updates.py",
-        "workers/board.py",
-        "workers/launch.py",
-        "workers/meeting.py",
-        "workers/place.py",
-        "workers/processes.py",
-    ),
+    "download": (*_EVERY_STAGE, "data", "exact/__init__.py", "exact/draws.py"),
+    "train": (*_EVERY_STAGE, *_MODEL, "training"),
     "evaluate": (*_EVERY_STAGE, *_MODEL, "evaluation.py"),
 }
-"""Stage -> its sources, relative to the package."""
+"""Stage -> its folders and files of sources, relative to the package."""
+
+
+def files(stage: str) -> list[str]:
+    """A stage's sources, relative to the package, sorted; what an editor leaves beside them is none."""
+    named = [PACKAGE / name for name in STAGES[stage]]
+    found = [path for each in named for path in (each.glob("*.py") if each.is_dir() else (each,))]
+    return sorted(path.relative_to(PACKAGE).as_posix() for path in found if not path.name.startswith("."))
 
 
 def digest(stage: str) -> str:
@@ -109,7 +37,7 @@ def digest(stage: str) -> str:
         UserError: one cannot be read.
     """
     content = hashlib.sha256()
-    for name in sorted(STAGES[stage]):
+    for name in files(stage):
         try:
             source = (PACKAGE / name).read_bytes()
         except OSError as error:

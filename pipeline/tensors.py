@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-import os
-from collections.abc import Mapping
+import mmap
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
 
-from pipeline import files, paths
+from pipeline import files, paths, schema
+from pipeline.errors import printable, shown
 
 Tensors = Mapping[str, np.ndarray]
 METADATA = "__metadata__"
 DTYPES = {
-    "BOOL": np.dtype(bool),
-    "U8": np.dtype("u1"), "U16": np.dtype("<u2"), "U32": np.dtype("<u4"), "U64": np.dtype("<u8"),
-    "I8": np.dtype("i1"), "I16": np.dtype("<i2"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8"),
-    "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "C64": np.dtype("<c8"),
+    "BOOL": np.dtype(bool), "U8": np.dtype("u1"), "I8": np.dtype("i1"),
+    "I16": np.dtype("<i2"), "U16": np.dtype("<u2"), "F16": np.dtype("<f2"),
+    "I32": np.dtype("<i4"), "U32": np.dtype("<u4"), "F32": np.dtype("<f4"),
+    "C64": np.dtype("<c8"), "F64": np.dtype("<f8"), "I64": np.dtype("<i8"), "U64": np.dtype("<u8"),
 }  # fmt: skip
-"""Types of safetensors -> NumPy's, all that NumPy has."""
+"""Types of safetensors -> NumPy's, all that NumPy has; in the library's order, which is that of the tensors in a file, the last first."""
+_AT_ONCE = 2**26
+"""Bytes that are hashed or written at once."""
 
 
 class Damaged(Exception):
@@ -48,57 +52,118 @@ def fingerprint(tensors: Tensors) -> str:
         if array.dtype.kind == "f":
             array = array + array.dtype.type(0)
         digest.update(f"{name} {array.dtype.name} {'x'.join(map(str, array.shape))}\n".encode())
-        digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
+        for part in _parts(array):
+            digest.update(part)
     return digest.hexdigest()
 
 
+def _parts(array: np.ndarray) -> Iterator[memoryview]:
+    """The little-endian bytes of an array, so many at a time that a mapped one of any size takes the same memory."""
+    flat = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+    for first in range(0, len(flat), _AT_ONCE):
+        yield flat[first : first + _AT_ONCE].data
+        forget(array)
+
+
+def forget(array: np.ndarray) -> None:
+    """Give back the memory of an array that is mapped from a file; what is read of it again comes from the file again."""
+    base = array
+    while isinstance(base, np.ndarray) and base.base is not None:
+        base = base.base
+    if isinstance(base, mmap.mmap):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
 def write(path: Path, tensors: Tensors, metadata: tuple[str, str] | None = None) -> None:
-    """Write a safetensors file, whole or not at all.
+    """Write a safetensors file, whole or not at all, with the bytes that the library writes, but without a copy of the tensors.
 
-    Metadata is one entry, for safetensors writes several in an order that changes from call to call. Raises UserError.
+    Raises UserError as `files.replacing` does.
     """
-    import safetensors.numpy
+    header, arrays = _laid_out(tensors, metadata)
+    with files.replacing(path) as file:
+        file.write(header)
+        for array in arrays:
+            for part in _parts(array):
+                file.write(part)
 
-    contiguous = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}
-    files.write_bytes(path, safetensors.numpy.save(contiguous, dict([metadata]) if metadata else None))
+
+def dump(tensors: Tensors, metadata: tuple[str, str] | None = None) -> bytes:
+    """The bytes of such a file."""
+    header, arrays = _laid_out(tensors, metadata)
+    return b"".join((header, *(part for array in arrays for part in _parts(array))))
+
+
+def _laid_out(tensors: Tensors, metadata: tuple[str, str] | None) -> tuple[bytes, list[np.ndarray]]:
+    """The header of a safetensors file, and the tensors in the order of their bytes; metadata is one entry."""
+    arrays = {name: np.asarray(array) for name, array in tensors.items()}
+    kinds = list(DTYPES.values())
+    names = sorted(arrays, key=lambda name: (-kinds.index(arrays[name].dtype.newbyteorder("<")), name))
+    header: dict[str, Any] = {METADATA: dict([metadata])} if metadata else {}
+    end = 0
+    for name in names:
+        start, end = end, end + arrays[name].nbytes
+        kind = list(DTYPES)[kinds.index(arrays[name].dtype.newbyteorder("<"))]
+        header[name] = {"dtype": kind, "shape": list(arrays[name].shape), "data_offsets": [start, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, [arrays[name] for name in names]
+
+
+LARGEST_HEADER = 2**22
+"""Bytes: what 20,000 tensors take."""
 
 
 class Entry(msgspec.Struct, frozen=True):
     """What the header of a safetensors file says of a tensor."""
 
     dtype: str
-    shape: list[Annotated[int, msgspec.Meta(ge=0)]]
+    shape: Annotated[list[Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(max_length=16)]
     data_offsets: tuple[int, int]
     """From the end of the header, in bytes."""
 
 
-def read(path: Path) -> Content:
-    """Read a safetensors file. Nothing in it is executed, and nothing is mapped into memory, which some file systems refuse.
+def read(path: Path, *, mapped: bool = False) -> Content:
+    """Read a safetensors file. Nothing in it is executed.
 
-    The arrays are views of the one buffer that the file is read into. The library's own reader copies each tensor out of it, and with
-    a data set of full size those two copies are more memory than the training that follows takes. The rules are the library's.
+    With `mapped` a file of more than `paths.LARGEST_BYTES` is mapped into memory, where else it is refused. No other is, for some file
+    systems cannot.
 
     Raises:
         FileNotFoundError: it is not there.
         Damaged: it cannot be read, or is not a whole safetensors file.
     """
     try:
-        with open(paths.plain(path), "rb") as file:
-            content = np.empty(os.fstat(file.fileno()).st_size, np.uint8)
-            content = content[: file.readinto(content.data)]
-        length = int.from_bytes(content[:8].tobytes(), "little")
-        if len(content) < 8 or length > len(content) - 8:
-            raise Damaged(f"a header of {length} bytes in a file of {len(content)}")
-        header = msgspec.json.decode(content[8 : 8 + length].tobytes(), type=dict[str, msgspec.Raw])
-        metadata = msgspec.json.decode(header.pop(METADATA, b"{}"), type=dict[str, str])
-        entries = {name: msgspec.json.decode(entry, type=Entry) for name, entry in header.items()}
-        return Content(_views(content[8 + length :], entries), metadata)
+        with paths.plain(path, None if mapped else paths.LARGEST_BYTES) as (file, size):
+            if size > paths.LARGEST_BYTES:
+                return parse(np.asarray(np.memmap(file, np.uint8, "c")))  # private: writable for PyTorch
+        return parse(paths.read(path))
     except FileNotFoundError:
         raise
     except OSError as error:
         raise Damaged(f"cannot be read: {error.strerror}") from None
+
+
+def parse(content: bytearray | np.ndarray) -> Content:
+    """The tensors and the metadata in the bytes of a safetensors file. Raises Damaged where they are not a whole one.
+
+    The arrays are views of `content`. The library's own reader copies each tensor out of it, and with a data set of full size those
+    two copies are more memory than the training that follows takes. The rules are the library's, with bounds.
+    """
+    data = content if isinstance(content, np.ndarray) else np.frombuffer(content, np.uint8)
+    length = int.from_bytes(bytes(content[:8]), "little")
+    if len(data) < 8 or length > len(data) - 8:
+        raise Damaged(f"a header of {length} bytes in a file of {len(data)}")
+    if length > LARGEST_HEADER:
+        raise Damaged(f"a header of {length} bytes; at most {LARGEST_HEADER} are read")
+    try:
+        text = bytes(content[8 : 8 + length])
+        header = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+        schema.refuse_doubled(text)
+        metadata = msgspec.json.decode(header.pop(METADATA, b"{}"), type=dict[str, str])
+        entries = {name: msgspec.json.decode(entry, type=Entry) for name, entry in header.items()}
+        return Content(_views(data[8 + length :], entries), metadata)
     except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
-        raise Damaged(str(error)) from None
+        raise Damaged(printable(str(error))[:300]) from None
 
 
 def _views(content: np.ndarray, entries: dict[str, Entry]) -> dict[str, np.ndarray]:
@@ -107,9 +172,10 @@ def _views(content: np.ndarray, entries: dict[str, Entry]) -> dict[str, np.ndarr
     for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
         dtype, (start, stop) = DTYPES.get(entry.dtype), entry.data_offsets
         if dtype is None:
-            raise Damaged(f"tensor '{name}' is of type {entry.dtype}")
+            raise Damaged(f"tensor {shown(name)} is of type {shown(entry.dtype)}")
         if start != end or stop - start != math.prod(entry.shape) * dtype.itemsize or stop > len(content):
-            raise Damaged(f"tensor '{name}' of {entry.dtype} {entry.shape} is said to be at bytes {start} to {stop} of {len(content)}")
+            form = f"{entry.dtype} {shown(entry.shape)}"
+            raise Damaged(f"tensor {shown(name)} of {form} is said to be at bytes {start} to {stop} of {len(content)}")
         tensors[name] = np.require(content[start:stop].view(dtype).reshape(entry.shape), requirements="A")
         end = stop
     if end != len(content):

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
-from tools import chromium as headless
-from tools.chromium import visit, wait_for
+from tests import chromium as headless
+from tests.chromium import visit, wait_for
 
 __all__ = ["chromium", "complaints", "requests", "visit", "wait_for"]
 

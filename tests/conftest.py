@@ -8,10 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
@@ -135,23 +133,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     reproductions.small_set().save()
     return tmp_path
-
-
-@pytest.fixture
-def destination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a download is to be; whatever proxy the machine has, the loopback is reached directly."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    return tmp_path / "downloads" / "file.tar.gz"
-
-
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds of a download's waits between attempts, which end at once."""
-    from pipeline.data import fetch
-
-    waits: list[float] = []
-    monkeypatch.setattr(fetch, "time", SimpleNamespace(sleep=waits.append, monotonic=time.monotonic, time=time.time))
-    return waits
 
 
 @pytest.fixture

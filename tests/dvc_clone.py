@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline import tensors
 from pipeline.data import synthetic
 from pipeline.runs import kept as runs
-from tests import archives
+from tests import folders
 from tests.conftest import ROOT
 from tests.settings import set_params
 
@@ -52,10 +52,10 @@ def make(folder: Path) -> None:
     for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, folder)
     # DVC runs the real stages; the set is small, so that a training takes a second
-    archives.use(folder, SMALL, synthetic.make(640, 200))
+    folders.use(folder, SMALL, synthetic.make(640, 200))
     set_params(folder, train=TRAIN)
     for words in (["git", "init", "-q", "-b", "main"], ["git", "config", "user.email", "tests@example.invalid"],
                   ["git", "config", "user.name", "tests"], ["dvc", "init", "-q"],
-                  ["cp", f"{ROOT}/.dvc/config", f"{ROOT}/.dvc/plots.html", ".dvc"], ["dvc", "repro", "-q"],
+                  ["cp", f"{ROOT}/.dvc/config", ".dvc"], ["dvc", "repro", "-q"],
                   ["git", "add", "-A"], ["git", "commit", "-qm", "a run"]):  # fmt: skip
         sh(folder, *words)

@@ -2,11 +2,7 @@
 
 import contextlib
 import http.server
-import re
-import socket
-import struct
 import threading
-import time
 
 BLOCK = 4096
 
@@ -24,11 +20,6 @@ class Server(http.server.ThreadingHTTPServer):
     @property
     def url(self):
         return f"http://127.0.0.1:{self.server_port}/file.tar.gz"
-
-    @property
-    def ranges(self):
-        """The Range header of each request, None where there was none."""
-        return [headers.get("Range") for _, headers in self.requests]
 
     def handle_error(self, request, address):
         """A client that hangs up is no error here."""
@@ -61,44 +52,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
 
-    def wanted_range(self):
-        """The first byte that the request's Range asks for, or 0."""
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        return int(asked[1]) if asked else 0
-
 
 def whole(handler, content, send=None, **headers):
-    """What was asked for, range or not, as a good server does; `send` writes the body instead."""
-    first = handler.wanted_range()
-    unchanged = handler.headers.get("If-Range") in (None, headers.get("ETag"))
-    headers["Accept_Ranges"] = "bytes"
-    if first and first >= len(content):
-        handler.start(416, Content_Range=f"bytes */{len(content)}", Content_Length=0)
-        return
-    if first and unchanged:
-        headers["Content_Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
-    else:
-        first = 0
-    handler.start(206 if "Content_Range" in headers else 200, Content_Length=len(content) - first, **headers)
-    (send or (lambda handler, body: handler.wfile.write(body)))(handler, content[first:])
+    """The content, by the path's last part where it is a mapping; `send` writes the body instead."""
+    if isinstance(content, dict):
+        content = content.get(handler.path.rpartition("/")[2])
+        if content is None:
+            handler.start(404, Content_Length=0)
+            return
+    handler.start(200, Content_Length=len(content), **headers)
+    (send or (lambda handler, body: handler.wfile.write(body)))(handler, content)
 
 
 def sending(send, **headers):
     """As `whole`, the body written by `send`."""
     return lambda handler, content: whole(handler, content, send, **headers)
-
-
-def reset_after(count, **headers):
-    """Reset the connection after `count` bytes of the body."""
-
-    def send(handler, body):
-        handler.wfile.write(body[:count])
-        handler.wfile.flush()
-        time.sleep(0.05)  # a reset overtakes what is under way
-        handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        handler.connection.close()
-
-    return sending(send, **headers)
 
 
 def close_after(count):
@@ -138,44 +106,12 @@ def trickle_headers(handler, _content):
             handler.wfile.write(b"z")
 
 
-def ignore_range(handler, content):
-    """The whole file, whatever was asked for."""
-    handler.start(200, Content_Length=len(content))
-    handler.wfile.write(content)
-
-
-def wrong_range(handler, content):
-    """A range that nobody asked for."""
-    handler.start(206, Content_Length=len(content) - 1, Content_Range=f"bytes 1-{len(content) - 1}/{len(content)}")
-    handler.wfile.write(content[1:])
-
-
-def no_length_after(count):
-    """`count` bytes of the whole file, the end marked by closing the connection."""
-
-    def answer(handler, content):
-        handler.start(200)
-        handler.wfile.write(content[:count])
-
-    return answer
-
-
 def endless(handler, _content):
     """Bytes without end."""
     handler.start(200)
     with contextlib.suppress(OSError):
         while not handler.server.over.is_set():
             handler.wfile.write(bytes(BLOCK))
-
-
-def in_turn(*answers, requests=50):
-    """These answers over and over; after `requests` of them there is nothing more, so that a client that never gives up fails."""
-
-    def answer(handler, content):
-        number = len(handler.server.requests)
-        (answers[(number - 1) % len(answers)] if number <= requests else status(404))(handler, content)
-
-    return answer
 
 
 def status(code, **headers):
@@ -188,11 +124,6 @@ def page(handler, _content):
     body = b"<html>Please log in</html>"
     handler.start(200, Content_Length=len(body), Content_Type="text/html")
     handler.wfile.write(body)
-
-
-def other(content):
-    """Another file, with all that a good server does."""
-    return lambda handler, _content: whole(handler, content)
 
 
 def redirect(url):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from pipeline import evaluation, inputs, reproduce
+from pipeline import evaluation, inputs, reproduce, tensors
 from pipeline.data.dataset import Dataset
 from pipeline.errors import Interrupted, UserError
 from pipeline.exact.draws import permutation
@@ -75,17 +75,17 @@ def claim(run: Path, target: Path, **changed: Callable) -> Path:
     predictions = change("predictions", outputs.read_predictions(run))
     hits = [(p.actual, p.actual == p.predicted) for p in predictions]
     of_class = {name: [hit for actual, hit in hits if actual == name] for name in dict(hits)}
-    written = outputs.read_model(target)
+    fingerprint = tensors.fingerprint(outputs.read_weights(target))
     metrics = {
         "accuracy": sum(hit for _, hit in hits) / len(hits),
         "loss": outputs.read_metrics(run).loss,
         "accuracy_per_class": {name: sum(of) / len(of) for name, of in of_class.items()},
         "numerics": provenance.numerics,
-        "fingerprint": written.fingerprint,
+        "fingerprint": fingerprint,
     }
     outputs.write_evaluation(target, outputs.Metrics(**change("metrics", metrics)), predictions)
     described = json.loads(msgspec.json.encode(provenance))
-    identity = json.loads((run / kept.IDENTITY).read_text()) | described | {"fingerprint": written.fingerprint}
+    identity = json.loads((run / kept.IDENTITY).read_text()) | described | {"fingerprint": fingerprint}
     identity["files"] = {name: outputs.sha256(target / name) for name in outputs.PARTS}
     (target / kept.IDENTITY).write_text(json.dumps(change("identity", identity)))
     (target / kept.ENVIRONMENT).write_bytes((run / kept.ENVIRONMENT).read_bytes())

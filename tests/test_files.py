@@ -120,15 +120,8 @@ WRITES: dict[str, Callable[[Path, int], object]] = {
         folder, {"w": np.full(1000, n, np.float32)}, [Step(1, 1, n)], kept_runs.provenance(seed=n)
     ),
     "a data set": lambda folder, n: drawn_set(2, f"set {n}").save(folder / "dataset.safetensors"),
-    "a finished download": lambda folder, n: finish_a_download(folder, n),
     "a kept run": lambda folder, n: keep_a_run(folder),
 }
-
-
-def finish_a_download(folder: Path, n: int) -> None:
-    with files.growing(folder / "archive.part", 0) as write:
-        write(f"archive {n}".encode())
-    files.finish(folder / "archive.part", folder / "archive")
 
 
 @pytest.mark.fault(17)

@@ -18,8 +18,9 @@ import pytest
 from packaging.requirements import Requirement
 
 from pipeline import demo, machine, revision
+from pipeline.data import synthetic
 from pipeline.runs import kept
-from tests import archives
+from tests import folders
 from tests.conftest import ROOT
 from tools import gpu, gpu_kit
 
@@ -77,11 +78,11 @@ def test_the_kit_holds_the_projects_files_their_commit_and_the_packages(kit):
 
 @pytest.mark.index
 def test_the_rehearsal_in_a_bare_environment_leaves_runs_the_record_and_what_each_step_said(kit, bare_python, tmp_path):
-    archives.small(tmp_path / "small.tar.gz")
+    folders.write(tmp_path / "small", synthetic.make(60, 20))
     bare = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "2"}
     absent = "import importlib.util as u; print([n for n in ('dvc', 'msgspec', 'numpy', 'pytest', 'requests') if u.find_spec(n)])"
     assert subprocess.run([bare_python, "-c", absent], env=bare, capture_output=True, text=True).stdout == "[]\n"
-    words = ["--device", "cpu", "--quick", "--archive", tmp_path / "small.tar.gz", "--name", "small"]
+    words = ["--device", "cpu", "--quick", "--folder", tmp_path / "small"]
     done = subprocess.run([bare_python, "-m", "tools.gpu", *words], cwd=kit, env=bare, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     out = kit / "gpu-results"

@@ -5,14 +5,14 @@ import torch
 from torch import nn
 
 from pipeline.exact.errors import Unsupported
-from pipeline.exact.initial_values import initialise
-from pipeline.model import SimpleCNN
+from pipeline.exact.initialisation import initialise
+from pipeline.models.simple_cnn import SimpleCNN
 
 pytestmark = pytest.mark.fault(42)
 
 
 class Scaled(nn.Module):
-    """A model with a parameter of its own."""
+    """A model with a parameter of its own, which no layer fills."""
 
     def __init__(self):
         super().__init__()
@@ -20,40 +20,66 @@ class Scaled(nn.Module):
         self.scale = nn.Parameter(torch.ones(1))
 
 
-class Odd(nn.Linear):
-    """A layer that might mean something else by its weight."""
+class Orthogonal(nn.Linear):
+    """A layer whose filling has no rule."""
+
+    def reset_parameters(self):
+        nn.init.orthogonal_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class Exponential(nn.Linear):
+    """A layer whose distribution has no rule."""
+
+    def reset_parameters(self):
+        nn.init.zeros_(self.bias)
+        with torch.no_grad():
+            self.weight.exponential_()
+
+
+class InPart(nn.Linear):
+    """A layer that draws a part of its weight by itself."""
+
+    def reset_parameters(self):
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+        nn.init.uniform_(self.weight[0])
 
 
 def weights(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
+UNKNOWN = "does not know how parameter '{}' is filled; build the model inside exact.initial_values(seed)"
+NO_RULE = (
+    "has no rule for the initial value of parameter '0.weight', which is filled at random {}; "
+    "use uniform_, normal_ or trunc_normal_, or start from weights of your own"
+)
+
+
 @pytest.mark.parametrize(
-    ("model", "parameter"),
+    ("model", "reason"),
     [
-        (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), "'1.weight' of a BatchNorm1d"),
-        (nn.Sequential(nn.Linear(2, 2), nn.Embedding(2, 2)), "'1.weight' of a Embedding"),
-        (Scaled(), "'scale' of a Scaled"),
-        (nn.Sequential(Odd(2, 2)), "'0.weight' of a Odd"),
-        (nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), "'bias' of a ParametrizedLinear"),
+        (Scaled(), UNKNOWN.format("scale")),
+        (nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), UNKNOWN.format("parametrizations.weight.original0")),
+        (nn.Sequential(Orthogonal(2, 2)), NO_RULE.format("by torch.linalg.qr")),
+        (nn.Sequential(Exponential(2, 2)), NO_RULE.format("by torch.Tensor.exponential_")),
+        (nn.Sequential(InPart(2, 2)), NO_RULE.format("in part")),
     ],
 )
-def test_a_parameter_that_no_law_covers_is_refused_by_name_and_nothing_is_set(model, parameter):
+def test_a_parameter_that_no_rule_covers_is_refused_by_name_and_nothing_is_set(model, reason):
     before = weights(model)
     with pytest.raises(Unsupported) as error:
         initialise(model, 0)
-    assert str(error.value) == (
-        f"numerics 'exact' has no law for the initial value of parameter {parameter} "
-        "(it has laws for weight and bias of Conv2d, Linear); change the model"
-    )
+    assert str(error.value) == f"numerics 'exact' {reason}"
     assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
 
 
-def test_a_parameter_that_is_added_to_a_known_layer_is_refused_by_name():
+def test_a_parameter_that_is_added_to_a_known_layer_is_drawn_by_name_only_if_the_layer_fills_it():
     layer = nn.Linear(2, 2)
-    layer.gain = nn.Parameter(torch.ones(1))
-    with pytest.raises(Unsupported, match=r"no law for the initial value of parameter '0\.gain' of a Linear"):
-        initialise(nn.Sequential(layer), 0)
+    layer.gain = nn.Parameter(torch.full((1,), 5.0))
+    initialise(nn.Sequential(layer), 0)
+    assert layer.gain.item() == 5.0
 
 
 def test_buffers_stay_as_they_are():

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline import device as devices
-from pipeline.exact import grid, transcendental, update
+from pipeline.exact import grid, optimizers, transcendental
 from pipeline.exact.draws import random_integers
 from pipeline.exact.engine import Exact
 from tests.steps import drawn_set, trained_fingerprint, trainer
@@ -44,7 +44,7 @@ ELEMENTWISE = {
     "to float64": lambda a, _: a.double(),
     "int64 to float32": lambda a, _: a.double().view(torch.int64).float(),
     "times a number": lambda a, _: a * 0.9,
-    "hardshrink": lambda a, _: F.hardshrink(a, update.SNAP),
+    "hardshrink": lambda a, _: F.hardshrink(a, optimizers.SNAP),
     "exp": lambda a, _: transcendental.exp(bits_of(a) * -(2.0**-26)),
     "log": lambda a, _: transcendental.log(1 + bits_of(a) * 2.0**-12),
     "a grid": lambda a, _: grids(a.float()),

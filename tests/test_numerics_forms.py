@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.exact import elementwise, loss, pooling, tiles, transcendental, weighted
+from pipeline.exact import elementwise, loss, pooling, products, shapes, tiles, transcendental
 from pipeline.exact.draws import random_integers
 from pipeline.exact.engine import Exact
 from pipeline.exact.errors import Unsupported
@@ -88,12 +88,13 @@ def test_max_pool_gives_pytorchs_values_and_sends_the_gradient_to_the_first_of_e
 def walked_back(form, *inputs: torch.Tensor, **arguments) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """What a form gives for inputs that all were made from the images, and their gradients for one of ones."""
     with torch.no_grad():
-        tape = Tape(torch.zeros(0), {}, 1)
+        tape = Tape(images := torch.zeros(len(inputs[0])), {}, len(inputs[0]))
         for x in inputs:
-            tape.record(x, (), lambda g: ())
+            tape.value(images).learns = True
+            tape.record(x, (images,), lambda g: (None,))
         y = form(tape, *inputs, **arguments)
-        _, made_from, backward = tape._steps[-1]
-        assert [id(x) for x in made_from] == [id(x) for x in inputs]
+        _, made_from, backward = tape._over_images[-1]
+        assert made_from == [tape.value(x) for x in inputs]
         return tape.input(y, "a test"), list(backward(torch.ones_like(y)))
 
 
@@ -113,13 +114,14 @@ def test_max_pool_after_relu_has_the_bits_of_pytorchs_whether_it_takes_relus_inp
     given = x.detach().movedim(0, -1).contiguous().movedim(-1, 0) if batch_innermost else x.detach()
     gradients = []
     with torch.no_grad():
-        tape = Tape(torch.zeros(0), {}, 1)
-        tape.record(given, (), lambda d_x: (gradients.append(d_x), ())[1])
+        tape = Tape(images := torch.zeros(4), {}, 4)
+        tape.value(images).learns = True
+        tape.record(given, (images,), lambda d_x: (gradients.append(d_x), (None,))[1])
         y = elementwise.relu(tape, given)
         if used_before:
             tape.input(y, "a test")
         pooled = pooling.max_pool2d(tape, y, 2)
-        tape.walk_back(pooled, g)
+        tape.walk_back([(pooled, g)])
     assert torch.equal(pooled, wanted)
     assert torch.equal(gradients[0], d_wanted)
 
@@ -142,26 +144,28 @@ def test_an_addition_passes_the_gradient_to_both():
 def test_a_change_of_shape_moves_values_in_row_major_order_and_back(shape, batch_innermost):
     plain = torch.arange(60.0).view(3, 5, 2, 2)
     x = plain.movedim(0, -1).contiguous().movedim(-1, 0) if batch_innermost else plain
-    y, (d_x,) = walked_back(lambda tape, x: elementwise.reshape(tape, x, *shape), x)
+    y, (d_x,) = walked_back(lambda tape, x: shapes.reshape(tape, x, *shape), x)
     assert torch.equal(y, plain.reshape(shape))
     assert d_x.shape == x.shape
     tape = Tape(x, {}, 1)
-    assert torch.equal(elementwise.reshape(tape, elementwise.reshape(tape, x, shape), 3, 5, 2, 2), plain)
-    assert torch.equal(elementwise.flatten(tape, x, 1, -2), plain.flatten(1, -2))
+    assert torch.equal(shapes.reshape(tape, shapes.reshape(tape, x, shape), 3, 5, 2, 2), plain)
+    assert torch.equal(shapes.flatten(tape, x, 1, -2), plain.flatten(1, -2))
 
 
-@pytest.mark.parametrize("form", [elementwise.relu, pooling.max_pool2d, lambda tape, x, *_: elementwise.add(tape, x, x)])
-def test_a_form_that_has_no_rule_for_bytes_refuses_them(form):
-    x = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
-    with pytest.raises(Unsupported, match=r"numerics 'exact' has no form of .* of torch\.uint8"):
-        form(Tape(x), x, 2)
+@pytest.mark.parametrize("form", [elementwise.relu, lambda tape, x: pooling.max_pool2d(tape, x, 2), elementwise.silu])
+def test_bytes_of_images_are_a_255th_each_to_a_form_of_floats_and_bytes_of_others_are_refused(form):
+    x = torch.from_numpy(random_integers("bytes", 256, 96).astype(np.uint8)).view(2, 3, 4, 4)
+    of_bytes, of_floats = Tape(x), Tape(floats := x / 255)
+    assert torch.equal(of_bytes.input(form(of_bytes, x), "a test"), of_floats.input(form(of_floats, floats), "a test"))
+    with pytest.raises(Unsupported, match=r"numerics 'exact' has no form of .* of torch\.float64"):
+        form(Tape(double := x.double()), double)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64])
 def test_a_weighted_sum_of_another_type_than_bytes_and_float32_is_refused(dtype):
     x = torch.zeros(2, 3, dtype=dtype)
     with pytest.raises(Unsupported, match=f"no form of linear of {dtype}"):
-        weighted.linear(Tape(x), x, torch.zeros(4, 3))
+        products.linear(Tape(x), x, torch.zeros(4, 3))
 
 
 # --- the update ------------------------------------------------------------------------------------------------------
@@ -198,5 +202,5 @@ def test_the_state_holds_no_subnormal_and_no_negative_zero():
 def test_what_is_made_of_a_value_that_is_not_finite_is_nan_and_an_image_keeps_it_to_itself(value, of):
     x, weight = torch.ones(2, 3), torch.ones(4, 3)
     (x if of == "x" else weight)[1, 1] = value
-    y = weighted.linear(Tape(x), x, weight)
+    y = products.linear(Tape(x), x, weight)
     assert y.isnan().all(1).tolist() == [of == "weight", True]

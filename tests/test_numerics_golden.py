@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from pipeline import device as devices
-from pipeline.exact import grid, loss, optimizers, registry, self_test, tiles, transcendental, weighted
+from pipeline.exact import grid, loss, optimizers, products, registry, self_test, tiles, transcendental
 from pipeline.exact.draws import permutation, random_integers
-from pipeline.exact.initial_values import initialise
-from pipeline.model import SimpleCNN
+from pipeline.exact.initialisation import initialise
+from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.tensors import fingerprint
 from tests import reference
 from tests.conftest import ROOT
@@ -120,16 +120,20 @@ def to_the_last_maximum(original: Any, g: torch.Tensor, x: torch.Tensor, places:
     return original(g.flip(2, 3).contiguous(), turned, tiles.places(turned, len(places)).contiguous(), around).flip(2, 3)
 
 
-def with_grid(index: int, change: Callable[[Any], torch.Tensor]) -> Callable[[pytest.MonkeyPatch], None]:
-    """The grid of the weight's (0) or the bias's (1) gradient from another magnitude."""
+def with_grids(
+    change: Callable[[Any, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+) -> Callable[[pytest.MonkeyPatch], None]:
+    """The grids of the gradients of a weight and its bias from other magnitudes, a number an output channel each."""
 
     def backward(original: Any, layer: Any, g: torch.Tensor) -> Any:
         result = original(layer, g)
-        if len(layer.magnitudes) > 1:
-            layer.magnitudes[index] = change(layer)
+        channels = len(layer.w)
+        if len(layer.magnitudes) > channels:
+            of_weight, of_bias = change(layer, layer.magnitudes[:channels], layer.magnitudes[channels:])
+            layer.magnitudes = torch.cat((of_weight, of_bias))
         return result
 
-    return wrapped(weighted._Layer, "backward", backward)
+    return wrapped(products.WeightedSum, "backward", backward)
 
 
 def mean_from_a_float64_maximum(original: Any, self: Any, losses: torch.Tensor, batch_images: int) -> None:
@@ -173,9 +177,15 @@ RULES: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], Any]]] = {
         EVALUATION, wrapped(grid, "image_magnitudes", lambda original, x: original(x).amax().expand(len(x))),
     ),
     "the weight's gradient on the largest product of gradient and unit": (
-        SMALL, with_grid(0, lambda layer: layer.magnitudes[1] * layer.x_grid.unit.amax()),
+        SMALL, with_grids(lambda layer, weight, bias: (bias * layer.x_grid.unit.amax(), bias)),
     ),
-    "the bias's gradient on a grid of its own, not twice as coarse": (SMALL, with_grid(1, lambda layer: layer.magnitudes[1] * 2)),
+    "the weight's gradient has a grid an output channel, not one for all": (
+        SMALL, with_grids(lambda layer, weight, bias: (weight.amax().expand(len(weight)), bias)),
+    ),
+    "the bias's gradient on a grid of its own, not twice as coarse": (SMALL, with_grids(lambda layer, weight, bias: (weight, bias * 2))),
+    "the bias's gradient has a grid an output channel, not one for all": (
+        SMALL, with_grids(lambda layer, weight, bias: (weight, bias.amax().expand(len(bias)))),
+    ),
     "bytes are divided by 255, not multiplied by 1 / 255": (
         SMALL, operation("div_", lambda x, y: reciprocal(x, y) if x.dtype == torch.float32 else None),
     ),
@@ -186,7 +196,7 @@ RULES: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], Any]]] = {
     "exp is the polynomial, not the library's": (FUNCTIONS, constant(transcendental, "exp", torch.exp)),
     "log is the series, not the library's": (FUNCTIONS, constant(transcendental, "log", torch.log)),
     "exp's polynomial has degree 10, not 9": (FUNCTIONS, constant(transcendental, "_EXP_TERMS", transcendental._EXP_TERMS[1:])),
-    "exp starts at -60, not -50": (FUNCTIONS, constant(transcendental, "_LEAST", -50.0)),
+    "exp starts at -60, not -50": (FUNCTIONS, wrapped(transcendental, "exp", lambda original, x, least=-50.0: original(x, least))),
     "log's series ends with the 17th power, not the 15th": (
         FUNCTIONS, constant(transcendental, "_LOG_TERMS", transcendental._LOG_TERMS[1:]),
     ),

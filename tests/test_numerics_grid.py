@@ -17,9 +17,14 @@ EDGES = [
 ]  # fmt: skip
 
 
+def magnitude(x: torch.Tensor) -> torch.Tensor:
+    """The largest magnitude of the whole of `x`, as that of an image."""
+    return grid.image_magnitudes(x.unsqueeze(0))[0]
+
+
 def chosen(largest: float, bits: int = 19) -> tuple[float, float]:
     """Scale and unit for one magnitude."""
-    on = grid.choose(grid.magnitude(torch.tensor([largest, 0.0])), bits)
+    on = grid.choose(magnitude(torch.tensor([largest, 0.0])), bits)
     return on.scale.item(), on.unit.item()
 
 
@@ -38,7 +43,7 @@ def test_the_grid_is_the_one_that_python_chooses(largest, sign):
 @pytest.mark.parametrize("largest", [*EDGES, math.inf, -math.inf, math.nan])
 def test_the_grid_of_a_whole_tensor_is_the_same_by_a_look_at_its_value_on_a_cpu_and_without_one(largest):
     x = torch.tensor([0.25 * largest, largest, 0.0])
-    seen, unseen = grid.of_tensor(x), grid.choose(grid.magnitude(x))
+    seen, unseen = grid.of_tensor(x), grid.choose(magnitude(x))
     for value, tensor in ((seen.scale, unseen.scale), (seen.unit, unseen.unit)):
         assert isinstance(value, float)
         assert torch.equal(torch.tensor(value).nan_to_num(-1.0), tensor.nan_to_num(-1.0))
@@ -54,7 +59,7 @@ def test_the_grids_of_many_images_are_those_of_each():
 @pytest.mark.parametrize("largest", [1.0, 1.5, math.nextafter(2.0, 0), 2.0, 3e38, 1e-3, 2.0**-40])
 def test_the_grid_is_the_finest_on_which_the_largest_magnitude_takes_19_bits(largest):
     x = torch.tensor([largest, -largest / 3], dtype=torch.float32)
-    on = grid.choose(grid.magnitude(x))
+    on = grid.choose(magnitude(x))
     placed = grid.place(x, on.scale)
     assert 2**18 <= placed.abs().max().item() <= 2**19
     assert on.scale * on.unit == 1
@@ -98,4 +103,4 @@ def test_no_images_have_no_magnitudes_and_the_largest_of_them_is_0():
 
 def test_placing_rounds_half_to_even():
     x = torch.tensor([2.0**18, 0.5, 1.5, 2.5, -0.5, -1.5])
-    assert grid.place(x, grid.choose(grid.magnitude(x)).scale).tolist() == [2.0**18, 0, 2, 2, 0, -2]
+    assert grid.place(x, grid.choose(magnitude(x)).scale).tolist() == [2.0**18, 0, 2, 2, 0, -2]

@@ -138,7 +138,7 @@ def test_reading_a_tensor_whose_memory_was_changed_by_way_of_another_is_refused(
         torch.relu_(view if change == "view" else x)
         return m.last(x if change == "view" else view.flatten(1))
 
-    with pytest.raises(Unsupported, match=r"linear of a tensor whose memory was changed in place|flatten of a tensor whose memory was"):
+    with pytest.raises(Unsupported, match=r"(linear|flatten) of a tensor whose memory another operation has changed in place"):
         Exact().logits(twelve(forward), batch(2)[0])
 
 
@@ -155,5 +155,5 @@ def test_a_pass_with_changes_in_place_is_gone_without_pythons_collector(monkeypa
 
 def test_arguments_that_a_form_does_not_take_are_refused_by_name():
     model = twelve(lambda m, x: m.last(torch.add(y := m.first(x.flatten(1)), y, out=y)))
-    with pytest.raises(Unsupported, match="add' with these arguments: out"):
+    with pytest.raises(Unsupported, match="no form of addition with out"):
         Exact().logits(model, batch(2)[0])

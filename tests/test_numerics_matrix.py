@@ -17,6 +17,7 @@ from pipeline.workers import ALONE
 from tests.chaos import Chaos
 from tests.conftest import ROOT
 from tests.dispatched import NEVER, Rules
+from tests.networks import batch
 from tests.steps import run_steps, trained_fingerprint, trainer
 
 
@@ -67,12 +68,12 @@ ALLOWED = set((ROOT / "tests" / "golden" / "aten-operations.txt").read_text().sp
 
 
 def test_training_and_evaluation_call_no_aten_operation_outside_the_list():
-    given, exact = trainer(), Exact()
+    given, exact, (images, labels) = trainer(), Exact(), batch(130)
     with Rules() as rules:
         run_steps(given, 2)
-        exact.scores(exact.logits(given.model, given.images[:7]), given.labels[:7])
+        exact.scores(exact.logits(given.model, images[:7]), labels[:7])
         exact.mean(torch.ones(3, dtype=torch.float64))
-        exact.loss_and_gradients(given.model, given.images[:130], given.labels[:130], ALONE, 400)  # in parts, and in int64
+        exact.loss_and_gradients(given.model, images, labels, ALONE, 400)  # in parts, and in int64
     assert rules.called <= ALLOWED
     assert rules.broken == []
 
@@ -97,7 +98,7 @@ def test_a_step_and_logits_look_at_no_value_and_divide_by_no_number_on_a_gpu(as_
     given = trainer()
     with Rules(gpu=True) as rules:
         given._step(given.offsets)
-        given.numerics.logits(given.model, given.images[:7])
+        given.numerics.logits(given.model, batch(7)[0])
     assert rules.broken == []
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from pipeline import numerics
 from pipeline.errors import UserError
-from pipeline.exact import VERSION, registry, weighted
+from pipeline.exact import VERSION
 from pipeline.exact.engine import Exact
 from pipeline.exact.errors import Unsupported
 from tests.networks import batch
@@ -20,15 +20,24 @@ from tests.steps import CPU
 @pytest.mark.parametrize(
     ("layer", "named"),
     [
-        (nn.BatchNorm2d(3, track_running_stats=False), "batch_norm"),
-        (nn.Sequential(nn.Conv2d(3, 3, 3, groups=3)), "conv2d with groups=3"),
-        (nn.Conv2d(3, 3, 3, padding="same"), "conv2d with groups=1, padding='same'"),
+        (nn.BatchNorm2d(3), "batch_norm in training mode where nothing is learnt"),
+        (nn.InstanceNorm2d(3, track_running_stats=True), "instance_norm with running statistics"),
+        (nn.Conv2d(3, 3, 2, padding="same"), "conv2d with padding='same' and an even kernel"),
         (nn.Conv2d(3, 3, 9), "conv2d with a kernel larger than its images"),
-        (nn.AvgPool2d(2), "avg_pool2d"),
-        (nn.MaxPool2d(3, 2), "max_pool2d with overlapping"),
-        (nn.Linear(8, 8), "linear on 4 dimensions"),
-        (nn.Tanh(), "tanh"),
-        (nn.Dropout(0.5), "dropout"),
+        (nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), "pad with mode='reflect'"),
+        (nn.ConvTranspose2d(3, 3, 3), "torch.nn.functional.conv_transpose2d"),
+        (nn.MaxPool2d(2, return_indices=True), "torch.nn.functional.max_pool2d_with_indices"),
+        (nn.AdaptiveMaxPool2d(3), "adaptive_max_pool2d from"),
+        (nn.Upsample(scale_factor=2, mode="bilinear"), "interpolate of"),
+        (nn.GELU("tanh"), "gelu with approximate='tanh'"),
+        (nn.Softplus(beta=2), "softplus with beta=2"),
+        (nn.RReLU(), "torch.nn.functional.rrelu"),
+        (nn.GLU(1), "torch.nn.functional.glu"),
+        (nn.LPPool2d(2, 2), "torch.nn.functional.lp_pool2d"),
+        (nn.LocalResponseNorm(2), "torch.nn.functional.local_response_norm"),
+        (nn.PixelUnshuffle(2), "torch.nn.functional.pixel_unshuffle"),
+        (nn.Dropout(0.5), "a random mask where no seed is given"),
+        (nn.AlphaDropout(0.5), "torch.nn.functional.alpha_dropout"),
         (nn.Flatten(2, 1), "flatten from dimension 2 to 1 of 4"),
         (nn.Flatten(5), "flatten from dimension 5 to -1 of 4"),
     ],
@@ -49,10 +58,14 @@ def test_autocast_in_a_model_is_refused():
         Exact().logits(Autocast(192, 10), torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
 
 
-def test_the_refusal_lists_what_has_a_form_from_the_one_table(monkeypatch):
-    monkeypatch.setitem(registry.FORMS, "another", (weighted.linear, []))
-    with pytest.raises(Unsupported, match=f"it has: {', '.join(registry.FORMS)}; never under torch.compile"):
-        Exact().logits(nn.Tanh(), torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+def test_the_refusal_names_the_page_that_lists_what_has_a_form():
+    with pytest.raises(Unsupported, match=r"no form of 'torch\.cumsum' \(it has: those that docs/exact-numerics\.md lists\)"):
+        Exact().logits(Cumulated(), torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+
+
+class Cumulated(nn.Module):
+    def forward(self, x):
+        return torch.cumsum(x, 1)
 
 
 def test_a_compiled_model_is_never_computed_by_what_a_compiler_made():

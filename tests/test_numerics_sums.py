@@ -177,11 +177,11 @@ def test_a_convolutions_sums_longer_than_float64_holds_are_added_in_int64(monkey
 def test_the_fast_convolution_is_chosen_where_it_applies_and_float64_holds_its_sums():
     x, w = torch.zeros(1, 3, 32, 32), torch.Size((6, 3, 5, 5))
     once = (1, 1), (0, 0), (1, 1)
-    assert isinstance(convolution(*once, x, w, TERMS), ConvolutionByRows)
-    assert type(convolution((2, 2), (0, 0), (1, 1), x, w, TERMS)) is Convolution
-    assert type(convolution(*once, x, w, 783)) is Convolution  # 784 places
-    assert type(convolution(*once, x, torch.Size((6, 1311, 5, 5)), TERMS)) is Convolution
-    assert type(convolution(*once, x, torch.Size((1311, 3, 5, 5)), TERMS)) is Convolution
+    assert isinstance(convolution(*once, 1, x, w, TERMS), ConvolutionByRows)
+    assert type(convolution((2, 2), (0, 0), (1, 1), 1, x, w, TERMS)) is Convolution
+    assert type(convolution(*once, 1, x, w, 783)) is Convolution  # 784 places
+    assert type(convolution(*once, 1, x, torch.Size((6, 1311, 5, 5)), TERMS)) is Convolution
+    assert type(convolution(*once, 1, x, torch.Size((1311, 3, 5, 5)), TERMS)) is Convolution
 
 
 @pytest.mark.parametrize(("intel", "multiplies_bytes"), [(False, False), (True, False), (False, True)])
@@ -191,9 +191,9 @@ def test_weight_gradients_are_computed_as_the_processor_is_fastest_at_it_and_on_
     x, w = torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.Size((6, 3, 5, 5))
     once = (1, 1), (0, 0), (1, 1)
     of_floats = ConvolutionByTurnedRows if intel else ConvolutionByRows
-    assert type(convolution(*once, x, w, BYTE_TERMS)) is (ConvolutionOfBytes if multiplies_bytes else of_floats)
-    assert type(convolution(*once, x.float(), w, TERMS)) is of_floats
-    assert type(convolution(*once, x.to("meta"), w, BYTE_TERMS)) is ConvolutionByRows
+    assert type(convolution(*once, 1, x, w, BYTE_TERMS)) is (ConvolutionOfBytes if multiplies_bytes else of_floats)
+    assert type(convolution(*once, 1, x.float(), w, TERMS)) is of_floats
+    assert type(convolution(*once, 1, x.to("meta"), w, BYTE_TERMS)) is ConvolutionByRows
 
 
 def test_chaos_changes_float64_sums_that_are_not_on_a_grid():

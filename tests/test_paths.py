@@ -53,12 +53,10 @@ MAKE: dict[str, Callable[[Path], object]] = {
     "write",
     [
         lambda path: files.write_text(path, "new"),
-        lambda path: files.finish(path.with_name("part"), path),
-        lambda path: files.growing(path, 0).__enter__(),
         lambda path: files.only_one(path, "train").__enter__(),
         lambda path: files.in_turn(path).__enter__(),
     ],
-    ids=["replacing", "finish", "growing", "only_one", "in_turn"],
+    ids=["replacing", "only_one", "in_turn"],
 )
 def test_where_something_else_than_a_file_is_nothing_is_replaced_and_one_line_says_what_it_is(write, kind, by_link, tmp_path):
     (tmp_path / "part").touch()
@@ -179,13 +177,9 @@ def test_a_file_system_that_cannot_fsync_holds_whole_files_all_the_same(error, t
     files.write_text(tmp_path / "new" / "file", "text")
     with files.publishing(tmp_path / "run") as part:
         files.write_text(part / "a", "a")
-    with files.growing(tmp_path / "part", 0) as write:
-        write(b"archive")
-    files.finish(tmp_path / "part", tmp_path / "archive")
     assert {str(p.relative_to(tmp_path)): p.read_text() for p in tmp_path.rglob("*") if p.is_file()} == {
         "new/file": "text",
         "run/a": "a",
-        "archive": "archive",
     }
 
 

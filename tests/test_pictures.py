@@ -242,3 +242,120 @@ def test_a_bomb_is_refused_before_it_is_decoded(side: int, monkeypatch: pytest.M
     ihdr = bomb[12:29]
     bomb = bomb.replace(bomb[29:33], struct.pack(">I", zlib.crc32(ihdr)))
     assert "more than 67,108,864 pixels" in refusal(bomb)
+
+
+# --- damage --------------------------------------------------------------------------------------------------------------
+
+
+def encoded(name: str) -> bytes:
+    """A picture of 80 x 80 in a format."""
+    draw = np.random.default_rng(0)
+    image = Image.fromarray(np.kron(draw.integers(0, 256, (20, 20, 3)), np.ones((4, 4, 1))).astype(np.uint8))
+    file = io.BytesIO()
+    image = image.convert("P") if name == "GIF" else image
+    image.save(
+        file, name.split()[0], **{"progressive": True} if "progressive" in name else {}, **{"lossless": True} if "lossless" in name else {}
+    )
+    return file.getvalue()
+
+
+def outcome(content: bytes) -> str | bytes:
+    """The picture's bytes, or "refused"."""
+    try:
+        return pictures.read(io.BytesIO(content), "file").tobytes()
+    except UserError:
+        return "refused"
+
+
+@pytest.mark.fault(72)
+@pytest.mark.parametrize("name", ["PNG", "JPEG", "JPEG progressive", "WEBP", "WEBP lossless", "GIF", "BMP"])
+def test_a_picture_that_ends_early_is_refused_wherever_it_was_cut(name):
+    content = encoded(name)
+    whole = outcome(content)
+    assert whole != "refused"
+    for keep in {*range(1, len(content) - 2, max(1, len(content) // 150)), len(content) - 3}:
+        assert outcome(content[:keep]) == "refused", keep
+
+
+@pytest.mark.fault(72)
+def test_a_jpeg_whose_scan_ends_early_is_refused_though_its_end_is_marked():
+    content = encoded("JPEG")
+    start = content.index(b"\xff\xda") + 20
+    for keep in range(start, len(content) - 10, 97):
+        assert outcome(content[:keep] + b"\xff\xd9") == "refused", keep
+
+
+def chunked(content: bytes) -> list[tuple[bytes, bytes]]:
+    """The kinds and contents of a PNG's chunks."""
+    chunks, at = [], 8
+    while at < len(content):
+        length = int.from_bytes(content[at : at + 4], "big")
+        chunks.append((content[at + 4 : at + 8], content[at + 8 : at + 8 + length]))
+        at += 12 + length
+    return chunks
+
+
+def joined(chunks: list[tuple[bytes, bytes]], wrong: bytes = b"") -> bytes:
+    """A PNG of these chunks; the checksum of the kind `wrong` is wrong."""
+    parts = [
+        len(data).to_bytes(4, "big") + kind + data + (zlib.crc32(kind + data) ^ (kind == wrong)).to_bytes(4, "big") for kind, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.fault(72)
+@pytest.mark.parametrize("kind", [b"IHDR", b"IDAT", b"IEND"])
+def test_a_png_with_a_wrong_checksum_of_its_pixels_is_refused(kind):
+    chunks = chunked(encoded("PNG"))
+    assert outcome(joined(chunks)) == outcome(encoded("PNG")) != "refused"
+    assert outcome(joined(chunks, wrong=kind)) == "refused"
+
+
+@pytest.mark.fault(72)
+def test_a_png_whose_pixels_end_early_between_sound_checksums_is_refused():
+    chunks = chunked(encoded("PNG"))
+    place = [kind for kind, _ in chunks].index(b"IDAT")
+    for keep in range(0, len(chunks[place][1]) - 1, 37):
+        assert outcome(joined([*chunks[:place], (b"IDAT", chunks[place][1][:keep]), *chunks[place + 1 :]])) == "refused", keep
+
+
+@pytest.mark.fault(72)
+@pytest.mark.parametrize(
+    "chunk",
+    [(b"tEXt", b"a\0" + b"x" * 2_000_000), (b"zTXt", b"a\0\0" + zlib.compress(bytes(3_000_000))), (b"iCCP", b"broken"), (b"zTXt", b""),
+     (b"tIME", b""), (b"gAMA", b""), (b"eXIf", b"broken")],
+    ids=lambda chunk: chunk[0].decode(),
+)  # fmt: skip
+@pytest.mark.parametrize("checksum", ["right", "wrong"])
+def test_what_no_pixel_of_a_png_depends_on_may_be_large_or_broken(chunk, checksum):
+    first, *others = chunked(encoded("PNG"))
+    assert outcome(joined([first, chunk, *others], wrong=chunk[0] if checksum == "wrong" else b"")) == outcome(encoded("PNG"))
+
+
+def test_one_channel_is_the_weighted_sum_of_the_colours_rounded_once():
+    draw = np.random.default_rng(1).integers(0, 256, (6, 6, 3), np.uint8)
+    got = pictures.averaged(Image.fromarray(draw), (1, 3, 3))
+    light = draw.astype(int) @ np.array([299, 587, 114])
+    sums = light.reshape(3, 2, 3, 2).sum((1, 3))
+    assert (got[0] == (2 * sums + 4000) // 8000).all()
+
+
+def test_an_image_becomes_any_size_by_the_same_rule():
+    draw = np.random.default_rng(2).integers(0, 256, (50, 50, 3), np.uint8)
+    for size in (1, 7, 50, 64):
+        assert (pictures.averaged(Image.fromarray(draw), (3, size, size)) == slowly(draw, size)).all()
+
+
+def slowly(image: np.ndarray, size: int) -> np.ndarray:
+    """As docs/data.md says it, pixel for pixel."""
+    side = len(image)
+    result = np.zeros((3, size, size), np.uint8)
+    for y, x in np.ndindex(size, size):
+        total = np.zeros(3, object)
+        for j in range(y * side // size, min(side, -(-(y + 1) * side // size))):
+            for k in range(x * side // size, min(side, -(-(x + 1) * side // size))):
+                units = [max(0, min(size * (n + 1), (i + 1) * side) - max(size * n, i * side)) for n, i in ((j, y), (k, x))]
+                total += units[0] * units[1] * 255 * image[j, k].astype(int)
+        whole = 255 * side * side
+        result[:, y, x] = [(2 * int(one) + whole) // (2 * whole) for one in total]
+    return result

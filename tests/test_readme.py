@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline import device
 from pipeline.data import synthetic
-from tests import archives, pages
+from tests import folders, pages
 from tests.conftest import ROOT, git
 from tests.settings import set_params
 
@@ -46,7 +46,7 @@ def clone(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / ".venv" / part.name).symlink_to(part)
     (folder / ".venv" / ".ready").touch()  # newer than the requirements, so `make setup` has nothing to do
     small = synthetic.make(320, 2000)
-    archives.use(folder, pages.SMALL, small)
+    folders.use(folder, pages.SMALL, small)
     set_params(folder, train={"epochs": 2, "batch_size": 16, "lr": 0.05, "momentum": 0.9, "log_every": 10})
     Image.fromarray(small.test_images[0].transpose(1, 2, 0)).save(folder / "photo.png")
     git("config", "user.name", "tests", folder=folder)

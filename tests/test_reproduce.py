@@ -115,23 +115,70 @@ def test_a_native_run_is_identical_on_its_own_machine_with_its_own_threads(origi
     assert lines[1] == "differs here and may give other bits of native numerics: nothing"
 
 
-def test_native_weights_that_differ_in_bits_are_equivalent_when_the_predictions_are(original, here, capsys, monkeypatch):
+def elsewhere(run, target, **changed):
+    """A copy of a native run that says that it was made on another machine, changed by hand."""
+    copy = claim(run, target, **changed)
+    facts = json.loads((copy / kept.ENVIRONMENT).read_text())
+    facts["evaluate"]["hardware"] = "An abacus"
+    (copy / kept.ENVIRONMENT).write_text(json.dumps(facts))
+    return copy
+
+
+def test_native_weights_that_differ_in_bits_are_equivalent_when_they_give_the_runs_predictions_and_history(
+    original, here, capsys, monkeypatch
+):
     monkeypatch.setattr(reproduce, "SETTINGS", WIDE)
-    assert reproduce.reproduce(claim(original["native"], here / "close", weights=slightly(1e-6)))
+    assert reproduce.reproduce(elsewhere(original["native"], here / "close", weights=slightly(1e-6)))
     assert said(capsys).startswith("equivalent: the 50 % confidence interval of the difference in accuracy, ")
 
 
-def test_native_weights_that_do_not_give_the_runs_predictions_are_different(original, here, capsys, monkeypatch):
+def always_one_class(weights):
+    constant = {name: np.zeros_like(array) for name, array in weights.items()}
+    constant["fc3.bias"][3] = 1
+    return constant
+
+
+def scores(confidence):
+    return lambda rows: [structs.replace(p, confidence=confidence) if p.index == 11 else p for p in rows]
+
+
+def wrong_in_another_way(rows):
+    """Predictions of which one that is wrong is wrong in another way: the accuracy stays."""
+    first = next(p for p in rows if p.predicted != p.actual)
+    other = next(name for name in CLASSES if name not in (first.actual, first.predicted))
+    return [structs.replace(p, predicted=other) if p is first else p for p in rows]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"weights": always_one_class}, "its own weights, evaluated here, do not give what it says: test image "),
+        ({"predictions": scores(0.75)}, "its own weights, evaluated here, do not give what it says: test image 11 is "),
+        ({"predictions": wrong_in_another_way}, "its own weights, evaluated here, do not give what it says: test image "),
+        (
+            {"metrics": lambda m: m | {"loss": 0.001}},
+            "its own weights, evaluated here, do not give what it says: the test loss is 0.001 ",
+        ),
+        ({"history": lambda h: [s._replace(loss=0.001) for s in h]}, "the loss of step 3 is 0.001 in the run, here it is 2."),
+        ({"history": lambda h: h[:-1]}, "first in row 1 of the history: the run has no more, here is step 10 of epoch 2"),
+    ],
+)
+@pytest.mark.parametrize("machine", [claim, elsewhere])
+def test_native_evidence_that_the_runs_own_weights_and_training_do_not_give_is_different(
+    changed, message, machine, original, here, capsys, monkeypatch
+):
     monkeypatch.setattr(reproduce, "SETTINGS", WIDE)
-    predicted = [p.predicted for p in outputs.read_predictions(original["native"])]
+    assert not reproduce.reproduce(machine(original["native"], here / "forged", **changed))
+    assert said(capsys).startswith(f"different: {message}")
 
-    def always_the_rarest(weights):
-        constant = {name: np.zeros_like(array) for name, array in weights.items()}
-        constant["fc3.bias"][min(range(10), key=lambda i: predicted.count(CLASSES[i]))] = 1
-        return constant
 
-    assert not reproduce.reproduce(claim(original["native"], here / "forged", weights=always_the_rarest))
-    assert said(capsys).startswith("different: its own weights, evaluated here, do not give its predictions: ")
+def test_on_the_same_machine_the_weights_of_a_native_run_must_give_its_scores_to_the_last_bit(original, here, capsys, monkeypatch):
+    monkeypatch.setattr(reproduce, "SETTINGS", WIDE)
+    row = outputs.read_predictions(original["native"])[11]
+    near = float(np.nextafter(np.float32(row.confidence), np.float32(1)))
+    assert not reproduce.reproduce(claim(original["native"], here / "here", predictions=scores(near)))
+    assert "do not give what it says: test image 11 is " in said(capsys)
+    assert reproduce.reproduce(elsewhere(original["native"], here / "there", predictions=scores(near)))
 
 
 def test_a_native_run_whose_predictions_were_made_better_by_hand_is_different(original, here, capsys):

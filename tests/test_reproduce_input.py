@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from msgspec import structs
 from pipeline import reproduce
 from pipeline.data import dataset, synthetic
 from pipeline.runs import kept, outputs
+from pipeline.workers import launch
 from tests.conftest import command
 from tests.reproductions import CLASSES, called, claim, refused, said, small_set, trained_with
 
@@ -27,7 +29,7 @@ def test_a_data_set_elsewhere_is_named_with_data(original, here, capsys):
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("drawn", "set data.source: archive, with the archive that the run's author used, in params.yaml and run"),
+        ("drawn", "set data.source: folder, with the folder that the run's author used, in params.yaml and run"),
         ("cifar10", "set data.source: cifar10 in params.yaml and run `python -m pipeline download`, or name its dataset.safetensors with"),
     ],
 )
@@ -150,7 +152,77 @@ def test_a_mistake_is_one_line_and_exit_code_2(original, here):
     assert not (here / ".cache").exists()
 
 
-def test_what_a_run_says_of_itself_cannot_steer_the_terminal(original, here, capsys):
-    copy = claim(original["exact"], here / "copy", provenance=called("\x1b[2Jdrawn"))
+@pytest.mark.parametrize("name", ["\x1b[2Jdrawn", "../drawn", "a/b", "/tmp/x", "..", ".hidden", "a\0b", "x" * 65, "", "a\u202eb"])
+def test_a_name_that_params_yaml_would_refuse_is_refused_in_a_run_and_makes_no_file(name, original, here, capsys):
+    refused("'data.name' is ", claim(original["exact"], here / "copy", provenance=called(name)))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seed", -1),
+        ("seed", 2**63),
+        ("numerics", "../exact-2"),
+        ("code", "c" * 63),
+        ("code", "\x1b" * 64),
+        ("workers", 0),
+        ("workers", 1025),
+        ("fingerprint", "F" * 64),
+        ("device", "cuda:256"),
+        ("device", "../cpu"),
+        ("evaluation_code", "x"),
+        ("revision", "a\nb"),
+        ("files", {"model.safetensors": "x"}),
+    ],
+)
+def test_every_field_of_a_run_has_bounds(field, value, original, here):
+    refused(f"'{field}", claim(original["exact"], here / "copy", identity=lambda identity: identity | {field: value}))
+
+
+def test_more_class_names_than_a_label_can_tell_apart_are_refused(original, here):
+    many = tuple(f"class{i}" for i in range(257))
+    copy = claim(original["exact"], here / "copy", provenance=lambda p: structs.replace(p, data=structs.replace(p.data, classes=many)))
+    refused("'data.classes' is ", copy)
+
+
+def test_an_exact_run_starts_no_workers_whatever_it_says(original, here, monkeypatch):
+    monkeypatch.setattr(launch, "_start", None)  # whoever starts a worker fails
+    refused("'workers' is 1024", claim(original["exact"], here / "copy", provenance=lambda p: structs.replace(p, workers=1024)))
+    facts = json.loads((original["exact"] / kept.ENVIRONMENT).read_text())
+    copy = claim(original["exact"], here / "told")
+    facts["train"]["workers"] = 1024
+    (copy / kept.ENVIRONMENT).write_text(json.dumps(facts))
     assert reproduce.reproduce(copy)
-    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_a_native_run_of_more_workers_than_processors_is_refused_unless_their_number_is_given(original, here):
+    refused("add --workers 1024 ", claim(original["native"], here / "copy", provenance=lambda p: structs.replace(p, workers=1024)))
+
+
+@pytest.mark.parametrize("document", ["run.json", "environment.json", "metrics.json"])
+def test_a_key_that_is_given_twice_is_refused(document, original, here):
+    copy = claim(original["exact"], here / "copy")
+    text = (copy / document).read_text()
+    key = next(iter(json.loads(text)))
+    (copy / document).write_text(text.replace("{", f'{{"{key}": null, ', 1))
+    refused(f"{document}: damaged: not JSON (the key '{key}' is given twice)", copy)
+
+
+@pytest.mark.parametrize("document", ["run.json", "environment.json", "metrics.json"])
+def test_a_document_of_more_than_a_mebibyte_is_refused_by_its_size(document, original, here):
+    copy = claim(original["exact"], here / "copy")
+    with (copy / document).open("a") as file:
+        file.write(" " * 2**20)
+    refused("bytes; at most 1048576 are read", copy)
+
+
+@pytest.mark.parametrize("part", [*outputs.PARTS, kept.IDENTITY, kept.ENVIRONMENT])
+def test_a_pipe_or_a_device_in_the_place_of_a_part_is_refused_at_once(part, original, here):
+    copy = claim(original["exact"], here / "copy")
+    (copy / part).unlink()
+    os.mkfifo(copy / part)
+    refused(f"{part}: not a plain file", copy)
+    (copy / part).unlink()
+    (copy / part).symlink_to("/dev/zero")
+    refused(f"{part}: not a plain file", copy)

@@ -72,7 +72,7 @@ def die_at_step_8(self, step=Trainer.step):
 match sys.argv.pop(1):
     case "training": Trainer.step = die_at_step_8
     case "evaluation": evaluation.evaluate = die
-    case "keeping": kept.keep = die
+    case "keeping": kept.put = die
 cli.main()
 """
 

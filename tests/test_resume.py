@@ -290,7 +290,7 @@ def test_a_state_that_is_whole_but_no_state_is_corrupt(tensors, tmp_path, capsys
         name: torch.tensor([ord(x[0]) if isinstance(x, list) and x[0] == "a" else 1 for x in value]).numpy()
         for name, value in tensors.items()
     }
-    metadata = json.dumps({"key": "{}", "sha256": checkpoints._sha256("{}", arrays)})
+    metadata = json.dumps({"key": "{}", "sha256": checkpoints.Checkpoint(tmp_path, {})._sum("{}", arrays)})
     files.write_bytes(tmp_path / "one.safetensors", safetensors.numpy.save(arrays, {"checkpoint": metadata}))
     assert Checkpoint(tmp_path, {}).load() is None
     assert "one.safetensors: corrupt (" in capsys.readouterr().err

@@ -99,7 +99,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two kept runs whose weights are identical, A and B, and a params.yaml that needs no network and finds no data."""
     folder = tmp_path_factory.mktemp("runs")
     settings = (ROOT / "params.yaml").read_text()
-    (folder / "params.yaml").write_text(settings.replace("source: cifar10", "source: archive"))
+    (folder / "params.yaml").write_text(settings.replace("source: cifar10", "source: folder"))
     with contextlib.chdir(folder):
         for name, hardware in {"A": "A processor", "B": "Another processor"}.items():
             shutil.move(kept_runs.keep(hardware=hardware), name)

@@ -105,5 +105,5 @@ def test_a_file_that_is_not_whole_is_refused_with_what_is_wrong(tmp_path, conten
 
 
 def test_a_type_that_numpy_lacks_is_refused(tmp_path):
-    with pytest.raises(tensors.Damaged, match=r"^tensor 'a' is of type BF16$"):
+    with pytest.raises(tensors.Damaged, match=r"^tensor 'a' is of type 'BF16'$"):
         read(tmp_path, file({"a": ENTRY | {"dtype": "BF16"}}, bytes(4)))

@@ -113,7 +113,7 @@ def test_the_command_names_the_first_difference(monkeypatch, capsys):
     wanted = trace.golden()
     wanted[3] = wanted[3].replace(wanted[3][:16], "0" * 16)
     monkeypatch.setattr(trace, "golden", lambda: wanted)
-    assert cli._trace() == 1
+    assert cli._trace() == 3
     which, value = wanted[3].split("  ", 1)[1], trace.GOLDEN.read_text().splitlines()[3][:16]
     assert capsys.readouterr().out == f"on cpu differs first: {which}: {value}, but the golden has {'0' * 16}\n"
 

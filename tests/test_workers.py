@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from pipeline import device as devices
 from pipeline import numerics, params, tensors
 from pipeline.errors import UserError
 from pipeline.exact import loss
-from pipeline.numerics import native_forms
 from pipeline.params import Train
 from pipeline.runs import provenance
 from pipeline.training import loop, signals
 from pipeline.training.trainer import Trainer
-from pipeline.workers import ALONE, Group, board, meeting, place, processes
+from pipeline.workers import ALONE, Group, processes, rank, rendezvous, store
 from pipeline.workers.processes import Processes
 from tests import goldens
 from tests.conftest import ROOT
@@ -86,7 +86,7 @@ def test_native_numerics_give_other_weights_for_another_number_of_workers_and_cl
         def train(group: Group) -> np.ndarray:
             given = trainer("native", data=drawn_set(100), batch_size=100, group=group)
             given.step()
-            return given.weights.numpy().copy()
+            return np.concatenate([array.ravel() for array in given.named_weights().values()])
 
         first, *others = together(Exchange(count), train)
         assert all(np.array_equal(first, other) for other in others)
@@ -122,15 +122,14 @@ def test_a_share_that_is_not_finite_stops_all_workers_with_the_steps_number(name
         if rank == culprit and taken[rank] == 4:
             logits[0, 0] = value
 
-    exact, native = loss.cross_entropy, native_forms.logits
-    monkeypatch.setattr(loss, "cross_entropy", lambda tape, logits, labels: poison(logits) or exact(tape, logits, labels))
+    exact, pytorch = loss.cross_entropy, F.cross_entropy
+    monkeypatch.setattr(loss, "cross_entropy", lambda tape, logits, *more, **named: poison(logits) or exact(tape, logits, *more, **named))
 
-    def poisoned(*arguments: Any) -> torch.Tensor:
-        logits = native(*arguments)
-        poison(logits)
-        return logits
+    def poisoned(logits: torch.Tensor, labels: torch.Tensor, **smoothing: Any) -> torch.Tensor:
+        poison(logits.data)
+        return pytorch(logits, labels, **smoothing)
 
-    monkeypatch.setattr(native_forms, "logits", poisoned)
+    monkeypatch.setattr(F, "cross_entropy", poisoned)
     monkeypatch.setattr(signals, "noted", lambda: contextlib.nullcontext(lambda: None))
     settings, said = Train(epochs=3, batch_size=64, lr=0.01, momentum=0.9, log_every=3), []
 
@@ -210,7 +209,7 @@ def test_alone_no_signal_waits_for_anyone():
     assert ALONE.stop_signal(None) is None
 
 
-# --- places, devices, threads ----------------------------------------------------------------------------------------
+# --- ranks, devices, threads ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -224,16 +223,16 @@ def replaced(given: params.Params, **changed: object) -> params.Params:
     return params.parse(params.dump(params.to_builtins(given) | changed))
 
 
-def place_of(given: params.Params) -> place.Place:
-    return place.here(given.workers, given.numerics)
+def worker_of(given: params.Params) -> rank.Worker:
+    return rank.here(given.workers, given.numerics)
 
 
-def test_a_place_is_what_params_say_unless_torchrun_says_otherwise(given, monkeypatch):
-    assert place_of(given) == place.Place(0, 1, 0, 1, starts_others=False)
-    assert place_of(replaced(given, workers=3)) == place.Place(0, 3, 0, 3, starts_others=True)
+def test_a_worker_is_what_params_say_unless_torchrun_says_otherwise(given, monkeypatch):
+    assert worker_of(given) == rank.Worker(0, 1, 0, 1, starts_others=False)
+    assert worker_of(replaced(given, workers=3)) == rank.Worker(0, 3, 0, 3, starts_others=True)
     for name, value in {"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 4}.items():
         monkeypatch.setenv(name, str(value))
-    assert place_of(replaced(given, workers=3)) == place.Place(5, 8, 1, 4, starts_others=False)
+    assert worker_of(replaced(given, workers=3)) == rank.Worker(5, 8, 1, 4, starts_others=False)
 
 
 @pytest.mark.parametrize(
@@ -249,15 +248,15 @@ def test_an_environment_that_names_no_worker_is_one_line(environment, said, give
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=said):
-        place_of(given)
+        worker_of(given)
 
 
 def test_native_numerics_take_no_other_number_of_workers_than_params_say(given, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    assert place_of(replaced(given, numerics="native", workers=2)).count == 2
+    assert worker_of(replaced(given, numerics="native", workers=2)).count == 2
     with pytest.raises(UserError, match=r"params\.yaml: 'workers' is 1, but WORLD_SIZE in the environment is 2, .*; set workers: 2"):
-        place_of(replaced(given, numerics="native"))
+        worker_of(replaced(given, numerics="native"))
 
 
 def test_the_number_of_workers_is_part_of_what_trained_native_weights_and_of_no_exact_ones(given):
@@ -268,9 +267,9 @@ def test_the_number_of_workers_is_part_of_what_trained_native_weights_and_of_no_
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "soon"])
 def test_a_time_out_that_is_none_is_one_line(text, monkeypatch):
-    monkeypatch.setenv(meeting.TIMEOUT, text)
+    monkeypatch.setenv(rendezvous.TIMEOUT, text)
     with pytest.raises(UserError, match=rf"PIPELINE_WORKERS_TIMEOUT in the environment is '{text}'; allowed: a number of seconds above 0"):
-        meeting._timeout_seconds()
+        rendezvous._timeout_seconds()
 
 
 def test_each_worker_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
@@ -314,15 +313,15 @@ def test_the_workers_of_a_machine_share_its_cpus(workers, environment, wanted, m
 
 
 def test_of_workers_that_survive_another_one_speaks_also_where_worker_0_comes_too_late(tmp_path, monkeypatch):
-    monkeypatch.setattr(meeting, "REPORT_SECONDS", 0.05)
+    monkeypatch.setattr(rendezvous, "REPORT_SECONDS", 0.05)
     monkeypatch.setattr(sys, "__stderr__", io.StringIO())
     monkeypatch.setattr(sys, "stdout", None)
-    store = torch.distributed.HashStore()
+    held = torch.distributed.HashStore()
     spoke = {}
-    for rank in (1, 0):  # worker 2 is dead
-        monkeypatch.setattr(sys, "stderr", sys.__stderr__ if rank == 0 else None)
-        own = board.Board(store, drawn=rank == 1)
+    for number in (1, 0):  # worker 2 is dead
+        monkeypatch.setattr(sys, "stderr", sys.__stderr__ if number == 0 else None)
+        own = store.Messages(held, drawn=number == 1)
         own.newest()
-        survivor = meeting.Meeting(place.Place(rank, 3, rank, 3, starts_others=False), own, None, 1)
-        spoke[rank] = str(survivor.lost(RuntimeError("gone"))).partition(" (")[0], sys.stderr is sys.__stderr__
+        survivor = rendezvous.Rendezvous(rank.Worker(number, 3, number, 3, starts_others=False), own, None, 1)
+        spoke[number] = str(survivor.lost(RuntimeError("gone"))).partition(" (")[0], sys.stderr is sys.__stderr__
     assert spoke == {1: ("worker 0, 2 of 3 died or hangs", True), 0: ("worker 2 of 3 died or hangs", False)}

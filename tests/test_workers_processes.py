@@ -155,7 +155,7 @@ def test_one_process_starts_no_other_and_loads_none_of_what_several_need(folder,
     )
     done = ended(start(folder, sys.executable, "-c", code))
     assert done[0] == 0, done
-    assert done[1].splitlines()[-1] == "['pipeline.workers', 'pipeline.workers.place']"
+    assert done[1].splitlines()[-1] == "['pipeline.workers', 'pipeline.workers.rank', 'pipeline.workers.session']"
     assert_trained(folder, fingerprint)
 
 

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.workers import board, place
+from pipeline.workers import rank, store
 from tests.conftest import ROOT, command
 from tests.steps import drawn_set
 
@@ -49,11 +49,11 @@ def test_a_worker_that_waits_alone_says_for_whom_and_heeds_a_signal_at_once(rank
 
 @pytest.mark.fault(67)
 def test_a_wait_has_a_bound_and_ends_in_one_line(monkeypatch):
-    monkeypatch.setattr(board, "SAY_SECONDS", 0.1)
+    monkeypatch.setattr(store, "SAY_SECONDS", 0.1)
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=r"^worker 0 of 2 waited for the others in vain \(.*\): MASTER_ADDR=127.0.0.1 .* to train alone$"):
-        board._reached(place.here(1, "exact"), 1)
+        store._reached(rank.here(1, "exact"), 1)
 
 
 @pytest.mark.fault(68)

@@ -28,7 +28,7 @@ from pipeline.runs import kept, outputs
 from pipeline.runs.kept import RUNS
 from pipeline.runs.outputs import OUTPUTS, PARTS
 from pipeline.training.checkpoint import UNFINISHED
-from tests import archives
+from tests import folders
 
 FOLDER = Path("torture")
 REMEDIES = {
@@ -46,7 +46,7 @@ def lay_out(folder: Path, small: bool = False) -> None:
     stages = (folder / "dvc.yaml").read_text()
     (folder / "dvc.yaml").write_text(stages.replace("-m pipeline train", "-m pipeline train --checkpoint-seconds 0.2"))
     if small:
-        archives.use(folder, "small", synthetic.make(640, 200))
+        folders.use(folder, "small", synthetic.make(640, 200))
     init_dvc(folder)
 
 

@@ -8,7 +8,6 @@ and what was seen is packed after each.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import shutil
 import signal
@@ -35,7 +34,7 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python3 -m tools.gpu")
     parser.add_argument("steps", nargs="*", help=f"which steps to run: {', '.join(STEPS)} (all)")
     parser.add_argument("--device", default="cuda", help="the device to see, as in params.yaml (cuda)")
-    parser.add_argument("--archive", type=Path, help="a data set in the layout of CIFAR-10's archive, for the whole training")
+    parser.add_argument("--folder", type=Path, help="a folder of pictures in train/CLASS/ and test/CLASS/, for the whole training")
     parser.add_argument("--name", default="my-images", help="what to call that data set")
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="the folder to leave (gpu-results)")
     parser.add_argument("--work", type=Path, default=Path(".cache/gpu"), help="where to compute (.cache/gpu)")
@@ -234,15 +233,14 @@ def timed(asked: argparse.Namespace) -> None:
 
 
 def whole(asked: argparse.Namespace) -> None:
-    """Train and evaluate on the archive, exact and native, and keep both runs."""
-    if asked.archive is None:
-        raise NotHere("no --archive was given")
+    """Train and evaluate on the folder of pictures, exact and native, and keep both runs."""
+    if asked.folder is None:
+        raise NotHere("no --folder was given")
     folder = asked.work / "whole"
     folder.mkdir(parents=True)
-    digest = hashlib.sha256(asked.archive.read_bytes()).hexdigest()
-    archive = {"source": "archive", "archive": {"name": asked.name, "url": str(asked.archive.resolve()), "sha256": digest}}
+    pictures = {"source": "folder", "folder": str(asked.folder.resolve())}
     for numerics in ("exact", "native"):
-        settings(folder, asked, numerics=numerics, data=archive, train=WHOLE | ({"epochs": 1} if asked.quick else {}))
+        settings(folder, asked, numerics=numerics, data=pictures, train=WHOLE | ({"epochs": 1} if asked.quick else {}))
         for stage in ("download", "train", "evaluate") if numerics == "exact" else ("train", "evaluate"):
             run([sys.executable, "-m", "pipeline", stage], folder)
         for kept in (folder / "runs").iterdir():

@@ -1,181 +1,202 @@
-"""`make pictures`: the pictures of the README and of docs/, from the kept runs in results/ and from the synthetic set.
+"""`make pictures`: the README's drawing of how far the losses of two trainings part with native and with exact numerics, as SVG.
 
-No picture holds a pixel of a downloaded data set: the drawing is made of losses and fingerprints, the comparison's page is rendered
-without a data set, and the page that classifies is given an image of the synthetic set. The pages are seen in headless Chromium.
+Both panels are drawn by the same code from the runs' files. A logarithmic scale has no 0, so equal losses have a row of their own
+under it.
 """
 
 from __future__ import annotations
 
-import base64
-import io
-import json
-import sys
-import tempfile
-from collections.abc import Iterator
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
-from typing import Any
 
-import msgspec
-import numpy as np
-
-from pipeline import demo, files, params, tensors
-from pipeline.comparison import page, verdict
-from pipeline.data import synthetic
-from pipeline.device import CPU
-from pipeline.errors import UserError, printable
-from pipeline.export import export
-from pipeline.inputs import CACHE
-from pipeline.runs import kept, outputs
+from pipeline import files
+from pipeline.comparison.wording import known
+from pipeline.runs import kept
 from pipeline.runs.kept import Run
-from tools import chromium, parting
-from tools.parting import Pair
 from tools.results import RESULTS
 
 PICTURES = Path("docs/pictures")
-SCHEMES = {"light": parting.LIGHT, "dark": parting.DARK}
-WAYS = {(2, "AVX2"): "2 threads, AVX2", (1, "DEFAULT"): "1 thread, oldest instructions"}
-"""The two ways to train that are compared: threads and PyTorch's name of the instructions -> the words of the picture."""
-KINDS = {"native": "Native numerics (PyTorch's own kernels)", "exact": "Exact numerics"}
-COLOURS = 256
-"""Of a picture of a page: a palette of so many looks the same and takes less space."""
+DATA = "cifar10-jpeg"
+RUNS = {
+    ("native", "Native numerics (PyTorch's own kernels)"): ("native-cpu-seed0-7172ad4e", "native-cpu-seed0-b1efd25d"),
+    ("exact", "Exact numerics (exact-2)"): ("exact-2-cpu-seed0-d46b90d1", "exact-2-cpu-seed0-b3a8eddf"),
+}
+"""The colour and the title of a panel, and the two kept runs on `DATA` that it compares."""
+WAYS = ("2 threads, AVX2", "1 thread, oldest instructions")
+"""How the first and the second run of each pair were trained."""
+LIGHT = {"ground": "#ffffff", "line": "#d3dae2", "ink": "#1b1f24", "muted": "#515b66", "native": "#b35900", "exact": "#0b62d6"}
+DARK = {"ground": "#0d1117", "line": "#343c46", "ink": "#e6edf3", "muted": "#a3adb8", "native": "#f0a04b", "exact": "#6cb6ff"}
+"""The colours of the comparison's page."""
+
+WIDTH, MARGIN, LEFT, RIGHT = 600, 20, 66, 576
+"""Of the picture, of its text, and where a plot begins and ends. On a phone a unit is 0.6 pixels, so no text is smaller than 17."""
+DECADE, ZERO = 17, 32
+"""The heights of a power of ten, and from the lowest one down to the row of equal losses."""
+LOWEST, HIGHEST = -8, 0
+"""The powers of ten on the scale. A float32 has 24 bits: two that differ, differ by more than the lowest one."""
+ROW = 25
+"""The height of a line of text."""
 
 
-def main() -> None:
-    """Make all pictures, the drawings first: they need no browser."""
-    try:
-        pairs = chosen(RESULTS)
-        for name, content in drawings(pairs).items():
-            _write(name, content.encode())
-        for name, png in pages(pairs):
-            _write(name, png)
-    except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        sys.exit(2)
+@dataclass(frozen=True)
+class Pair:
+    """Two runs that differ in nothing but the way they were trained."""
+
+    kind: str
+    """`native` or `exact`: the name of its colour."""
+    title: str
+    runs: tuple[Run, Run]
+
+    @property
+    def differences(self) -> list[tuple[int, float]]:
+        """Each logged step, and |a - b| over the larger of the two losses there."""
+        rows = zip(self.runs[0].history, self.runs[1].history, strict=True)
+        return [(a.step, abs(a.loss - b.loss) / max(a.loss, b.loss) if a.loss != b.loss else 0.0) for a, b in rows]
+
+    @property
+    def finding(self) -> str:
+        """What its panel shows, in words."""
+        apart = [(step, size) for step, size in self.differences if size]
+        if not apart:
+            return f"losses identical at all {len(self.differences)} logged steps"
+        return f"losses part at step {apart[0][0]:,}, at most {100 * max(size for _, size in apart):.2g} % apart"
 
 
-def _write(name: str, content: bytes) -> None:
-    files.write_bytes(PICTURES / name, content)
-    print(f"wrote {PICTURES / name}: {len(content) / 1000:.1f} kB", flush=True)
+def pairs() -> list[Pair]:
+    """The runs that are drawn."""
+    return [Pair(kind, title, _loaded(*names)) for (kind, title), names in RUNS.items()]
 
 
-# --- the drawing ---------------------------------------------------------------------------------------------------
+def _loaded(first: str, second: str) -> tuple[Run, Run]:
+    return kept.load(RESULTS / f"{DATA}-{first}"), kept.load(RESULTS / f"{DATA}-{second}")
 
 
-def chosen(results: Path) -> list[Pair]:
-    """The native and the exact pair of runs that share data, seed and settings, each run trained in one of `WAYS`.
-
-    Where several trainings were run in this way, it is the longest.
-
-    Raises:
-        UserError: a run is damaged, or there are not two of each.
-    """
-    trainings: dict[str, dict[str, list[Run]]] = {}
-    for folder in kept.listed(results):
-        run = kept.load(folder)
-        kind = run.identity.numerics.partition("-")[0]
-        if _way(run) is not None and kind in KINDS:
-            shared = [run.identity.data.digest, run.identity.seed, msgspec.to_builtins(run.identity.train)]
-            trainings.setdefault(json.dumps(shared, sort_keys=True), {}).setdefault(kind, []).append(run)
-    whole = [kinds for kinds in trainings.values() if all(_is_pair(kinds.get(kind, [])) for kind in KINDS)]
-    if not whole:
-        ways = " and ".join(f"with {way}" for way in WAYS.values())
-        raise UserError(
-            f"{results}: no training was run twice with native numerics and twice with exact ones, {ways}, on the same data with the "
-            "same seed and settings; results/README.md says how a run gets there"
-        )
-    longest = max(whole, key=lambda kinds: (len(kinds["exact"][0].history), kinds["exact"][0].identity.fingerprint))
-    return [_pair(kind, longest[kind]) for kind in KINDS]
-
-
-def _way(run: Run) -> str | None:
-    trained = run.environment.train
-    if trained is None or trained.device != CPU or trained.workers != 1:
-        return None
-    return WAYS.get((trained.threads or 0, trained.cpu_capability or ""))
-
-
-def _is_pair(runs: list[Run]) -> bool:
-    return sorted(_way(run) or "" for run in runs) == sorted(WAYS.values()) and len({run.identity.numerics for run in runs}) == 1
-
-
-def _pair(kind: str, runs: list[Run]) -> Pair:
-    first, second = sorted(runs, key=lambda run: list(WAYS.values()).index(_way(run) or ""))
-    title = KINDS[kind] if kind == "native" else f"{KINDS[kind]} ({first.identity.numerics})"
-    return Pair(kind, title, (first, second))
-
-
-def drawings(pairs: list[Pair]) -> dict[str, str]:
+def drawings() -> dict[str, str]:
     """File name -> SVG text."""
-    first, second = WAYS.values()
-    return {f"numerics-{scheme}.svg": parting.draw(pairs, (first, second), colours) for scheme, colours in SCHEMES.items()}
+    return {f"numerics-{scheme}.svg": draw(pairs(), WAYS, colours) for scheme, colours in (("light", LIGHT), ("dark", DARK))}
 
 
-# --- the pages -----------------------------------------------------------------------------------------------------
+def draw(pairs: Sequence[Pair], ways: tuple[str, str], colours: dict[str, str]) -> str:
+    """The picture; `ways` says how the two runs of each pair were trained."""
+    parts = [
+        _text(MARGIN, 38, "The same training in two settings", "ink", 'font-size="22" font-weight="700"'),
+        _text(MARGIN, 64, "Relative difference of the training loss (log scale)", "muted"),
+    ]
+    y = 108
+    for pair in pairs:
+        panel, y = _panel(pair, ways, y)
+        parts += panel
+    for line in _made_by(pairs[0].runs[0]):
+        parts.append(_text(MARGIN, y, line, "muted"))
+        y += ROW
+    height = y - 5
+    described = " ".join(f"{pair.title}: {pair.finding}; {_fingerprints(pair)}." for pair in pairs)
+    description = f"The relative difference of the training losses of two runs, by step: {ways[0]}, and {ways[1]}. {described}"
+    fills = "".join(f".{name}{{fill:{colours[name]}}}" for name in ("ground", "ink", "muted", "native", "exact"))
+    return "\n".join([
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
+        'role="img" aria-labelledby="title desc" font-family="system-ui,-apple-system,\'Segoe UI\',sans-serif" font-size="17">',
+        "<!-- Made by `make pictures` from the kept runs in results/. -->",
+        f'<title id="title">{escape("; ".join(f"{pair.title}: {pair.finding}" for pair in pairs), quote=False)}</title>',
+        f'<desc id="desc">{escape(description, quote=False)}</desc>',
+        f"<style>{fills}.code{{font-family:ui-monospace,'DejaVu Sans Mono',monospace}}"
+        f".dots{{fill:none;stroke-width:3;stroke-linecap:round}}.grid{{fill:none;stroke:{colours['line']}}}"
+        f".native.dots{{stroke:{colours['native']}}}.exact.dots{{stroke:{colours['exact']}}}</style>",
+        f'<rect class="ground" x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="8" stroke="{colours["line"]}"/>',
+        *parts,
+        "</svg>",
+        "",
+    ])  # fmt: skip
 
 
-def pages(pairs: list[Pair]) -> Iterator[tuple[str, bytes]]:
-    """File name -> PNG of each page. Raises UserError where there is no Chromium, or the synthetic set trains to other weights."""
-    with tempfile.TemporaryDirectory() as folder, chromium.started() as driver:
-        compared, classifier = Path(folder) / "compare.html", Path(folder) / "net.html"
-        runs = [pair.runs[0] for pair in reversed(pairs)]
-        report = verdict.report(runs, params.load().compare)
-        files.write_bytes(compared, page.render(report, runs, None))
-        for scheme in SCHEMES:
-            chromium.visit(driver, compared, width=COMPARE_WIDTH, dark=scheme == "dark")
-            chromium.wait_for(driver, "document.documentElement.dataset.drawn")
-            yield f"compare-{scheme}.png", _seen(driver, COMPARE_WIDTH, "document.getElementById('losses').closest('figure')")
-        export(_trained(), classifier)
-        for scheme in SCHEMES:
-            chromium.visit(driver, classifier, width=CLASSIFY_WIDTH, dark=scheme == "dark")
-            chromium.wait_for(driver, "document.documentElement.dataset.selfTest === 'passed'")
-            driver.execute_script(GIVE, base64.b64encode(_png(synthetic.make().test_images[IMAGE])).decode())
-            chromium.wait_for(driver, "!document.getElementById('result').hidden")
-            yield f"classify-{scheme}.png", _seen(driver, CLASSIFY_WIDTH, "document.getElementById('result')")
+def _panel(pair: Pair, ways: tuple[str, str], y: int) -> tuple[list[str], int]:
+    """A pair's plot with its fingerprints, from `y` on, the base line of its title; and where the next one begins."""
+    parts = [
+        f'<circle class="{pair.kind}" cx="{MARGIN + 6}" cy="{y - 6}" r="6"/>',
+        _text(MARGIN + 20, y, pair.title, "ink", 'font-weight="700"'),
+        _text(MARGIN + 20, y + ROW - 1, pair.finding, pair.kind, 'font-weight="600"'),
+    ]
+    top = y + ROW + 20
+    lowest = top + (HIGHEST - LOWEST) * DECADE
+    zero = lowest + ZERO
+    last = pair.differences[-1][0]
+    for power in range(LOWEST, HIGHEST + 1, 2):
+        level = top + (HIGHEST - power) * DECADE
+        parts += [_grid(f"M{LEFT} {level}H{RIGHT}"), _text(LEFT - 10, level + 6, _power(power), "muted", END)]
+    parts += [_grid(f"M{LEFT} {zero}H{RIGHT}"), _text(LEFT - 10, zero + 6, "0", "ink", f'{END} font-weight="700"')]
+    for step in range(0, last, 2000):
+        x = round(_across(step, last))
+        parts += [_grid(f"M{x} {top}V{lowest}M{x} {zero - 5}V{zero + 5}"), _text(x, zero + 27, f"{step:,}", "muted", MIDDLE)]
+    parts.append(_text(RIGHT, zero + 27, "step", "muted", END))
+    places = [(_across(step, last), top + (HIGHEST - math.log10(size)) * DECADE if size else zero) for step, size in pair.differences]
+    parts.append(f'<path class="{pair.kind} dots" d="{_dots(places)}"/>')
+    if not any(size for _, size in pair.differences):
+        parts.append(
+            _text((LEFT + RIGHT) // 2, zero - 12, "0 at every logged step, to the last bit", pair.kind, f'{MIDDLE} font-weight="600"')
+        )
+    y = zero + 27 + ROW + 8
+    parts += [_text(MARGIN, y, "trained with", "muted"), _text(RIGHT - 34, y, "weights' SHA-256, first 12 digits", "muted", END)]
+    for run, way in zip(pair.runs, ways, strict=True):
+        y += ROW
+        parts += [_text(MARGIN, y, way, "ink"), _text(RIGHT - 34, y, run.identity.fingerprint[:12], "ink code", END)]
+    equal = pair.runs[0].identity.fingerprint == pair.runs[1].identity.fingerprint
+    sign = "=" if equal else "\N{NOT EQUAL TO}"
+    parts.append(_text(RIGHT - 10, y - ROW // 2 + 4, sign, pair.kind, f'{MIDDLE} font-size="28" font-weight="700"'))
+    return parts, y + 2 * ROW
 
 
-COMPARE_WIDTH, CLASSIFY_WIDTH = 800, 720
-GAP = 15
-"""Pixels below the last element that is seen, before the next one."""
-IMAGE = 1156
-"""The test image of the synthetic set that is classified: a ring that a reader recognises, and the network all but surely."""
-GIVE = """
-  const transfer = new DataTransfer();
-  transfer.items.add(new File([bytesOf(arguments[0])], "picture.png"));
-  document.getElementById("file").files = transfer.files;
-  document.getElementById("file").dispatchEvent(new Event("change"));
-"""
-"""Chooses a file as a reader does."""
+MIDDLE, END = 'text-anchor="middle"', 'text-anchor="end"'
 
 
-def _trained() -> Path:
-    """The demo's training, in a folder of its own; it stays there, so that DVC does not train again. Raises UserError."""
-    folder = CACHE / "pictures"
-    demo.repro(folder)
-    trained = folder / outputs.OUTPUTS
-    if (fingerprint := tensors.fingerprint(outputs.read_weights(trained))) != demo.FINGERPRINT:
-        raise UserError(f"{trained}: its fingerprint is {fingerprint}, not the demo's: `make demo` says more")
-    return trained
+def _text(x: int, y: int, text: str, kind: str, attributes: str = "") -> str:
+    return f'<text class="{kind}" x="{x}" y="{y}"{" " * bool(attributes)}{attributes}>{escape(text, quote=False)}</text>'
 
 
-def _seen(driver: Any, width: int, last: str) -> bytes:
-    """The page down to the end of the element that the script `last` names, in few colours, as a PNG."""
-    from PIL import Image
-
-    bottom = driver.execute_script(f"scrollTo(0, 0); return Math.ceil(({last}).getBoundingClientRect().bottom)")
-    taken = Image.open(io.BytesIO(chromium.screenshot(driver, width=width, height=bottom + GAP))).convert("RGB")
-    file = io.BytesIO()
-    taken.quantize(COLOURS, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
-    return file.getvalue()
+def _grid(path: str) -> str:
+    return f'<path class="grid" d="{path}"/>'
 
 
-def _png(image: np.ndarray) -> bytes:
-    """An image, uint8 [3, 32, 32], as a PNG."""
-    from PIL import Image
+def _power(power: int) -> str:
+    superscripts = str.maketrans("-0123456789", "\N{SUPERSCRIPT MINUS}⁰¹²³⁴⁵⁶⁷⁸⁹")
+    return f"10{str(power).translate(superscripts)}" if power else "1"
 
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(file, "PNG")
-    return file.getvalue()
+
+def _across(step: int, last: int) -> float:
+    return LEFT + (RIGHT - LEFT) * step / last
+
+
+def _dots(places: Sequence[tuple[float, float]]) -> str:
+    """A dot for each place: a path of steps of no length, each relative to the one before, in tenths of a unit."""
+    written, x, y = [], 0, 0
+    for right, down in places:
+        new_x, new_y = round(10 * right), round(10 * down)
+        written.append(f"m{_tenths(new_x - x)} {_tenths(new_y - y)}h0".replace(" -", "-"))
+        x, y = new_x, new_y
+    return "".join(written)
+
+
+def _tenths(number: int) -> str:
+    """A number of tenths in its shortest decimal form."""
+    return f"{number / 10:g}".replace("0.", ".") if abs(number) < 10 and number else f"{number / 10:g}"
+
+
+def _fingerprints(pair: Pair) -> str:
+    first, second = (run.identity.fingerprint[:12] for run in pair.runs)
+    return f"both have the weights {first}" if first == second else f"their weights are {first} and {second}"
+
+
+def _made_by(run: Run) -> list[str]:
+    """What was trained, and where, in two lines."""
+    settings, trained = run.identity.train, run.environment.train
+    hardware, torch = (known(trained and getattr(trained, name)) for name in ("hardware", "torch"))
+    said = [run.identity.data.name, f"seed {run.identity.seed}", f"{settings.epochs} epochs"]
+    said += [f"batch size {settings.batch_size}", f"lr {settings.lr:g}"]
+    return [", ".join(said), f"{hardware}, PyTorch {torch.partition('+')[0]}"]
 
 
 if __name__ == "__main__":
-    main()
+    for name, svg in drawings().items():
+        files.write_text(PICTURES / name, svg)

@@ -131,4 +131,4 @@ def _environments(runs: list[Run]) -> dict[str, list[Row]]:
 def _fact(key: str, value: Any) -> str:
     if key == "peak_memory_bytes" and value is not None:
         return f"{value / 1e6:,.0f} MB"
-    return ", ".join(value) if isinstance(value, list | tuple) else wording.known(value)
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else wording.known(value)

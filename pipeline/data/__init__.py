@@ -1,1 +1,1 @@
-"""Where images come from: mirrors and download, the archive read safely, the synthetic set, the stages' own file."""
+"""Where images come from: torchvision's data sets, a folder of pictures, the synthetic set; and the stages' own file."""

@@ -1,7 +1,7 @@
-"""An image file -> the 32 x 32 bytes that the network sees, by rules in integers from the decoded samples on.
+"""An image file -> the bytes that the network sees, by rules in integers from the decoded samples on.
 
-docs/predict.md states the rules in words. Pillow decodes; it may give other samples of a JPEG or a lossy WebP with another
-version of its libraries, and everything after that is the same everywhere.
+docs/data.md states the rules in words. Pillow decodes; it may give other samples of a JPEG or a lossy WebP with another
+version of its libraries, and everything after that is the same everywhere. Damage is looked for in `pipeline.data.damage`.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 from typing import IO
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from pipeline.data import damage
+from pipeline.data.dataset import TUTORIAL, Shape
 from pipeline.errors import UserError
 
-SIDE = 32
 WHITE = 255
 """The ground that shows through where an image is transparent."""
 LARGEST_PIXELS = 2**26
@@ -24,6 +26,8 @@ LARGEST_PIXELS = 2**26
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 """Names of image files end so, in capitals or not."""
+_GREY = np.array([299, 587, 114])
+"""Of 1000: what red, green and blue are of a grey (Rec. ITU-R BT.601, 2.5.1)."""
 _STRIP_PIXELS = 2**20
 """Pixels that are averaged at once."""
 _ORIENTATION = 0x0112
@@ -41,31 +45,38 @@ _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I")
 """Pillow's modes of a grey PNG with 16 bits a sample."""
 
 
-def read(file: IO[bytes], name: str) -> np.ndarray:
-    """The image in the open `file` as uint8 [3, 32, 32]; `name` is the file's, for messages.
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without Pillow's warnings, about what is decided here: an image's size, its EXIF. For all threads, so not within one of several."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def read(file: IO[bytes], name: str, shape: Shape = TUTORIAL) -> np.ndarray:
+    """The image in the open `file` as uint8 [C, H, W] of `shape`, H being W; `name` is the file's, for messages.
 
     Raises:
         UserError: it is no image of FORMATS, has more than LARGEST_PIXELS, or is damaged or truncated.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, about what is decided here: its size, its EXIF
-        image, key = _decoded(file, name)
-        return _averaged(image, key)
+    image, key = _decoded(file.read(), name)
+    return averaged(image, shape, key)
 
 
 def png(image: np.ndarray) -> bytes:
-    """An image, uint8 [3, height, width], as a PNG."""
+    """An image, uint8 [1 or 3, height, width], as a PNG."""
     file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(file, "PNG")
+    Image.fromarray(np.ascontiguousarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))).save(file, "PNG")
     return file.getvalue()
 
 
-def _decoded(file: IO[bytes], name: str) -> tuple[Image.Image, tuple[int, ...] | None]:
+def _decoded(content: bytes, name: str) -> tuple[Image.Image, tuple[int, ...] | None]:
     """The first frame, upright, and the colour that counts as transparent, in the samples that Pillow gives; None without one."""
     try:
-        image = Image.open(file, formats=FORMATS)
+        image = Image.open(io.BytesIO(damage.without_what_is_not_used(content)), formats=FORMATS)
         if image.width * image.height > LARGEST_PIXELS:
             raise Image.DecompressionBombError
+        damage.check(content, image.format or "")
         key = _transparent_colour(image)
         image.load()
     except UnidentifiedImageError:
@@ -93,25 +104,33 @@ def _transparent_colour(image: ImageFile.ImageFile) -> tuple[int, ...] | None:
     return tuple(sample >> 8 if bits == 16 else sample * 255 // (2**bits - 1) for sample in key)
 
 
-def _averaged(image: Image.Image, key: tuple[int, ...] | None) -> np.ndarray:
-    """The largest square in the middle, on white, each of 32 x 32 pixels the average of what it covers: uint8 [3, 32, 32].
+def averaged(image: Image.Image, shape: Shape, key: tuple[int, ...] | None = None) -> np.ndarray:
+    """The largest square in the middle, on white, each pixel of the result the average of what it covers: uint8 of `shape`.
 
-    Averages are weighted by area: on a scale where a pixel of the square is 32 units wide and one of the result `side`,
-    all weights are integers. Compositing and averaging are one sum of integers, exact in float64, and round once, half up.
+    Averages are weighted by area: on a scale where a pixel of the square is `size` units wide and one of the result `side`,
+    all weights are integers. Compositing and averaging are one sum of integers, exact in float64, and round once, half up. So does
+    the weighted sum of the colours that is the grey of a single channel.
     """
+    channels, size, _ = shape
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    edges = np.arange(side)[None] * SIDE, np.arange(SIDE)[:, None] * side
-    overlap = np.minimum(edges[0] + SIDE, edges[1] + side) - np.maximum(edges[0], edges[1])
-    cover = overlap.clip(0).astype(np.float64)  # [32, side]: units that a pixel of the result shares with one of the square
-    columns = np.zeros((SIDE, side * 3))
+    if side == size:  # each pixel covers one
+        rgba = _rgba(image.crop((left, top, left + side, top + side)), key)
+        if channels == 3 and (rgba[..., 3] == 255).all():
+            return rgba[..., :3].transpose(2, 0, 1).copy()
+    edges = np.arange(side)[None] * size, np.arange(size)[:, None] * side
+    overlap = np.minimum(edges[0] + size, edges[1] + side) - np.maximum(edges[0], edges[1])
+    cover = overlap.clip(0).astype(np.float64)  # [size, side]: units that a pixel of the result shares with one of the square
+    columns = np.zeros((size, side * 3))
     at_once = max(1, _STRIP_PIXELS // side)
     for first in range(0, side, at_once):
         rows = min(at_once, side - first)
         light = _on_white(_rgba(image.crop((left, top + first, left + side, top + first + rows)), key))  # [rows, side, 3]
         columns += cover[:, first : first + rows] @ light.reshape(rows, -1)
-    total = (cover @ columns.reshape(SIDE, side, 3)).astype(np.int64)  # [32, 32, 3]
+    total = (cover @ columns.reshape(size, side, 3)).astype(np.int64)  # [size, size, 3], at most 255 * 255 * side * side
     whole = 255 * side * side
+    if channels == 1:
+        total, whole = (total @ _GREY)[..., None], 1000 * whole
     return ((2 * total + whole) // (2 * whole)).astype(np.uint8).transpose(2, 0, 1)
 
 

@@ -181,7 +181,10 @@ def log_softmax(tape: Tape, x: Tensor, dim: int | None = None, _stacklevel: int 
 def _dims(x: Tensor, dim: int | Sequence[int] | None) -> list[int]:
     if dim is None or (isinstance(dim, Sequence) and not dim):
         raise refusal("a mean or sum over all axes, and so over images", "the axes of an image")
-    return sorted(d % x.dim() for d in ([dim] if isinstance(dim, int) else dim))
+    dims = [dim] if isinstance(dim, int) else list(dim)
+    if wrong := [d for d in dims if not -x.dim() <= d < x.dim()]:
+        raise IndexError(f"dimension out of range (expected to be in range of [{-x.dim()}, {x.dim() - 1}], but got {wrong[0]})")
+    return sorted(d % x.dim() for d in dims)
 
 
 def mean(tape: Tape, x: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:

@@ -136,13 +136,13 @@ class Convolution:
         x = F.pad(x.double(), (self.padding[1],) * 2 + (self.padding[0],) * 2)
         reach = [self.dilation[i] * (w[2 + i] - 1) + 1 for i in (0, 1)]
         windows = x.unfold(2, reach[0], self.stride[0]).unfold(3, reach[1], self.stride[1])[..., :: self.dilation[0], :: self.dilation[1]]
-        of_groups: Tensor = windows.unflatten(1, (self.groups, w[1]))
-        return of_groups.permute(1, 0, 3, 4, 2, 5, 6).flatten(4)
+        of_groups: Tensor = windows.unflatten(1, (self.groups, w[1])).permute(1, 0, 3, 4, 2, 5, 6)
+        return of_groups.reshape(*of_groups.shape[:4], w[1:].numel())
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """X as `operand` gives it, w [O, I / G, h, w] -> [N, O, H', W']."""
         sums = _product(x.flatten(1, 3), w.flatten(1).unflatten(0, (self.groups, -1)).mT, self.terms)  # [G, N H' W', O / G]
-        return sums.view(*x.shape[:4], -1).permute(1, 0, 4, 2, 3).flatten(1, 2)
+        return sums.view(*x.shape[:4], len(w) // self.groups).permute(1, 0, 4, 2, 3).flatten(1, 2)
 
     def forward_bytes(self, x: Tensor, w: Tensor) -> Tensor:
         """`forward` for x from bytes and w of at most OPERAND_BITS bits; may return float32: rounded once already."""

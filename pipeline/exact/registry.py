@@ -218,7 +218,7 @@ class Forms(TorchFunctionMode):
             return func(*args, **kwargs)
         if func is Tensor.__setitem__:
             return tape.replace(args[0], _uncompiled(shapes.put)(tape, *args))
-        raise refusal(f"'{resolve_name(func) or func}'", "see docs/exact-numerics.md")
+        raise refusal(f"'{resolve_name(func) or func}'", "those that docs/exact-numerics.md lists")
 
     def _in_place(self, func: Any, args: Any, kwargs: Any) -> Any:
         """An operation in place: a new tensor, which takes the place of the old one, also in the tensor that it was a part of."""

@@ -55,7 +55,7 @@ def reshape(tape: Tape, x: Tensor, *given: Any, shape: Any = None) -> Tensor:
     wanted = sizes(given if shape is None else (shape,))
     if -1 in wanted:
         known = -math.prod(wanted)
-        if (known < 1 or x.numel() % known) and (x.numel() or not known):
+        if x.numel() and (known < 1 or x.numel() % known):
             raise RuntimeError(f"shape {wanted} is invalid for input of size {list(x.shape)}")
         wanted[wanted.index(-1)] = x.numel() // known if x.numel() else _rows_of_none(tape, x, wanted)
     return _reshaped(tape, x, wanted)

@@ -1,10 +1,10 @@
 "use strict";
-// exact-2 in JavaScript: from an image's 32 x 32 bytes to its prediction, with the bits that docs/exact-numerics.md defines.
+// exact-2 in JavaScript: from an image's bytes to its prediction, with the bits that docs/exact-numerics.md defines.
 //
 // Read it beside that text: the names are the text's. JavaScript's numbers are IEEE 754 float64, each operation rounded once and
 // none contracted. Math.fround is the text's f32. A float32 operation is Math.fround of the float64 one: float64 has more than
 // twice float32's digits and two bits to spare, so rounding twice gives what rounding once gives for + - * and /.
-// Nothing else of Math is used but abs, max, floor and trunc, which are exact.
+// Nothing else of Math is used but abs, max, floor and trunc, which are exact, and sqrt of the number of pixels.
 
 const f32 = Math.fround;
 const OPERAND_BITS = 19;
@@ -184,10 +184,12 @@ function simpleCNN(tensors) {
   );
 }
 
-/** The float32 logits of one image: bytes [3, 32, 32], row-major. */
+/** The float32 logits of one image: bytes [channels, side, side], row-major. */
 function logitsOf(model, bytes) {
-  let x = maxPool(relu(convolution(bytesOnGrid(bytes), 32, model.conv1)), 6, 28);
-  x = maxPool(relu(convolution(onGrid(x), 14, model.conv2)), 16, 10);
+  let side = Math.trunc(Math.sqrt(bytes.length / model.conv1.shape[1]));
+  let x = maxPool(relu(convolution(bytesOnGrid(bytes), side, model.conv1)), 6, side - 4);
+  side = Math.trunc((side - 4) / 2);
+  x = maxPool(relu(convolution(onGrid(x), side, model.conv2)), 16, side - 4);
   x = relu(linear(onGrid(x), model.fc1));
   x = relu(linear(onGrid(x), model.fc2));
   return linear(onGrid(x), model.fc3);

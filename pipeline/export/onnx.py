@@ -6,6 +6,7 @@ It computes with float32 kernels, so it gives close logits and no promise of bit
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from pipeline import __version__, files
 from pipeline.data import dataset
+from pipeline.data.dataset import TUTORIAL, Shape
 from pipeline.device import CPU
 from pipeline.errors import UserError
 from pipeline.exact.draws import random_integers
@@ -25,7 +27,7 @@ DRAWN_IMAGES = 1000
 TOLERANCE = 2.0**-10
 """Of the largest logit: float32 kernels are far closer, a wrong graph is far off."""
 _BATCH = 250
-_DESCRIPTION = "SimpleCNN: bytes [N, 3, 32, 32] (channel, row, column) to logits. Float32 kernels: no promise of bits."
+_DESCRIPTION = "SimpleCNN: bytes {} (image, channel, row, column) to logits. Float32 kernels: no promise of bits."
 
 
 def write(path: Path, model: Model) -> list[str]:
@@ -36,18 +38,22 @@ def write(path: Path, model: Model) -> list[str]:
     """
     network = Network(model, CPU)
     try:
-        content = serialised(model, network.classes)
+        content = serialised(model, network.classes, network.shape)
         checked = _check(content, network, *_images(model))
     except ModuleNotFoundError as missing:
         raise UserError(
             f"export to ONNX needs the package '{missing.name}': pip install --require-hashes -r requirements/export.txt"
         ) from None
     files.write_output(path, content)
-    return [f"wrote {path}: bytes [N, 3, 32, 32] -> logits and probabilities; float32 kernels, no promise of bits", checked]
+    return [f"wrote {path}: bytes {_shape(network.shape)} -> logits and probabilities; float32 kernels, no promise of bits", checked]
 
 
-def serialised(model: Model, classes: list[str]) -> bytes:
-    """The ONNX model: input `images` uint8 [N, 3, 32, 32]; outputs `logits` and `probabilities`, float32 [N, 10]."""
+def _shape(shape: Shape) -> str:
+    return f"[N, {', '.join(map(str, shape))}]"
+
+
+def serialised(model: Model, classes: list[str], shape: Shape = TUTORIAL) -> bytes:
+    """The ONNX model: input `images` uint8 [N, *shape]; outputs `logits` and `probabilities`, float32 [N, classes]."""
     from onnx import TensorProto, checker, helper, numpy_helper
 
     nodes: list[Any] = []
@@ -71,7 +77,7 @@ def serialised(model: Model, classes: list[str]) -> bytes:
     graph = helper.make_graph(
         nodes,
         "SimpleCNN",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", 3, 32, 32])],
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", *shape])],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", len(classes)]) for name in ("logits", "probabilities")],
         [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in constants.items()],
     )
@@ -81,7 +87,7 @@ def serialised(model: Model, classes: list[str]) -> bytes:
         opset_imports=[helper.make_opsetid("", OPSET)],
         producer_name="pipeline",
         producer_version=__version__,
-        doc_string=_DESCRIPTION,
+        doc_string=_DESCRIPTION.format(_shape(shape)),
     )
     provenance = model.provenance
     facts = {
@@ -98,12 +104,13 @@ def serialised(model: Model, classes: list[str]) -> bytes:
 
 
 def _images(model: Model) -> tuple[np.ndarray, str]:
-    """What to check with, uint8 [M, 3, 32, 32], and its name: the run's test images where data/ holds its data set, else drawn bytes."""
+    """What to check with, uint8 [M, C, H, W], and its name: the run's test images where data/ holds its data set, else drawn bytes."""
     if dataset.DATASET.exists():
         data = dataset.load()
         if data.digest == model.provenance.data.digest:
             return data.test_images, f"test images of {data.name}"
-    drawn = random_integers("onnx", 256, DRAWN_IMAGES * 3 * 32 * 32).astype(np.uint8).reshape(-1, 3, 32, 32)
+    shape = model.provenance.data.shape
+    drawn = random_integers("onnx", 256, DRAWN_IMAGES * math.prod(shape)).astype(np.uint8).reshape(-1, *shape)
     return drawn, f"drawn images ({dataset.DATASET} does not hold the run's data set)"
 
 
@@ -113,7 +120,7 @@ def _check(content: bytes, network: Network, images: np.ndarray, name: str) -> s
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     pairs = [(network(part).logits, session.run(["logits"], {"images": part})[0]) for part in _parts(images)]
-    ours, theirs = (np.concatenate(side) for side in zip(*pairs, strict=True))  # each float32 [M, 10]
+    ours, theirs = (np.concatenate(side) for side in zip(*pairs, strict=True))  # each float32 [M, classes]
     difference = float(abs(ours - theirs).max())
     second, best = np.sort(ours, 1)[:, -2:].T
     decided = best - second > difference

@@ -12,10 +12,10 @@ function float32s(base64) {
   return Float32Array.from({ length: view.byteLength / 4 }, (_, i) => view.getFloat32(4 * i, true));
 }
 
-/** A Blob or a video's frame -> its prediction, its 32 x 32 bytes, and the milliseconds that reading and computing took. */
+/** A Blob or a video's frame -> its prediction, its bytes, and the milliseconds that reading and computing took. */
 async function classify(source) {
   const start = performance.now();
-  const bytes = await networkInput(source);
+  const bytes = await networkInput(source, run.shape);
   const read = performance.now();
   const prediction = predict(model, bytes);
   if (prediction.confidences.some(Number.isNaN)) throw new RangeError("the network gives it scores that are not finite, so no class");
@@ -33,9 +33,10 @@ function say(text, isError = false) {
 
 function show({ logits, predicted, confidences, bytes, reading, computing }) {
   const context = element("seen").getContext("2d");
-  const pixels = context.createImageData(SIDE, SIDE);
-  for (let at = 0; at < SIDE * SIDE; at++) {
-    for (let c = 0; c < 3; c++) pixels.data[4 * at + c] = bytes[c * SIDE * SIDE + at];
+  const [channels, size] = run.shape;
+  const pixels = context.createImageData(size, size);
+  for (let at = 0; at < size * size; at++) {
+    for (let c = 0; c < 3; c++) pixels.data[4 * at + c] = bytes[(c % channels) * size * size + at];
     pixels.data[4 * at + 3] = 255;
   }
   context.putImageData(pixels, 0, 0);

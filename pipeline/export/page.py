@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,12 @@ def render(model: Model, network: Network) -> bytes:
         [(Path(__file__).parent / name).read_text(encoding="utf-8") for name in SCRIPTS],
         {
             "classes": network.classes,
+            "shape": network.shape,
             "tensors": {name: {"shape": array.shape, "data": _float32s(array)} for name, array in sorted(model.weights.items())},
             "selfTest": _self_test(network),
         },
         classes=network.classes,
+        size=network.shape[-1],
         fingerprint=model.fingerprint,
         data=provenance.data.name,
         seed=provenance.seed,
@@ -61,6 +64,6 @@ def _float32s(array: np.ndarray) -> str:
 
 def _self_test(network: Network) -> dict[str, Any]:
     """A drawn picture as a PNG, its bytes, and the confidences that the page must give for it."""
-    image = random_integers("self-test", 256, 3 * 32 * 32).astype(np.uint8).reshape(3, 32, 32)
+    image = random_integers("self-test", 256, math.prod(network.shape)).astype(np.uint8).reshape(network.shape)
     picture, content = (base64.b64encode(part).decode() for part in (pictures.png(image), image.tobytes()))
     return {"picture": picture, "bytes": content, "confidences": _float32s(network(image[None]).confidences[0])}

@@ -93,7 +93,7 @@ def read(path: Path, named: bool = True) -> Source:
         UserError: it cannot be read, or is no text.
     """
     try:
-        content = paths.plain(path).read_bytes()
+        content = bytes(paths.read(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; name a script, or a folder of scripts") from None
     if path.suffix == ".ipynb":

@@ -18,27 +18,28 @@ from pipeline.schema import Finite
 
 WAITING = CACHE / "environments"
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1, description="a whole number from 0")]
+Text = Annotated[str, schema.text("at most 2000 characters that can be shown", r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{0,2000}")]
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The environment of one stage; what is not known is None."""
 
-    device: str | None = None
+    device: Text | None = None
     """As params.yaml names it."""
-    hardware: str | None = None
+    hardware: Text | None = None
     """The device's own name; of workers on unlike devices all names."""
     threads: Count | None = None
     workers: Count | None = None
     """Processes that trained together."""
-    cpu_capability: str | None = None
+    cpu_capability: Text | None = None
     """The instruction set of PyTorch's kernels."""
-    platform: str | None = None
-    python: str | None = None
-    torch: str | None = None
-    cuda: str | None = None
-    driver: str | None = None
+    platform: Text | None = None
+    python: Text | None = None
+    torch: Text | None = None
+    cuda: Text | None = None
+    driver: Text | None = None
     cudnn: Count | None = None
-    compute_capability: str | None = None
+    compute_capability: Text | None = None
     batch_size: Count | None = None
     """Of an evaluation."""
     seconds_per_epoch: Finite | None = None

@@ -6,10 +6,13 @@ runs are never taken for one) and `environment.json`. It appears in one rename.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ import msgspec
 from pipeline import files, revision, schema, sources
 from pipeline.errors import UserError, printable
 from pipeline.inputs import CACHE
+from pipeline.params import Device
 from pipeline.runs import environments, outputs
 from pipeline.runs.environments import Environment, Facts
 from pipeline.runs.outputs import HISTORY, METRICS, MODEL, OUTPUTS, PARTS, PREDICTIONS, Metrics, Model, Prediction, Step
@@ -34,13 +38,13 @@ FORMAT = 2
 class Identity(Provenance, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a run is. Exact runs with equal provenance must have equal bits."""
 
-    device: str | None
+    device: Device | None
     """Where the weights were trained, as params.yaml names it; None where they came from elsewhere."""
-    fingerprint: str
+    fingerprint: schema.Digest
     """The weights'."""
-    evaluation_code: str | None
+    evaluation_code: schema.Digest | None
     """The digest of the sources that evaluated; None where the evaluation came from elsewhere."""
-    revision: str | None
+    revision: schema.Phrase | None
     """Git's name for the commit of the sources that trained, where they are the ones that are here."""
 
     @property
@@ -53,7 +57,7 @@ class _Document(Identity, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """`run.json`."""
 
     format: int
-    files: dict[str, str]
+    files: dict[str, schema.Digest]
     """Part -> its SHA-256."""
 
 
@@ -68,6 +72,8 @@ class Run:
     history: list[Step]
     predictions: list[Prediction]
     weights: Tensors
+    sums: dict[str, str]
+    """Part -> the SHA-256 of the bytes that were read."""
 
 
 # --- keeping -------------------------------------------------------------------------------------------------------
@@ -84,26 +90,40 @@ def keep(folder: Path = OUTPUTS, runs: Path | None = None, evaluated_in: Facts |
         UserError: the parts do not belong together.
     """
     runs = runs or runs_folder()
-    model = outputs.read_model(folder)
-    _check_parts(folder, model, outputs.read_metrics(folder), outputs.read_predictions(folder))
-    parts = {name: outputs.read_bytes(folder / name) for name in PARTS}
-    sums = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
-    if evaluated_in is None and (kept := _with_files(runs, sums)):
+    parts = read_parts(folder)
+    run = made(folder, parts, evaluated_in, trained_in)
+    if evaluated_in is None and (kept := _with_files(runs, run.sums)):
         return kept
+    return put(run, parts, runs)
+
+
+def made(folder: Path, parts: Mapping[str, bytes], evaluated_in: Facts | None, trained_in: Facts | None = None) -> Run:
+    """The run whose parts, which `folder` names in errors, were computed here. Arguments and errors are those of `keep`."""
+    model = outputs.model(folder / MODEL, parts[MODEL])
     environment = Environment(train=trained_in or environments.of_training(model), evaluate=evaluated_in)
-    identity = _identity(model, environment)
-    target = runs / _name(identity, environment, sums)
-    with files.in_turn(runs.parent / CACHE / "keep.lock"):
-        if (target / IDENTITY).exists():
-            return target
-        if target.exists():
-            raise UserError(f"{target}: is there, but without {IDENTITY}; move it away and run again")
-        with files.publishing(target) as part:
-            for name, content in parts.items():
-                files.write_bytes(part / name, content)
-            files.write_json(part / ENVIRONMENT, msgspec.to_builtins(environment))
-            files.write_json(part / IDENTITY, {"format": FORMAT, **msgspec.to_builtins(identity), "files": sums})
-    return target
+    return _run(folder, parts, model, _identity(model, environment), environment, _sums(parts))
+
+
+def put(run: Run, parts: Mapping[str, bytes], runs: Path) -> Path:
+    """Put a run with these parts under `runs`; return its folder. What stands there under its name is read, never trusted.
+
+    Raises:
+        UserError: another run stands under its name.
+    """
+    digest = _digest(run)
+    for digits in (8, 16, 64):  # 8 can be made to collide
+        target = runs / _name(run, digest[:digits])
+        with files.in_turn(runs.parent / CACHE / "keep.lock"):
+            if not os.path.lexists(target):
+                with files.publishing(target) as part:
+                    outputs.write(part, parts)
+                    files.write_json(part / ENVIRONMENT, msgspec.to_builtins(run.environment))
+                    files.write_json(part / IDENTITY, {"format": FORMAT, **msgspec.to_builtins(run.identity), "files": run.sums})
+                return target
+        with contextlib.suppress(UserError):
+            if _digest(load(target)) == digest:
+                return target
+    raise UserError(f"{target}: is there, but is not the run of that name; move it away and run again")
 
 
 def keep_unkept(folder: Path = OUTPUTS) -> Path | None:
@@ -148,18 +168,24 @@ def _identity(model: Model, environment: Environment) -> Identity:
     )
 
 
-def _name(identity: Identity, environment: Environment, sums: dict[str, str]) -> str:
-    """A folder's name that no other run has: equal runs on one machine share it."""
-    matters: list[Any] = [msgspec.structs.replace(identity, revision=None), sums]
-    matters += [environments.lasting(facts) for facts in (environment.train, environment.evaluate)]
-    words = [identity.data.name, identity.numerics, (identity.device or "").replace(":", ""), f"seed{identity.seed}"]
-    return "-".join([*filter(None, words), hashlib.sha256(msgspec.json.encode(matters, order="sorted")).hexdigest()[:8]])
+def _digest(run: Run) -> str:
+    """What tells a run from all others: equal runs on one machine share it."""
+    matters: list[Any] = [msgspec.structs.replace(run.identity, revision=None), run.sums]
+    matters += [environments.lasting(facts) for facts in (run.environment.train, run.environment.evaluate)]
+    return hashlib.sha256(msgspec.json.encode(matters, order="sorted")).hexdigest()
+
+
+def _name(run: Run, digits: str) -> str:
+    """A folder's name for a run. Its words are held to what a name may be, wherever they come from."""
+    identity = run.identity
+    words = [identity.data.name, identity.numerics, (identity.device or "").replace(":", ""), f"seed{identity.seed}", digits]
+    return re.sub(r"[^A-Za-z0-9._-]|^\.", "_", "-".join(filter(None, words)))
 
 
 def _with_files(runs: Path, sums: dict[str, str]) -> Path | None:
     for folder in listed(runs):
         try:
-            if _document(folder).files == sums:
+            if _document(folder).files == sums and _sums(read_parts(folder)) == sums:
                 return folder
         except UserError:
             continue  # whoever reads that run is told
@@ -197,9 +223,38 @@ def load(folder: Path) -> Run:
         raise UserError(f"{folder}: not a folder; kept runs are under {RUNS}/")
     document = _document(folder)
     identity = Identity(**{name: getattr(document, name) for name in Identity.__struct_fields__})
+    if identity.workers is not None and identity.numerics != "native":
+        raise UserError(
+            f"{folder / IDENTITY}: 'workers' is {identity.workers}; allowed: null, for the bits of exact numerics have no such part"
+        )
     environment = environments.read(folder / ENVIRONMENT)
-    model, metrics = outputs.read_model(folder), outputs.read_metrics(folder)
-    history, predictions = outputs.read_history(folder), outputs.read_predictions(folder)
+    parts = read_parts(folder)
+    return _run(folder, parts, outputs.model(folder / MODEL, parts[MODEL]), identity, environment, document.files)
+
+
+def unchanged(run: Run) -> bool:
+    """Whether a run's folder still holds what was read of it."""
+    try:
+        return _sums(read_parts(run.folder)) == run.sums
+    except UserError:
+        return False
+
+
+def read_parts(folder: Path) -> dict[str, bytes]:
+    """The bytes of a run's parts, each read once: what is compared is what was hashed. Raises UserError when one is missing."""
+    return {name: outputs.read_bytes(folder / name) for name in PARTS}
+
+
+def _sums(parts: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(parts[name]).hexdigest() for name in PARTS}
+
+
+def _run(
+    folder: Path, parts: Mapping[str, bytes], model: Model, identity: Identity, environment: Environment, recorded: Mapping[str, str]
+) -> Run:
+    """A run of these parts, whose sums are `recorded`. Raises UserError where they contradict each other."""
+    metrics, history = outputs.metrics(folder / METRICS, parts[METRICS]), outputs.history(folder / HISTORY, parts[HISTORY])
+    predictions, sums = outputs.predictions(folder / PREDICTIONS, parts[PREDICTIONS]), _sums(parts)
     if model.fingerprint != identity.fingerprint:
         raise UserError(
             f"{folder / MODEL}: its fingerprint is {model.fingerprint:.12}..., but {IDENTITY} records "
@@ -208,10 +263,12 @@ def load(folder: Path) -> Run:
     if model.provenance != identity.provenance:
         raise UserError(f"{folder / IDENTITY}: claims another training than the one that {MODEL} says made it; changed after the run")
     for name in PARTS:  # before one part is held against another: a foreign one is named itself, not what it contradicts
-        if outputs.sha256(folder / name) != document.files.get(name):
+        if sums[name] != recorded.get(name):
             raise UserError(f"{folder / name}: changed after the run, or of another run (its SHA-256 is not the one in {IDENTITY})")
+    if sums[HISTORY] != model.history:
+        raise UserError(f"{folder / HISTORY}: not the history of {MODEL}: changed, or of another training; run `dvc repro` again")
     _check_parts(folder, model, metrics, predictions)
-    return Run(folder, identity, environment, metrics, history, predictions, model.weights)
+    return Run(folder, identity, environment, metrics, history, predictions, model.weights, sums)
 
 
 class _Format(msgspec.Struct):
@@ -231,9 +288,7 @@ def _document(folder: Path) -> _Document:
 
 
 def _check_parts(folder: Path, model: Model, metrics: Metrics, predictions: list[Prediction]) -> None:
-    """Raise UserError where the parts of a run contradict each other."""
-    if outputs.sha256(folder / HISTORY) != model.history:
-        raise UserError(f"{folder / HISTORY}: not the history of {MODEL}: changed, or of another training; run `dvc repro` again")
+    """Raise UserError where the metrics and predictions of a run contradict each other, or the model."""
     if metrics.fingerprint != model.fingerprint:
         raise UserError(
             f"{folder / METRICS}: of weights with the fingerprint {metrics.fingerprint:.12}..., but those in {MODEL} have "

@@ -7,7 +7,7 @@ import hashlib
 import io
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from pipeline import files, paths, schema, tensors
-from pipeline.errors import UserError
+from pipeline.errors import UserError, shown
 from pipeline.runs.provenance import Provenance
 from pipeline.tensors import Tensors
 
@@ -54,8 +54,8 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     loss: float
     accuracy_per_class: dict[str, float]
     """Of the classes that the test images have, in the order of the labels."""
-    numerics: str
-    fingerprint: str
+    numerics: schema.Name
+    fingerprint: schema.Digest
     """The weights'."""
 
 
@@ -73,92 +73,126 @@ class _Metadata(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What stands in a model's file beside the weights."""
 
     provenance: Provenance
-    history: str
+    history: schema.Digest
 
 
 # --- the model and its history -----------------------------------------------------------------------------------
 
 
-def write_training(folder: Path, weights: Tensors, history: Iterable[Step], provenance: Provenance) -> None:
-    """Write a training's outputs: float32 weights that name their history and what trained them, and that history, of float32 losses."""
+def training_parts(weights: Tensors, history: Iterable[Step], provenance: Provenance) -> dict[str, bytes]:
+    """A training's outputs: float32 weights that name their history and what trained them, and that history, of float32 losses."""
     rows = _csv(Step._fields, ((s.step, s.epoch, np.float32(s.loss)) for s in history))
     metadata = _Metadata(provenance, hashlib.sha256(rows).hexdigest())
-    tensors.write(folder / MODEL, weights, ("training", msgspec.json.encode(metadata, order="sorted").decode()))
-    files.write_bytes(folder / HISTORY, rows)
+    return {MODEL: tensors.dump(weights, ("training", msgspec.json.encode(metadata, order="sorted").decode())), HISTORY: rows}
+
+
+def write_training(folder: Path, weights: Tensors, history: Iterable[Step], provenance: Provenance) -> None:
+    """Write a training's outputs."""
+    write(folder, training_parts(weights, history, provenance))
 
 
 def check_weights(weights: Tensors, problem: str) -> None:
     """Raise UserError, which begins with `problem`, where weights are not such as `read_model` takes: before a training as after it."""
     for name, array in weights.items():
-        if array.dtype != np.float32:
-            raise UserError(f"{problem}: '{name}' is {array.dtype}, not float32")
+        if array.dtype not in (np.float32, np.int64):  # int64: how many batches a norm has seen
+            raise UserError(f"{problem}: {shown(name)} is {array.dtype}, not float32")
         if not np.isfinite(array).all():
-            raise UserError(f"{problem}: '{name}' holds NaN or infinity")
+            raise UserError(f"{problem}: {shown(name)} holds NaN or infinity")
 
 
 def read_weights(folder: Path) -> dict[str, np.ndarray]:
     """A model's weights, whatever trained them. Nothing in the file is executed. Raises UserError."""
-    return _read(folder).tensors
+    return _tensors(folder / MODEL, _model_bytes(folder)).tensors
 
 
 def read_model(folder: Path) -> Model:
-    """A model's weights and what trained them.
+    """A model's weights and what trained them. Raises UserError as `model` does, and when the file is missing."""
+    return model(folder / MODEL, _model_bytes(folder))
+
+
+def model(path: Path, content: bytes | bytearray) -> Model:
+    """The model in the bytes of a file, which is called `path` in errors.
 
     Raises:
-        UserError: the file is missing or damaged, holds what no float32 weight can be, or does not say what trained it.
+        UserError: it is damaged, holds what no float32 weight can be, or does not say what trained it.
     """
-    content, path = _read(folder), folder / MODEL
-    check_weights(content.tensors, f"{path}: damaged")
-    if "training" not in content.metadata:
+    read = _tensors(path, content)
+    check_weights(read.tensors, f"{path}: damaged")
+    if "training" not in read.metadata:
         raise UserError(f"{path}: does not say what trained it; run `dvc repro` with this version, which trains again")
-    metadata = schema.decode(_Metadata, content.metadata["training"].encode(), str(path))
-    return Model(content.tensors, metadata.provenance, metadata.history, tensors.fingerprint(content.tensors))
+    metadata = schema.decode(_Metadata, read.metadata["training"].encode(), str(path))
+    return Model(read.tensors, metadata.provenance, metadata.history, tensors.fingerprint(read.tensors))
 
 
-def _read(folder: Path) -> tensors.Content:
-    path = folder / MODEL
+def _model_bytes(folder: Path) -> bytearray:
     try:
-        return tensors.read(path)
+        return paths.read(folder / MODEL)
     except FileNotFoundError:
-        raise UserError(f"{path}: not found; run `dvc repro` first, or name a folder under runs/") from None
+        raise UserError(f"{folder / MODEL}: not found; run `dvc repro` first, or name a folder under runs/") from None
+    except OSError as error:
+        raise UserError(f"{folder / MODEL}: cannot be read: {error.strerror}") from None
+
+
+def _tensors(path: Path, content: bytes | bytearray) -> tensors.Content:
+    try:
+        return tensors.parse(content if isinstance(content, bytearray) else bytearray(content))
     except tensors.Damaged as reason:
         raise UserError(f"{path}: damaged, or not a safetensors file ({reason}); make it again with `dvc repro`") from None
 
 
 def read_history(folder: Path) -> list[Step]:
     """Read the history. Raises UserError when it is missing, empty, damaged or not finite."""
-    history = _read_csv(folder / HISTORY, Step._fields, lambda a, b, c: Step(int(a), int(b), _float32(c)))
-    if any(later.step <= earlier.step for earlier, later in itertools.pairwise(history)):
-        raise UserError(f"{folder / HISTORY}: damaged: the column 'step' must increase; run `dvc repro` again")
-    return history
+    return history(folder / HISTORY, read_bytes(folder / HISTORY))
+
+
+def history(path: Path, content: bytes) -> list[Step]:
+    """The history in the bytes of a file, which is called `path` in errors. Raises UserError as `read_history` does."""
+    rows = _read_csv(path, content, Step._fields, lambda a, b, c: Step(_count(a), _count(b), _float32(c)))
+    if any(later.step <= earlier.step for earlier, later in itertools.pairwise(rows)):
+        raise UserError(f"{path}: damaged: the column 'step' must increase; run `dvc repro` again")
+    return rows
 
 
 # --- metrics and predictions -------------------------------------------------------------------------------------
 
 
-def write_evaluation(folder: Path, metrics: Metrics, predictions: Iterable[Prediction]) -> None:
-    """Write an evaluation's outputs; `confidence` must be a float32's value."""
-    files.write_json(folder / METRICS, msgspec.to_builtins(metrics))
+def evaluation_parts(metrics: Metrics, predictions: Iterable[Prediction]) -> dict[str, bytes]:
+    """An evaluation's outputs; `confidence` must be a float32's value."""
     rows = ((p.index, p.actual, p.predicted, np.float32(p.confidence)) for p in predictions)
-    files.write_bytes(folder / PREDICTIONS, _csv(Prediction.__struct_fields__, rows))
+    return {METRICS: files.json_bytes(msgspec.to_builtins(metrics)), PREDICTIONS: _csv(Prediction.__struct_fields__, rows)}
+
+
+def write_evaluation(folder: Path, metrics: Metrics, predictions: Iterable[Prediction]) -> None:
+    """Write an evaluation's outputs."""
+    write(folder, evaluation_parts(metrics, predictions))
 
 
 def read_metrics(folder: Path) -> Metrics:
     """Read the metrics. Raises UserError when they are missing, damaged or not finite."""
-    metrics = schema.decode(Metrics, read_bytes(folder / METRICS), str(folder / METRICS))
-    if not all(map(math.isfinite, (metrics.accuracy, metrics.loss, *metrics.accuracy_per_class.values()))):
-        raise UserError(f"{folder / METRICS}: damaged: a number in it is not finite")
-    if not metrics.accuracy_per_class:
-        raise UserError(f"{folder / METRICS}: damaged: 'accuracy_per_class' names no class")
-    return metrics
+    return metrics(folder / METRICS, read_bytes(folder / METRICS))
+
+
+def metrics(path: Path, content: bytes) -> Metrics:
+    """The metrics in the bytes of a file, which is called `path` in errors. Raises UserError as `read_metrics` does."""
+    found = schema.decode(Metrics, content, str(path))
+    if not all(map(math.isfinite, (found.accuracy, found.loss, *found.accuracy_per_class.values()))):
+        raise UserError(f"{path}: damaged: a number in it is not finite")
+    if not found.accuracy_per_class:
+        raise UserError(f"{path}: damaged: 'accuracy_per_class' names no class")
+    return found
 
 
 def read_predictions(folder: Path) -> list[Prediction]:
     """Read the predictions. Raises UserError when they are missing, empty, damaged or not finite."""
-    predictions = _read_csv(folder / PREDICTIONS, Prediction.__struct_fields__, lambda a, b, c, d: Prediction(int(a), b, c, _float32(d)))
-    if any(p.index != i for i, p in enumerate(predictions)):
-        raise UserError(f"{folder / PREDICTIONS}: damaged: the column 'index' must count from 0; run `dvc repro` again")
-    return predictions
+    return predictions(folder / PREDICTIONS, read_bytes(folder / PREDICTIONS))
+
+
+def predictions(path: Path, content: bytes) -> list[Prediction]:
+    """The predictions in the bytes of a file, which is called `path` in errors. Raises UserError as `read_predictions` does."""
+    rows = _read_csv(path, content, Prediction.__struct_fields__, lambda a, b, c, d: Prediction(_count(a), b, c, _float32(d)))
+    if any(p.index != i for i, p in enumerate(rows)):
+        raise UserError(f"{path}: damaged: the column 'index' must count from 0; run `dvc repro` again")
+    return rows
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
@@ -169,10 +203,16 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
+def write(folder: Path, parts: Mapping[str, bytes]) -> None:
+    """Write parts of a run, by their names."""
+    for name, content in parts.items():
+        files.write_bytes(folder / name, content)
+
+
 def read_bytes(path: Path) -> bytes:
     """A part of a run. Raises UserError when it is missing or cannot be read."""
     try:
-        return paths.plain(path).read_bytes()
+        return bytes(paths.read(path))
     except FileNotFoundError:
         raise UserError(f"{path}: not found; this is not a whole run") from None
     except OSError as error:
@@ -187,8 +227,7 @@ def _csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> bytes:
     return text.getvalue().encode()
 
 
-def _read_csv(path: Path, header: tuple[str, ...], row: Callable[..., Row]) -> list[Row]:
-    content = read_bytes(path)
+def _read_csv(path: Path, content: bytes, header: tuple[str, ...], row: Callable[..., Row]) -> list[Row]:
     try:
         lines = csv.reader(io.StringIO(content.decode()))
         if (first := next(lines, None)) != list(header):
@@ -203,6 +242,12 @@ def _read_csv(path: Path, header: tuple[str, ...], row: Callable[..., Row]) -> l
     if not rows:
         raise UserError(f"{path}: damaged: it has no rows")
     return rows
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 15):
+        raise ValueError(f"{shown(text)} where a whole number of at most 15 digits must be")
+    return int(text)
 
 
 def _float32(text: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import sys
 from dataclasses import dataclass
@@ -35,18 +36,19 @@ class State:
 class Checkpoint:
     """Where an unfinished training is saved: two files in turn, so that the one not being written is always whole.
 
-    `key` must name all that the bits depend on; a state with another key is not used.
+    `key` must name all that the bits depend on; a state with another key is not used. With a `secret` neither is one that was written
+    by somebody who does not know it.
     """
 
-    def __init__(self, folder: Path, key: dict[str, Any]) -> None:
-        self.folder, self.key = folder, json.dumps(key, sort_keys=True)
+    def __init__(self, folder: Path, key: dict[str, Any], secret: bytes = b"") -> None:
+        self.folder, self.key, self._secret = folder, json.dumps(key, sort_keys=True), secret
         self.older, self.newer = folder / "one.safetensors", folder / "two.safetensors"
 
     def save(self, state: State) -> None:
         """Save durably in the place of the older state; the newer stays."""
         rows = np.array([(s.step, s.epoch, s.loss) for s in state.history], np.float64).reshape(-1, 3)
         content = {**state.tensors, "history": rows, "step": np.array(state.step)}
-        tensors.write(self.older, content, ("checkpoint", json.dumps({"key": self.key, "sha256": _sha256(self.key, content)})))
+        tensors.write(self.older, content, ("checkpoint", json.dumps({"key": self.key, "sha256": self._sum(self.key, content)})))
         self.older, self.newer = self.newer, self.older
 
     def load(self) -> State | None:
@@ -73,7 +75,7 @@ class Checkpoint:
         try:
             content, metadata = tensors.read(path)
             recorded = json.loads(metadata["checkpoint"])
-            if recorded["sha256"] != _sha256(recorded["key"], content):
+            if recorded["sha256"] != self._sum(recorded["key"], content):
                 raise ValueError("its checksum is another")
             theirs, ours = json.loads(recorded["key"]), json.loads(self.key)
             if other := [name for name in ours if theirs.get(name) != ours[name]]:
@@ -83,16 +85,15 @@ class Checkpoint:
         except (tensors.Damaged, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise UserError(f"corrupt ({error})") from None
 
+    def _sum(self, key: str, content: Tensors) -> str:
+        """SHA-256 over every bit, zeros' signs too; with a secret, its HMAC."""
+        digest = hmac.new(self._secret, key.encode(), "sha256") if self._secret else hashlib.sha256(key.encode())
+        for name in sorted(content):
+            digest.update(f"\n{name} {content[name].dtype} {content[name].shape}\n".encode() + content[name].tobytes())
+        return digest.hexdigest()
+
     def remove(self) -> None:
         """The training is finished: its states go."""
         with files.explained(self.folder):
             self.older.unlink(missing_ok=True)
             self.newer.unlink(missing_ok=True)
-
-
-def _sha256(key: str, content: Tensors) -> str:
-    """Over every bit, zeros' signs too."""
-    digest = hashlib.sha256(key.encode())
-    for name in sorted(content):
-        digest.update(f"\n{name} {content[name].dtype} {content[name].shape}\n".encode() + content[name].tobytes())
-    return digest.hexdigest()

@@ -72,7 +72,7 @@ def train(trainer: Trainer, checkpoint: Checkpoint | None = None, checkpoint_sec
         trainer.named_weights(),
         history,
         round(clock.seconds / epochs, 4) if epochs else None,
-        round(len(trainer.labels) * epochs / clock.seconds, 1) if epochs else None,
+        round(len(trainer.data) * epochs / clock.seconds, 1) if epochs else None,
     )
 
 

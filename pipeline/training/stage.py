@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pipeline import device as devices
-from pipeline import files, numerics
+from pipeline import files, models, numerics
 from pipeline.data import dataset
 from pipeline.errors import UserError
 from pipeline.inputs import CACHE, LOCK, Inputs
@@ -22,7 +22,7 @@ from pipeline.training import checkpoint, loop
 from pipeline.training.checkpoint import UNFINISHED, Checkpoint
 from pipeline.training.loop import Training
 from pipeline.training.trainer import Trainer
-from pipeline.workers import ALONE, Group, place
+from pipeline.workers import ALONE, Group, rank, session
 
 if TYPE_CHECKING:
     import torch
@@ -50,18 +50,20 @@ def train(inputs: Inputs, checkpoint_seconds: float = checkpoint.SECONDS) -> Non
         Interrupted: a signal came; the state is saved.
     """
     params = inputs.params
-    at = place.here(params.workers, params.numerics)
-    with files.only_one(LOCK, "a stage") if at.rank == 0 else contextlib.nullcontext():
+    own = rank.here(params.workers, params.numerics)
+    with files.only_one(LOCK, "a stage") if own.rank == 0 else contextlib.nullcontext():
         inputs.watch(dataset.DATASET)
-        with place.together(at, WORKERS) as join:
+        with session.together(own, WORKERS) as join:
             data = dataset.load()
-            device = devices.select(params.device, at.local_rank, at.local_count)
-            devices.prepare(device, at.local_count)
-            if at.rank == 0 and device.type == devices.CPU and at.local_count > (limit := devices.cpu_limit()):
-                print(f"{at.local_count} workers share {limit} CPU(s), which is slower than workers: {limit}", file=sys.stderr, flush=True)
+            device = devices.select(params.device, own.local_rank, own.local_count)
+            devices.prepare(device, own.local_count)
+            if own.rank == 0 and device.type == devices.CPU and own.local_count > (limit := devices.cpu_limit()):
+                print(f"{own.local_count} workers share {limit} CPU(s), which is slower than workers: {limit}", file=sys.stderr, flush=True)
             chosen = numerics.select(params.numerics, device)
-            described = provenance.described_by(params, chosen.version, data.description, inputs.code)
-            unfinished = checkpoint_of(described, device, UNFINISHED) if at.rank == 0 else None
+            described = provenance.described_by(
+                params, chosen.version, data.description, inputs.code, models.source(params.model, chosen.version)
+            )
+            unfinished = checkpoint_of(described, device, UNFINISHED) if own.rank == 0 else None
             pytorch = devices.describe(device)["torch"] if chosen.version == "native" else None
             with devices.failures_explained(device):
                 group = join(device, {**provenance.flattened(described), "PyTorch": pytorch})
@@ -83,10 +85,10 @@ def train(inputs: Inputs, checkpoint_seconds: float = checkpoint.SECONDS) -> Non
         print(TUTORIAL)
 
 
-def checkpoint_of(described: Provenance, device: torch.device, folder: Path) -> Checkpoint:
+def checkpoint_of(described: Provenance, device: torch.device, folder: Path, secret: bytes = b"") -> Checkpoint:
     """Where an unfinished training is saved in `folder`: the bits of native numerics depend on the machine, those of exact do not."""
     machine = devices.describe(device) if described.numerics == "native" else None
-    return Checkpoint(folder, {**msgspec.to_builtins(described), "machine": machine})
+    return Checkpoint(folder, {**msgspec.to_builtins(described), "machine": machine}, secret)
 
 
 def fit(
@@ -103,7 +105,7 @@ def fit(
     """
     with devices.failures_explained(device):
         settings = msgspec.structs.replace(described.train, epochs=of_epochs or described.train.epochs)
-        trainer = Trainer(data, device, described.seed, chosen, settings, group, described.train.epochs)
+        trainer = Trainer(data, device, described.seed, chosen, settings, group, described.train.epochs, described.network)
         outputs.check_weights(trainer.named_weights(), "the network cannot be kept, so it is not trained")
         return trainer, loop.train(trainer, unfinished, checkpoint_seconds)
 

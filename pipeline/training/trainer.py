@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from msgspec import structs
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline import device as devices
+from pipeline import models
+from pipeline.data.batches import Batches
 from pipeline.exact.augmentation import Augmentation
 from pipeline.exact.draws import permutation
-from pipeline.exact.initial_values import initialise
 from pipeline.exact.masks import Draws
-from pipeline.model import SimpleCNN
-from pipeline.numerics.exact import refusals_explained
-from pipeline.params import Train
+from pipeline.params import Model, Train
 from pipeline.training import updates
 from pipeline.workers import ALONE, Group
 
@@ -44,21 +43,21 @@ class Trainer:
 
     def __init__(
         self, data: Dataset, device: torch.device, seed: int, numerics: Numerics, settings: Train, group: Group = ALONE,
-        epochs: int | None = None,
+        epochs: int | None = None, network: Model = Model(),  # noqa: B008 - frozen
     ) -> None:  # fmt: skip
         """Of a training of `settings.epochs` epochs, which its schedule is for, only the first `epochs` are trained, where given."""
         self.epochs = settings.epochs if epochs is None else epochs
         self.device, self.seed, self.numerics, self.settings, self.group = device, seed, numerics, settings, group
         # 1. the device is selected; 2. the model moves to it
-        self.model: nn.Module = SimpleCNN()
-        with refusals_explained():
-            initialise(self.model, seed)
+        self.model = models.build(network, data.shape, len(data.classes), seed)
+        self.network = network
         self.model.to(device)
-        # 3. the data moves to it, whole
-        self.images = torch.from_numpy(data.train_images).to(device)  # uint8 [N, 3, 32, 32]
-        self.labels = torch.from_numpy(data.train_labels).to(device).long()  # int64 [N]
-        rows = max(len(self.labels), 2 * settings.batch_size)  # enough for the two steps that prove a CUDA graph, as in step_log
-        self.order = torch.arange(rows, device=device).remainder_(max(1, len(self.labels)))  # int64; the epoch's order, in its first N
+        if network != Model():
+            models.try_out(self.model, network, data.shape, len(data.classes), numerics, device)
+        # 3. the data moves to it, whole where it fits
+        self.data = Batches(data.train_images, data.train_labels, device)
+        rows = max(len(self.data), 2 * settings.batch_size)  # enough for the two steps that prove a CUDA graph, as in step_log
+        self.order = torch.arange(rows, device=device).remainder_(max(1, len(self.data)))  # int64; the epoch's order, in its first N
         self.augmentation = Augmentation(seed, **structs.asdict(settings.augment))
         self.updates = updates.select(numerics.version, dict(self.model.named_parameters()), settings, self.steps_per_epoch)
         self.steps_completed = 0
@@ -70,7 +69,9 @@ class Trainer:
         self.logged = torch.zeros(1, dtype=torch.int64, device=device)  # rows of it
         self.offsets = torch.arange(settings.batch_size, device=device)
         self._full_step: Callable[[], None] | None = None
-        if len(self.labels) >= settings.batch_size and group.count == 1 and self.updates.capturable:  # a graph with collectives is untried
+        # that a graph holds collectives was never tried, one cannot hold what is read from a file, and its proof takes two steps
+        graphic = group.count == 1 and self.data.resident and self.updates.capturable and self.total_steps > 1
+        if len(self.data) >= settings.batch_size and graphic:
             counters = [self.position, self.step_number, self.step_log, self.logged]
             changed = [*self.updates.tensors().values(), *self.model.buffers(), *counters]
             self._full_step = devices.as_cuda_graph(lambda: self._step(self.offsets), device, changed)
@@ -78,7 +79,7 @@ class Trainer:
     @property
     def steps_per_epoch(self) -> int:
         """Batches in an epoch; the last may be smaller."""
-        return math.ceil(len(self.labels) / self.settings.batch_size)
+        return math.ceil(len(self.data) / self.settings.batch_size)
 
     @property
     def total_steps(self) -> int:
@@ -90,7 +91,7 @@ class Trainer:
         epoch, batch = divmod(self.steps_completed, self.steps_per_epoch)
         first = batch * self.settings.batch_size
         if self._order_of != epoch:
-            self.order[: len(self.labels)].copy_(torch.from_numpy(permutation(f"order/{self.seed}/{epoch}", len(self.labels))))
+            self.order[: len(self.data)].copy_(torch.from_numpy(permutation(f"order/{self.seed}/{epoch}", len(self.data))))
             self.position.fill_(first)
             self.epoch.fill_(epoch)
             self.step_number.fill_(self.steps_completed)
@@ -98,7 +99,7 @@ class Trainer:
         if self.numerics.version == "native":  # what a network draws itself, as dropout does: the same again, resumed too
             drawn = hashlib.sha256(f"draws/{self.seed}/{self.steps_completed}/{self.group.rank}".encode()).digest()
             torch.manual_seed(int.from_bytes(drawn[:8], "little", signed=True))
-        left = len(self.labels) - first
+        left = len(self.data) - first
         if left < self.settings.batch_size or self._full_step is None:
             self._step(self.offsets[:left])
         else:
@@ -108,12 +109,13 @@ class Trainer:
     def _step(self, offsets: Tensor) -> None:
         share = self.group.share(len(offsets))
         rows = self.order.index_select(0, self.position + offsets[share])  # int64 [B]
-        images, labels = self.images.index_select(0, rows), self.labels.index_select(0, rows)
+        images, labels = self.data.batch(rows)
         # 4. the training loop: forward, backward, update
         images = self.augmentation(images, self.epoch, rows)
         loss, gradients = self.numerics.loss_and_gradients(
             self.model, images, labels, self.group, len(offsets),
             draws=Draws(self.seed, self.step_number, share.start), label_smoothing=self.settings.label_smoothing,
+            auxiliary=self.network.auxiliary,
         )  # fmt: skip
         self.updates.step(gradients, self.step_number)
         self.step_log.index_copy_(0, self.logged, torch.stack((loss, self.updates.largest())).unsqueeze(0))

@@ -21,7 +21,7 @@ from pathlib import Path
 from pipeline import files
 from pipeline.errors import UserError
 from pipeline.params import PARAMS
-from pipeline.workers.place import Place
+from pipeline.workers.rank import Worker
 
 FILE = "PIPELINE_WORKERS_FILE"
 """The environment variable that names the meeting file to a worker that was started here."""
@@ -47,8 +47,8 @@ class Others:
 
 
 @contextlib.contextmanager
-def started(place: Place, folder: Path) -> Iterator[Others]:
-    """Start the workers after worker 0, at `place`, which meet in a new file in `folder`; when the block is left, they have ended.
+def started(worker: Worker, folder: Path) -> Iterator[Others]:
+    """Start the workers after `worker`, which is 0; they meet in a new file in `folder`; when the block is left, they have ended.
 
     The caller holds a lock: what is in `folder` is a killed training's.
 
@@ -58,10 +58,11 @@ def started(place: Place, folder: Path) -> Iterator[Others]:
     others = Others(folder / secrets.token_hex(8))
     shutil.rmtree(folder, ignore_errors=True)
     with files.explained(folder):
-        files.make_folder(folder)
+        files.make_folder(folder.parent)
+        folder.mkdir(mode=0o700)  # what is in it says where the workers listen
     try:
-        for rank in range(1, place.count):
-            others.processes.append(_start(rank, place, others.file))
+        for rank in range(1, worker.count):
+            others.processes.append(_start(rank, worker, others.file))
         yield others
         _wait(others.processes)
     finally:
@@ -75,11 +76,11 @@ def started(place: Place, folder: Path) -> Iterator[Others]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(rank: int, place: Place, file: Path) -> subprocess.Popen[bytes]:
-    count = place.count
+def _start(rank: int, worker: Worker, file: Path) -> subprocess.Popen[bytes]:
+    count = worker.count
     own = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count, FILE: file.resolve()}
     environment = {**os.environ, **{name: str(value) for name, value in own.items()}}
-    command = [sys.executable, "-m", "pipeline", *place.command]
+    command = [sys.executable, "-m", "pipeline", *worker.command]
     try:
         return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     except OSError as error:

@@ -23,7 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from pipeline.errors import UserError, shown
 from pipeline.workers import launch
-from pipeline.workers.place import Place
+from pipeline.workers.rank import Worker
 
 SAY_SECONDS = 3.0
 """How long a worker waits before it says for whom."""
@@ -31,24 +31,24 @@ _POLL_SECONDS = 0.02
 _PREFIX = "pipeline"
 
 
-class Board:
+class Messages:
     """Keys and texts. Its methods raise RuntimeError when the store is gone."""
 
     def __init__(self, store: Store, drawn: bool) -> None:
-        """With `drawn`, as worker 0 has it, the board is new."""
+        """With `drawn`, as worker 0 has it, they begin anew."""
         self._store, self._prefix = store, ""
         if drawn:
             self._prefix = secrets.token_hex(8)
             self._store.set(_PREFIX, self._prefix)
 
     def newest(self) -> str:
-        """Turn to the board that a worker 0 drew last, which may be a dead one; its prefix, empty while there is none."""
+        """Turn to the messages that a worker 0 began last, which may be a dead one; its prefix, empty while there is none."""
         self._prefix = self._store.get(_PREFIX).decode() if self._store.check([_PREFIX]) else ""
         return self._prefix
 
     @property
     def store(self) -> Store:
-        """The store of this board alone."""
+        """The store of these messages alone."""
         return PrefixStore(self._prefix, self._store)
 
     def say(self, key: str, text: str) -> None:
@@ -64,8 +64,8 @@ class Board:
         return self.store.add(key, add)
 
 
-def opened(place: Place, folder: Path, held: contextlib.ExitStack, seconds: float) -> tuple[Board, launch.Others | None]:
-    """The board of a place's workers, and those that had to be started here for it, until `held` is left.
+def opened(worker: Worker, folder: Path, held: contextlib.ExitStack, seconds: float) -> tuple[Messages, launch.Others | None]:
+    """The messages of a worker and the others, and those that had to be started here for it, until `held` is left.
 
     Raises:
         UserError: it cannot be reached within `seconds`, or a worker cannot be started.
@@ -76,22 +76,22 @@ def opened(place: Place, folder: Path, held: contextlib.ExitStack, seconds: floa
             raise UserError(
                 f"GLOO_SOCKET_IFNAME names {shown(absent[0])}; this machine's networks are {', '.join(here)}: unset it, or name one"
             )
-    if place.local_count == place.count:
+    if worker.local_count == worker.count:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", launch.LOOPBACK)  # the machine's name need not resolve
     others: launch.Others | None = None
     store: Store
-    if place.starts_others:
-        others = held.enter_context(launch.started(place, folder))
-        store = FileStore(str(others.file), place.count)
+    if worker.starts_others:
+        others = held.enter_context(launch.started(worker, folder))
+        store = FileStore(str(others.file), worker.count)
     elif file := os.environ.get(launch.FILE):
         launch.end_with_worker_0()
-        store = FileStore(file, place.count)
+        store = FileStore(file, worker.count)
     else:
-        store = _reached(place, seconds)
-    return Board(store, drawn=place.rank == 0), others
+        store = _reached(worker, seconds)
+    return Messages(store, drawn=worker.rank == 0), others
 
 
-def _reached(place: Place, seconds: float) -> Store:
+def _reached(worker: Worker, seconds: float) -> Store:
     """The store that the environment names. It is reached in a thread, for PyTorch heeds no signal while it waits there.
 
     Raises:
@@ -99,12 +99,12 @@ def _reached(place: Place, seconds: float) -> Store:
     """
     host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     where = f"MASTER_ADDR={host} MASTER_PORT={port} in the environment"
-    waits = "for the others" if place.rank == 0 else "for worker 0"
+    waits = "for the others" if worker.rank == 0 else "for worker 0"
     try:
         socket.getaddrinfo(host, None)
     except OSError as error:
         raise UserError(
-            f"worker {place.rank} of {place.count} finds no such host ({error.strerror}): {where}; start with torchrun"
+            f"worker {worker.rank} of {worker.count} finds no such host ({error.strerror}): {where}; start with torchrun"
         ) from None
     reached: list[Store | Exception] = []
 
@@ -116,13 +116,15 @@ def _reached(place: Place, seconds: float) -> Store:
 
     threading.Thread(target=reach, daemon=True).start()
     if not until(lambda: bool(reached), SAY_SECONDS):
-        print(f"worker {place.rank} of {place.count} waits {waits}, up to {seconds:.0f} seconds: {where}", file=sys.__stderr__, flush=True)
+        print(
+            f"worker {worker.rank} of {worker.count} waits {waits}, up to {seconds:.0f} seconds: {where}", file=sys.__stderr__, flush=True
+        )
         until(lambda: bool(reached), seconds + SAY_SECONDS)
     if reached and not isinstance(reached[0], Exception):
         return reached[0]
     reason = first_line(reached[0]) if reached else "no answer"  # type: ignore[arg-type]
     raise UserError(
-        f"worker {place.rank} of {place.count} waited {waits} in vain ({reason}): {where}; start all {place.count} with torchrun, or "
+        f"worker {worker.rank} of {worker.count} waited {waits} in vain ({reason}): {where}; start all {worker.count} with torchrun, or "
         "unset WORLD_SIZE to train alone"
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -30,6 +30,12 @@ _AFTER = {
     Tensor.sub_: "less", Tensor.__isub__: "less", Tensor.sub: "less", Tensor.__sub__: "less", Tensor.clamp_: "clamp", torch.mul: "times",
 }  # fmt: skip
 _SAME = {Tensor.data.__get__, Tensor.detach, Tensor.view, Tensor.reshape, Tensor.requires_grad_, Tensor.t, Tensor.to, Tensor.flatten}  # type: ignore[attr-defined]
+_OTHERWISE_RANDOM = {
+    torch.normal, torch.randint, torch.randint_like, torch.randperm, torch.bernoulli, torch.multinomial, torch.poisson,
+    *(getattr(Tensor, name) for name in (
+        "bernoulli", "bernoulli_", "multinomial", "random_", "exponential_", "cauchy_", "geometric_", "log_normal_",
+    )),
+}  # fmt: skip
 _CONSTANT = {Tensor.fill_, Tensor.zero_, Tensor.copy_, nn.init.constant_}
 
 
@@ -96,22 +102,29 @@ class _Noting(TorchFunctionMode):
                 for place, name in enumerate(("from", "to") if uniform else ("mean", "std")):
                     numbers[place] = float(kwargs.get(name, args[1 + place] if len(args) > 1 + place else numbers[place]))
             return self.note(y, ("uniform" if uniform else "normal", tuple(numbers)), first=True)
+        if func in _OTHERWISE_RANDOM:
+            return self.note(func(*args, **kwargs), ("unknown " + str(resolve_name(func) or func), ()), first=True)
         if func in _CONSTANT:
             y = func(*args, **kwargs)
-            if self.of(y):
+            if self.of(y) or (func is Tensor.copy_ and self.of(args[1])):
                 whole = y.untyped_storage().nbytes() == y.numel() * y.element_size()
                 copied = self.of(args[1]) if func is Tensor.copy_ else []
                 self.notes[y.untyped_storage().data_ptr()] = copied if whole else [("part", ())]
             return y
         noted = [each for each in args if isinstance(each, Tensor) and self.of(each)]
         y = func(*args, **kwargs)
-        if noted and isinstance(y, Tensor) and func not in _SAME:
+        if noted and isinstance(y, tuple):
+            for each in y:
+                if isinstance(each, Tensor):
+                    self.note(each, ("unknown " + str(resolve_name(func) or func), ()), first=True)
+        elif noted and isinstance(y, Tensor) and func not in _SAME:
             numbers = args[1:] + tuple(kwargs.values())
             if func in _AFTER and all(isinstance(n, int | float) for n in numbers):
                 self.note(y, *self.of(noted[0]) if y.data_ptr() != noted[0].data_ptr() else (), (_AFTER[func], tuple(map(float, numbers))),
                           first=y.data_ptr() != noted[0].data_ptr())  # fmt: skip
             elif y.dtype.is_floating_point:
-                self.note(y, ("unknown " + str(resolve_name(func) or func), ()), first=True)
+                before = [step for x in noted for step in self.of(x) if step[0].startswith("unknown")]
+                self.note(y, *before[:1] or [("unknown " + str(resolve_name(func) or func), ())], first=True)
         return y
 
 
@@ -163,9 +176,28 @@ def initial_values(seed: int) -> Iterator[None]:
 def initialise(model: nn.Module, seed: int) -> None:
     """Set the parameters of a module that stands, on the CPU: those that its layers' `reset_parameters` fill, by rule from `seed`.
 
+    Buffers stay as they are.
+
     Raises:
-        Unsupported: a parameter is filled at random in a way that has no rule, or by nothing that is known; names it.
+        Unsupported: a parameter is filled at random in a way that has no rule, or by nothing that is known; names it. Nothing is set then.
     """
+    before = {name: (tensor, tensor.detach().clone()) for name, tensor in model.state_dict(keep_vars=True).items()}
+    try:
+        _reset_and_draw(model, seed)
+    except Unsupported:
+        _restore(before.values())
+        raise
+    buffers = {name for name, _ in model.named_buffers()}
+    _restore(pair for name, pair in before.items() if name in buffers)
+
+
+@torch.no_grad()
+def _restore(tensors: Iterable[tuple[Tensor, Tensor]]) -> None:
+    for tensor, value in tensors:
+        tensor.copy_(value)
+
+
+def _reset_and_draw(model: nn.Module, seed: int) -> None:
     with _noting() as noting:
         reset = set()
         for name, layer in model.named_modules():

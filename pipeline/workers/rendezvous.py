@@ -8,7 +8,7 @@ import os
 import secrets
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ import torch.distributed as dist
 from pipeline import device as devices
 from pipeline.errors import Interrupted, UserError, shown
 from pipeline.params import PARAMS
-from pipeline.workers import board, launch
-from pipeline.workers.board import SAY_SECONDS, Board, first_line, until
-from pipeline.workers.place import Join, Place
+from pipeline.workers import launch, store
 from pipeline.workers.processes import Processes
+from pipeline.workers.rank import Worker
+from pipeline.workers.store import SAY_SECONDS, Messages, first_line, until
 
 TIMEOUT = "PIPELINE_WORKERS_TIMEOUT"
 """The environment variable for another number of seconds than TIMEOUT_SECONDS."""
@@ -40,20 +40,20 @@ class Lost(UserError):
 
 
 @contextlib.contextmanager
-def joined(place: Place, folder: Path) -> Iterator[Join]:
-    """As `place.together`, for more than one worker."""
+def joined(worker: Worker, folder: Path) -> Iterator[Callable[[torch.device, Mapping[str, object]], Processes]]:
+    """As `session.together`, for more than one worker."""
     seconds = _timeout_seconds()
-    if place.rank:
+    if worker.rank:
         _be_silent()
     with contextlib.ExitStack() as held:
-        meeting = Meeting(place, *board.opened(place, folder, held, JOIN_SECONDS), seconds)
+        met = Rendezvous(worker, *store.opened(worker, folder, held, JOIN_SECONDS), seconds)
         try:
-            yield meeting.join
-            meeting.part()
+            yield met.join
+            met.part()
         except BaseException as error:
-            if meeting.stopped:
-                meeting.part()
-            elif reason := meeting.tell(error):
+            if met.stopped:
+                met.part()
+            elif reason := met.tell(error):
                 raise reason from error
             raise
         finally:
@@ -74,11 +74,12 @@ def _timeout_seconds() -> float:
     raise UserError(f"{TIMEOUT} in the environment is {shown(text)}; allowed: a number of seconds above 0")
 
 
-class Meeting:
+class Rendezvous:
     """Workers that came together, as one of them sees it."""
 
-    def __init__(self, place: Place, board: Board, others: launch.Others | None, timeout_seconds: float) -> None:
-        self.rank, self.count, self._board, self._others, self._timeout = place.rank, place.count, board, others, timeout_seconds
+    def __init__(self, worker: Worker, messages: Messages, others: launch.Others | None, timeout_seconds: float) -> None:
+        self.rank, self.count, self._others, self._timeout = worker.rank, worker.count, others, timeout_seconds
+        self._messages = messages
         self._group: Processes | None = None
 
     def join(self, device: torch.device, described: Mapping[str, object]) -> Processes:
@@ -95,7 +96,7 @@ class Meeting:
             else:
                 self._announce(mine)
             dist.init_process_group(
-                store=self._board.store, rank=self.rank, world_size=self.count, timeout=timedelta(seconds=self._timeout),
+                store=self._messages.store, rank=self.rank, world_size=self.count, timeout=timedelta(seconds=self._timeout),
                 **devices.collectives(device),
             )  # fmt: skip
         except RuntimeError as error:
@@ -113,7 +114,7 @@ class Meeting:
             if failed := self._failure():
                 raise failed
             for rank in range(1, self.count):
-                if rank not in theirs and (text := self._board.said(f"came/{rank}")):
+                if rank not in theirs and (text := self._messages.said(f"came/{rank}")):
                     theirs[rank] = json.loads(text)
             return len(theirs) == self.count - 1
 
@@ -128,8 +129,8 @@ class Meeting:
             )
         differences = [_difference(rank, theirs[rank]["described"], mine["described"]) for rank in sorted(theirs)]
         refusal = next(filter(None, differences), None)
-        for rank, worker in theirs.items():
-            self._board.say(f"answer/{rank}", json.dumps({"token": worker["token"], "refusal": refusal}))
+        for rank, other in theirs.items():
+            self._messages.say(f"answer/{rank}", json.dumps({"token": other["token"], "refusal": refusal}))
         if refusal:
             raise UserError(refusal)
         return tuple(theirs[rank]["hardware"] for rank in sorted(theirs))
@@ -141,12 +142,12 @@ class Meeting:
 
         def answered() -> bool:
             nonlocal told, answer
-            if not (newest := self._board.newest()):
+            if not (newest := self._messages.newest()):
                 return False
             if told != newest:  # until worker 0 of this time has come, the newest may be a dead one's, whose answers have another token
-                self._board.say(f"came/{self.rank}", json.dumps({"token": token, **mine}))
+                self._messages.say(f"came/{self.rank}", json.dumps({"token": token, **mine}))
                 told = newest
-            if text := self._board.said(f"answer/{self.rank}"):
+            if text := self._messages.said(f"answer/{self.rank}"):
                 answer = json.loads(text)
             return answer.get("token") == token
 
@@ -163,8 +164,8 @@ class Meeting:
     def part(self) -> None:
         """Wait until all workers are through, so that none closes a connection that another still reads."""
         with contextlib.suppress(RuntimeError):
-            self._board.count("through", 1)
-            until(lambda: self._board.count("through", 0) >= self.count, REPORT_SECONDS)
+            self._messages.count("through", 1)
+            until(lambda: self._messages.count("through", 0) >= self.count, REPORT_SECONDS)
 
     def tell(self, error: BaseException) -> UserError | None:
         """Tell the others that this worker ends because of `error`; the failure of another's that is behind it, if one is."""
@@ -172,16 +173,16 @@ class Meeting:
             if self.rank == 0:
                 if isinstance(error, Interrupted) and (failed := self._failure()):
                     return failed  # torchrun ends all workers when one failed
-                self._board.say("failed/0", "it ended")
+                self._messages.say("failed/0", "it ended")
             elif not isinstance(error, Lost):
                 reason = str(error)
                 if not isinstance(error, UserError | Interrupted):
                     traceback.print_exception(error, file=sys.__stderr__)
                     reason = f"{type(error).__name__}: {error}"
-                until(lambda: bool(self._board.newest()), REPORT_SECONDS)
-                self._board.say(f"failed/{self.rank}", " ".join(reason.split()))
+                until(lambda: bool(self._messages.newest()), REPORT_SECONDS)
+                self._messages.say(f"failed/{self.rank}", " ".join(reason.split()))
                 _disconnect()
-                until(lambda: self._board.said("failed/0") is not None, REPORT_SECONDS)
+                until(lambda: self._messages.said("failed/0") is not None, REPORT_SECONDS)
         return None
 
     def lost(self, error: RuntimeError, without_fault: str = "the workers lost each other", remedy: str = _AGAIN) -> UserError:
@@ -192,16 +193,16 @@ class Meeting:
         def known() -> bool:
             if failed := self._failure():
                 failures.append(failed)
-            living.update(rank for rank in range(self.count) if rank not in living and self._board.said(f"lives/{rank}"))
+            living.update(rank for rank in range(self.count) if rank not in living and self._messages.said(f"lives/{rank}"))
             return bool(failures) or len(living) == self.count
 
         try:
-            self._board.say(f"lives/{self.rank}", "yes")
+            self._messages.say(f"lives/{self.rank}", "yes")
             until(known, REPORT_SECONDS)
             if failures:
                 return failures[0]
             if self.rank == min(living):
-                if self._board.count("told", 1) > 1:  # this one was so late that another took it for dead
+                if self._messages.count("told", 1) > 1:  # this one was so late that another took it for dead
                     _be_silent()
                 elif self.rank:
                     sys.stderr = sys.__stderr__  # worker 0 cannot tell it
@@ -215,7 +216,7 @@ class Meeting:
     def _failure(self) -> Lost | None:
         """What another worker ended of, if one did: what it said, or what worker 0 sees of one that it started."""
         for rank in range(self.count):
-            if rank != self.rank and (text := self._board.said(f"failed/{rank}")):
+            if rank != self.rank and (text := self._messages.said(f"failed/{rank}")):
                 return Lost(f"worker {rank} of {self.count}: {text}")
         if self._others and (ended := self._others.ended()):
             rank, how = ended

@@ -1,0 +1,163 @@
+"""A folder of pictures becomes the same data set wherever it lies, and nothing of it is left out without a word."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from pipeline.data import folder, synthetic
+from pipeline.errors import UserError
+from pipeline.params import Data
+from tests import folders
+
+
+def settings(path: Path, **others: object) -> Data:
+    return Data(source="folder", folder=str(path), **others)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three classes of pictures of 40 odd sizes, some turned, with palettes and with alpha, in train/ and test/."""
+    draw = np.random.default_rng(0)
+    for number in range(40):
+        width, height = 7 + number, 60 - number
+        image = Image.fromarray(draw.integers(0, 256, (height, width, 4), np.uint8))
+        suffix = ("png", "jpg", "webp", "gif", "bmp", "JPEG")[number % 6]
+        image = image if suffix in ("png", "webp") else image.convert("P" if suffix == "gif" else "RGB")
+        exif = Image.Exif()
+        exif[0x0112] = 1 + number % 8
+        path = tmp_path / "photos" / ("test" if number % 4 == 0 else "train") / "abc"[number % 3] / f"{number}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, **({"exif": exif} if suffix in ("jpg", "JPEG") else {}))
+    return tmp_path / "photos"
+
+
+def refused(path: Path, **others: object) -> str:
+    with pytest.raises(UserError) as error:
+        folder.read(settings(path, **others))
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)
+
+
+def test_a_folder_of_pngs_is_the_set_that_it_was_made_of(tmp_path):
+    made = synthetic.make(60, 20, 24, 1, 3)
+    read = folder.read(settings(folders.write(tmp_path / "pngs", made), size=24, channels=1))
+    assert read.classes == tuple(sorted(made.classes))
+    order = sorted(range(60), key=lambda index: (made.classes[made.train_labels[index]], index))
+    assert (read.train_images == made.train_images[order]).all()
+    assert [read.classes[label] for label in read.train_labels] == [made.classes[made.train_labels[index]] for index in order]
+
+
+@pytest.mark.fault(38)
+def test_another_order_of_the_file_system_other_times_and_a_composed_form_of_names_change_nothing(photos, tmp_path, monkeypatch):
+    (photos / "train" / "a").rename(photos / "train" / "\u00e4")
+    (photos / "test" / "a").rename(photos / "test" / "\u00e4")
+    first = folder.read(settings(photos))
+    copy = Path(shutil.copytree(photos, tmp_path / "copy", copy_function=shutil.copyfile))
+    for split in ("train", "test"):  # as some file systems decompose them
+        (copy / split / "\u00e4").rename(copy / split / "a\u0308")
+    scandir = os.scandir
+
+    class Backwards:
+        def __init__(self, path: str) -> None:
+            self.entries = sorted(scandir(path), key=lambda entry: entry.name, reverse=True)
+
+        def __enter__(self):
+            return iter(self.entries)
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(os, "scandir", Backwards)
+    second = folder.read(settings(copy))
+    assert first.classes == second.classes == ("b", "c", "\u00e4")
+    assert first.digest == second.digest
+
+
+def test_class_folders_alone_are_divided_by_content_so_that_adding_a_file_moves_no_other(tmp_path):
+    made = synthetic.make(100, 20, 16, 3, 2)
+    folders.write(tmp_path, made)
+    before = folder.read(settings(tmp_path / "train", size=16, test_fraction=0.3))
+    assert 15 <= len(before.test_images) <= 45
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "train" / "disc" / "0.png")
+    after = folder.read(settings(tmp_path / "train", size=16, test_fraction=0.3))
+    black = np.zeros((1, 3, 16, 16), np.uint8)
+    for split in ("train_images", "test_images"):
+        ours = {image.tobytes() for image in getattr(after, split)} - {black.tobytes()}
+        assert ours == {image.tobytes() for image in getattr(before, split)}
+
+
+def test_val_is_test(photos):
+    first = folder.read(settings(photos))
+    (photos / "test").rename(photos / "val")
+    assert folder.read(settings(photos)).digest == first.digest
+
+
+@pytest.mark.fault(71)
+def test_what_is_left_out_is_said_with_the_reason(photos, capsys):
+    clean = folder.read(settings(photos)).digest
+    assert "left out" not in capsys.readouterr().err
+    (photos / "train" / "a" / ".hidden.png").touch()
+    (photos / "train" / "a" / "photo.jfif").touch()
+    (photos / "train" / "notes.txt").touch()
+    (photos / "extra").mkdir()
+    (photos / "train" / "empty").mkdir()
+    (photos / "train" / "a" / "loop").symlink_to(photos / "train" / "a")
+    assert folder.read(settings(photos)).digest == clean
+    said = capsys.readouterr().err
+    for part in ("hidden: ", ".hidden.png", "do not end in .png", "photo.jfif", "beside the folders of classes: ", "notes.txt",
+                 "beside train/ and test/: ", "folders without pictures: ", "links to a folder that they are in: "):  # fmt: skip
+        assert part in said
+
+
+@pytest.mark.fault(71)
+def test_a_picture_that_cannot_be_read_is_one_line_with_its_path(photos):
+    whole = min((photos / "train" / "a").glob("*.png"))
+    whole.write_bytes(whole.read_bytes()[:-20])
+    assert refused(photos).startswith(f"{whole}: damaged or truncated (")
+    (photos / "train" / "c" / "text.png").write_text("text")
+    assert "(and 1 more: " in refused(photos)
+
+
+@pytest.mark.fault(39)
+def test_a_folder_in_no_such_layout_is_refused_with_the_layout(photos, tmp_path):
+    assert refused(tmp_path / "none").startswith(f"{tmp_path / 'none'}: cannot be read: No such file or directory")
+    assert "no training images" in refused(photos / "train" / "a")
+    (photos / "test" / "d").mkdir()
+    shutil.copy(next((photos / "test" / "a").iterdir()), photos / "test" / "d")
+    assert "class 'd' has test images but no training images" in refused(photos)
+    shutil.rmtree(photos / "test")
+    assert "has train/ alone" in refused(photos)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("a/cifar10-jpeg", "cifar10-jpeg"),
+        ("CIFAR10", "CIFAR10-folder"),
+        ("my photos!/", "my-photos"),
+        ("x" * 99, "x" * 57),
+        ("/", "pictures"),
+    ],
+)
+def test_the_name_of_a_set_is_the_folders_in_letters_for_every_path(path, name):
+    assert folder.name_of(path) == name
+
+
+@pytest.mark.full_size
+def test_a_full_size_folder_has_every_pixel_that_torchvision_reads():
+    named = os.environ.get("PIPELINE_TEST_FOLDER")
+    if not named:
+        pytest.skip("PIPELINE_TEST_FOLDER names no full-size folder")
+    ours = folder.read(settings(Path(named)))
+    for split in ("train", "test"):
+        theirs = ImageFolder(os.path.join(named, split))
+        images, labels = getattr(ours, f"{split}_images"), getattr(ours, f"{split}_labels")
+        assert (tuple(theirs.classes), theirs.targets) == (ours.classes, labels.tolist())
+        assert all((np.asarray(image).transpose(2, 0, 1) == images[index]).all() for index, (image, _) in enumerate(theirs))

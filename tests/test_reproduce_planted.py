@@ -1,0 +1,112 @@
+"""`reproduce`: what a forger leaves at the names where a reproduction will write decides nothing, and nothing is lost by it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from msgspec import structs
+
+from pipeline import evaluation, reproduce
+from pipeline.errors import UserError
+from pipeline.runs import kept, outputs
+from pipeline.training import checkpoint, loop
+from tests.reproductions import claim, content, said
+
+
+def forged(original, here, folder="forged"):
+    """A run whose history is the true one, with every weight 0.125 and every prediction right, and all its hashes made to fit."""
+    return claim(
+        original["exact"],
+        here / folder,
+        weights=lambda weights: {name: np.full_like(array, 0.125) for name, array in weights.items()},
+        predictions=lambda rows: [structs.replace(p, predicted=p.actual) for p in rows],
+    )
+
+
+def names(run, here):
+    """The names under which the true result of reproducing `run` is kept."""
+    reproduce.reproduce(run)
+    runs = reproduce.REPRODUCED / run.name / kept.RUNS
+    (target,) = kept.listed(runs)
+    digest = kept._digest(kept.load(target))
+    shutil.rmtree(runs)
+    stem = target.name[:-8]
+    return [runs / f"{stem}{digest[:digits]}" for digits in (8, 16, 64)]
+
+
+@pytest.mark.parametrize("how", ["copied", "linked", "hard links"])
+def test_a_twin_of_the_forgery_planted_where_the_true_result_will_be_kept_is_not_taken_for_it(how, original, here, capsys):
+    run = forged(original, here)
+    targets = names(run, here)
+    for target in targets[:2]:
+        if how == "linked":
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(run)
+        else:
+            shutil.copytree(run, target, copy_function=os.link if how == "hard links" else shutil.copy2)
+    before = content(run)
+    capsys.readouterr()
+    assert not reproduce.reproduce(run)
+    assert said(capsys).startswith("different: all logged losses are equal, but the weights are not, first in conv1.bias: ")
+    assert kept.load(targets[2]).identity.fingerprint == outputs.read_model(original["exact"]).fingerprint
+    assert content(run) == before
+
+
+def test_where_every_name_of_the_true_result_is_taken_by_another_it_is_an_error_and_never_the_verdict(original, here):
+    run = forged(original, here)
+    for target in names(run, here):
+        shutil.copytree(run, target)
+    with pytest.raises(UserError, match="is there, but is not the run of that name"):
+        reproduce.reproduce(run)
+
+
+def test_what_stands_under_the_name_of_a_finished_run_is_held_to_its_sums(original, here):
+    with_model = original["exact"].parent.parent
+    shutil.copytree(with_model / outputs.OUTPUTS, outputs.OUTPUTS)
+    first = kept.keep(evaluated_in=kept.Facts(threads=1))
+    assert kept.keep(evaluated_in=kept.Facts(threads=1)) == first
+    (first / outputs.HISTORY).write_text("step,epoch,loss\n1,1,0.5\n")
+    other = kept.keep(evaluated_in=kept.Facts(threads=1))
+    assert other != first
+    assert kept.load(other).sums == kept._sums(kept.read_parts(outputs.OUTPUTS))
+
+
+def test_a_checkpoint_that_a_forger_planted_is_not_resumed(original, here, capsys, monkeypatch):
+    run = forged(original, here)
+    train = loop.train
+
+    def planted(trainer, mine=None, *arguments):  # as a forger's own copy of the pipeline writes the last state of a training
+        theirs = checkpoint.Checkpoint(mine.folder, json.loads(mine.key))
+        theirs.save(checkpoint.State(trainer.total_steps, outputs.read_history(run), trainer.state()))
+        return train(trainer, mine, *arguments)
+
+    monkeypatch.setattr(loop, "train", planted)
+    assert not reproduce.reproduce(run)
+    assert "its checksum is another" in (said := capsys.readouterr()).err
+    assert "the weights are not, first in conv1.bias: " in said.out
+
+
+def test_files_that_a_forger_planted_in_outputs_and_runs_are_neither_read_nor_changed(original, here):
+    run = forged(original, here)
+    for folder in (outputs.OUTPUTS, kept.RUNS / "a", reproduce.REPRODUCED / run.name / outputs.OUTPUTS):
+        shutil.copytree(run, folder)
+    before = {name: data for name, data in content(here).items() if "reproduce/" not in name}
+    assert not reproduce.reproduce(run)
+    assert {name: data for name, data in content(here).items() if "reproduce/" not in name} == before
+
+
+def test_a_run_that_is_swapped_while_it_is_computed_again_gets_no_verdict(original, here, monkeypatch):
+    run, other = claim(original["exact"], here / "run"), forged(original, here)
+
+    def swapping(*arguments, evaluate=evaluation.evaluate):
+        shutil.rmtree(run)
+        shutil.copytree(other, run)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(evaluation, "evaluate", swapping)
+    with pytest.raises(UserError, match="run: was changed while it was computed again"):
+        reproduce.reproduce(run)
