@@ -18,7 +18,7 @@ from torch import nn
 
 from pipeline.exact.draws import random_integers
 from pipeline.exact.group import ALONE
-from pipeline.exact.initial_values import initial_values
+from pipeline.exact.initialisation import initial_values
 from pipeline.exact.masks import Draws
 from pipeline.exact.registry import Forms
 from pipeline.exact.tape import Memory, Tape, Value
