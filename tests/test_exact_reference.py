@@ -1,4 +1,4 @@
-"""Every form, forward and backward: the pipeline and tests/reference_forms.py give the same bits, and the goldens.
+"""Every form, forward and backward: the pipeline and tests/reference_{tape,forms,layers}.py give the same bits, and the goldens.
 
 `python -m tests.test_exact_reference` writes the goldens from the reference.
 """
@@ -22,8 +22,7 @@ from pipeline.exact.initialisation import initial_values
 from pipeline.exact.masks import Draws
 from pipeline.exact.registry import Forms
 from pipeline.exact.tape import Memory, Tape, Value
-from tests import reference
-from tests import reference_forms as forms
+from tests import reference, reference_forms, reference_layers, reference_tape
 from tests.goldens import FOLDER, first_difference
 
 Array = np.ndarray
@@ -58,12 +57,15 @@ class Second:
     constant = staticmethod(lambda array: array)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(forms, f"{name}_" if name in ("exp", "log", "abs", "sum") else name)
+        name = f"{name}_" if name in ("exp", "log", "abs", "sum") else name
+        return next(vars(of)[name] for of in (reference_forms, reference_layers, reference_tape) if name in vars(of))
 
 
 def values(label: str, shape: tuple[int, ...]) -> Array:
-    """Float32 multiples of 2^-17, from -4 to below 4."""
-    return ((random_integers(label, 2**20, math.prod(shape)) - 2**19) * 2.0**-17).astype(np.float32).reshape(shape)
+    """Float32 from -4 to below 4, three in eight of them smaller, by up to 2^-47, so that float64 sums round."""
+    drawn = random_integers(label, 2**27, math.prod(shape))
+    smaller = np.where(drawn >> 20 < 48, drawn >> 20, 0)
+    return ((drawn % 2**20 - 2**19) * 2.0 ** (-17 - smaller)).astype(np.float32).reshape(shape)
 
 
 def assign(x: Any, index: Any, value: Any) -> Any:
@@ -217,8 +219,10 @@ def of_pipeline(case: str, kind: str = "drawn", device: str = "cpu") -> Results:
 def of_reference(case: str, kind: str = "drawn") -> Results:
     """The same, a second time."""
     xs, ws = inputs(case, kind)
-    tape = forms.Tape(len(xs[0]), SEED, STEP)
-    given = {f"x{i}": forms.Value(tape, x, True) for i, x in enumerate(xs)} | {f"w{i}": forms.Value(tape, w) for i, w in enumerate(ws)}
+    tape = reference_tape.Tape(len(xs[0]), SEED, STEP)
+    given = {f"x{i}": reference_tape.Value(tape, x, True) for i, x in enumerate(xs)} | {
+        f"w{i}": reference_tape.Value(tape, w) for i, w in enumerate(ws)
+    }
     with np.errstate(all="ignore"):
         y = CASES[case][0](Second(), *given.values())
         tape.back(y, values(f"forms/{case}/g", y.newest().shape))
@@ -279,13 +283,13 @@ def test_initial_values_are_the_references():
     with initial_values(3):
         model = Filled()
     bound = 1 / math.sqrt(7)
-    after = forms.initial("after", 3, 1000, "normal", 0.0, math.sqrt(2.0) / math.sqrt(50)) * 0.3 + 0.1
+    after = reference_layers.initial("after", 3, 1000, "normal", 0.0, math.sqrt(2.0) / math.sqrt(50)) * 0.3 + 0.1
     wanted = {
-        "layer.weight": forms.initial("layer.weight", 3, 2100, "uniform", -bound, bound),
-        "layer.bias": forms.initial("layer.bias", 3, 300, "uniform", -bound, bound),
-        "uniform": forms.initial("uniform", 3, 1000, "uniform", -0.3, 0.7),
-        "normal": forms.initial("normal", 3, 1000, "normal", 0.1, 0.02),
-        "cut": forms.initial("cut", 3, 1000, "trunc_normal", 0.01, 0.5, -0.4, 0.6),
+        "layer.weight": reference_layers.initial("layer.weight", 3, 2100, "uniform", -bound, bound),
+        "layer.bias": reference_layers.initial("layer.bias", 3, 300, "uniform", -bound, bound),
+        "uniform": reference_layers.initial("uniform", 3, 1000, "uniform", -0.3, 0.7),
+        "normal": reference_layers.initial("normal", 3, 1000, "normal", 0.1, 0.02),
+        "cut": reference_layers.initial("cut", 3, 1000, "trunc_normal", 0.01, 0.5, -0.4, 0.6),
         "after": np.clip(after, -0.1, 0.2),
     }
     for name, parameter in model.named_parameters():
