@@ -30,9 +30,10 @@ class Tape:
         self.steps[out.images].append((out, list(inputs), back))
         return out
 
-    def back(self, y: Value, g: Array) -> None:
+    def back(self, *ends: tuple[Value, Array]) -> None:
         """Leave gradients in the values: those of uses with images, the last first, then those of what is of weights alone."""
-        y.newest().gradient = g
+        for y, g in ends:
+            y.newest().gradient = g
         for of in (True, False):
             for out, inputs, back in reversed(self.steps[of]):
                 if out.gradient is not None:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.exact.draws import random_integers
+from pipeline.exact.engine import Exact
 from pipeline.exact.group import ALONE
 from pipeline.exact.initialisation import initial_values
 from pipeline.exact.masks import Draws
@@ -225,7 +226,7 @@ def of_reference(case: str, kind: str = "drawn") -> Results:
     }
     with np.errstate(all="ignore"):
         y = CASES[case][0](Second(), *given.values())
-        tape.back(y, values(f"forms/{case}/g", y.newest().shape))
+        tape.back((y, values(f"forms/{case}/g", y.newest().shape)))
     found = {"y": y.newest().array, **{name: v.gradient for name, v in given.items()}}
     return {name: a for name, a in sorted(found.items()) if a is not None}
 
@@ -264,6 +265,40 @@ def test_both_give_the_goldens_of_the_forms(of):
 @pytest.mark.cuda
 def test_cuda_gives_the_goldens_of_the_forms(cuda):
     assert first_difference(lines(lambda case: of_pipeline(case, device=str(cuda))), GOLDEN.read_text().splitlines()) is None
+
+
+def network(f: Any, x: Any, *weights: Any) -> tuple[Any, ...]:
+    """Logits, none, and logits of a head beside the main one."""
+    conv, gamma, beta, depthwise, main, bias, beside = weights
+    y = f.relu(f.batch_norm(f.conv2d(x, conv, None, 2, 1), None, None, gamma, beta, True, 0.1, 1e-5))
+    y = y + f.silu(f.conv2d(y, depthwise, None, 1, 1, 1, 4))
+    z = f.mean(y, (2, 3))
+    return f.linear(z, main, bias), None, f.linear(z, beside)
+
+
+def test_a_step_of_a_network_with_two_heads_is_the_references():
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = nn.ParameterList(torch.from_numpy(w) for w in weights)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return network(Stock(), x, *self.weights)
+
+    shapes = (4, 3, 3, 3), (4,), (4,), (4, 1, 3, 3), (5, 4), (5,), (5, 4)
+    weights = [values(f"forms/network/w{i}", shape) for i, shape in enumerate(shapes)]
+    images = random_integers("forms/network/images", 256, 7 * 3 * 9 * 8).astype(np.uint8).reshape(7, 3, 9, 8)
+    labels = random_integers("forms/network/labels", 4, 7)
+    loss, gradients = Exact().loss_and_gradients(Network(), torch.from_numpy(images), torch.from_numpy(labels), ALONE, 7, auxiliary=0.4)
+    tape = reference_tape.Tape(7)
+    given = [reference_tape.Value(tape, w) for w in weights]
+    main, _, beside = network(Second(), reference_tape.Value(tape, images, True), *given)
+    of_heads = [(reference.softmax(y.array)[2] - np.eye(5)[labels]) / np.float64(7) for y in (main, beside)]
+    tape.back((main, of_heads[0].astype(np.float32)), (beside, (of_heads[1] * 0.4).astype(np.float32)))
+    wanted = [reference.mean(reference.losses(y.array, labels)) for y in (main, beside)]
+    assert loss.item() == np.float32(wanted[0] + wanted[1] * 0.4)
+    for i, (one, other) in enumerate(zip(gradients, given, strict=True)):
+        assert np.array_equal(bits(one.numpy()), bits(other.gradient)), i
 
 
 def test_initial_values_are_the_references():
