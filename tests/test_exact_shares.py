@@ -19,6 +19,7 @@ from pipeline.exact.group import ALONE, Group
 from pipeline.exact.initial_values import initial_values
 from pipeline.exact.masks import Draws
 from tests.chaos import Chaos
+from tests.dispatched import Names
 from tests.simulated import Exchange, together
 
 IMAGES, CLASSES, STEP = 7, 5, 3
@@ -177,6 +178,25 @@ def test_masks_are_others_at_another_step_and_seed_and_of_the_images_place_in_th
         draws = Draws(seed, torch.full((1,), number), first)
         kept.append(float(Exact().loss_and_gradients(network, same, labels[:1].expand(2), ALONE, 2, draws=draws)[0]))
     assert len(set(kept)) == len(kept)
+
+
+ELSEWHERE_OTHERS = {
+    "mean", "var", "std", "rsqrt", "exp", "log", "sigmoid", "tanh", "erf", "gelu", "silu", "hardswish", "hardsigmoid", "_softmax",
+    "_log_softmax", "native_layer_norm", "native_batch_norm", "_native_batch_norm_legit", "native_group_norm", "addcmul", "addcdiv",
+    "lerp", "scatter_add", "scatter_add_", "linalg_vector_norm", "prod", "cumsum", "convolution", "addmm", "native_dropout", "avg_pool2d",
+    "_adaptive_avg_pool2d", "mean_dim", "bernoulli_",
+}  # fmt: skip
+"""Operations whose bits, or order of additions, differ between devices."""
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_operation_is_called_whose_bits_differ_between_devices(name):
+    network = built(name)
+    with Names() as names:
+        step(network)
+        Exact().logits(network.eval(), drawn()[0])
+    assert len(names.called) > 30
+    assert names.called & ELSEWHERE_OTHERS == set()
 
 
 class Mixing(nn.Module):
