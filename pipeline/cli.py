@@ -309,7 +309,7 @@ def port(
         sys.stdout.flush()
         port.write(ported)
     if any(each.left if write else each.bound for each in ported):
-        raise typer.Exit(3)
+        raise typer.Exit(ANSWER_IS_NO)
 
 
 @app.command()

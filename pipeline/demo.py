@@ -118,7 +118,8 @@ def lay_out(folder: Path) -> None:
         if source.parent.name != "__pycache__":
             files.write_bytes(folder / source.relative_to(PROJECT), source.read_bytes())
     files.write_text(folder / params.PARAMS, params.dump(settings))
-    files.make_folder(folder / settings["data"]["folder"])  # of which the stage depends, whatever the source
+    for name in (settings["data"]["folder"], "networks"):  # on which stages depend, whatever the source and the network
+        files.make_folder(folder / name)
 
 
 def variants() -> list[Variant]:

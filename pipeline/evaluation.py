@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from pipeline import device as devices
-from pipeline import files, numerics, tensors
+from pipeline import files, models, numerics, tensors
 from pipeline.data import dataset
 from pipeline.data.batches import Batches
 from pipeline.errors import UserError
 from pipeline.inputs import LOCK, Inputs
-from pipeline.model import SimpleCNN
 from pipeline.params import Evaluate
+from pipeline.params import Model as Network
 from pipeline.runs import kept, outputs, provenance
 from pipeline.runs.environments import Facts
 from pipeline.runs.outputs import HISTORY, MODEL, OUTPUTS, PREDICTIONS, Metrics, Model, Prediction
@@ -51,10 +51,11 @@ def stage(inputs: Inputs) -> None:
         device = devices.select(params.device)
         devices.prepare(device)
         chosen = numerics.select(params.numerics, device)
-        described = provenance.described_by(params, chosen.version, data.description, model.provenance.code)
+        source = models.source(params.model, chosen.version)
+        described = provenance.described_by(params, chosen.version, data.description, model.provenance.code, source)
         _check_trained_as(model, described)
         with devices.failures_explained(device):
-            evaluation = evaluate(model.weights, data, device, chosen, params.evaluate)
+            evaluation = evaluate(model.weights, data, device, chosen, params.evaluate, params.model)
         inputs.check_unchanged()
         outputs.write_evaluation(OUTPUTS, evaluation.metrics, evaluation.predictions)
         folder = kept.keep(OUTPUTS, evaluated_in=environment(evaluation, device, params.evaluate))
@@ -104,7 +105,7 @@ def evaluate_kept(folder: Path, device_name: str, batch_size: int) -> None:
     devices.prepare(device)
     chosen = numerics.select(run.identity.numerics, device)
     with devices.failures_explained(device):
-        evaluation = evaluate(run.weights, data, device, chosen, Evaluate(batch_size=batch_size))
+        evaluation = evaluate(run.weights, data, device, chosen, Evaluate(batch_size=batch_size), run.identity.provenance.network)
     _report(evaluation.metrics, data.name)
     pairs = list(zip(evaluation.predictions, run.predictions, strict=True))
     changed = sum(a.predicted != b.predicted for a, b in pairs)
@@ -121,30 +122,21 @@ def _report(metrics: Metrics, name: str) -> None:
     print(f"fingerprint {metrics.fingerprint}")
 
 
-def load_weights(model: torch.nn.Module, weights: Tensors) -> None:
-    """Put float32 `weights` into `model`.
+def evaluate(
+    weights: Tensors,
+    data: Dataset,
+    device: torch.device,
+    chosen: Numerics,
+    settings: Evaluate,
+    network: Network = Network(),  # noqa: B008
+) -> Evaluation:
+    """Loss, accuracy and predictions of the network with `weights` on the test images.
 
     Raises:
-        UserError: names or shapes differ; lists the differences.
+        UserError: the weights are not the network's, or give a loss that is not finite.
     """
-    wanted = {name: tuple(p.shape) for name, p in model.state_dict().items()}
-    given = {name: tuple(array.shape) for name, array in weights.items()}
-    wrong = [f"{name} is {given.get(name, 'missing')}, not {shape}" for name, shape in wanted.items() if given.get(name) != shape]
-    wrong += [f"{name} is unknown" for name in given if name not in wanted]
-    wrong += [f"{name} is {array.dtype}, not float32" for name, array in weights.items() if array.dtype != np.float32]
-    if wrong:
-        raise UserError(f"the weights are not {type(model).__name__}'s: {'; '.join(wrong)}")
-    model.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in weights.items()})
-
-
-def evaluate(weights: Tensors, data: Dataset, device: torch.device, chosen: Numerics, settings: Evaluate) -> Evaluation:
-    """Loss, accuracy and predictions of SimpleCNN with `weights` on the test images.
-
-    Raises:
-        UserError: the weights are not SimpleCNN's, or give a loss that is not finite.
-    """
-    model = SimpleCNN(*data.shape[:2], len(data.classes))
-    load_weights(model, weights)
+    model = models.build(network, data.shape, len(data.classes))
+    models.load(model, weights, network.name)
     model.to(device).eval()
     batches = Batches(data.test_images, data.test_labels, device)
     every = torch.arange(len(batches), device=device)
@@ -153,7 +145,9 @@ def evaluate(weights: Tensors, data: Dataset, device: torch.device, chosen: Nume
     with torch.inference_mode(), clock.running():
         for some in torch.split(every, settings.batch_size):
             images, labels = batches.batch(some)
-            scores.append(chosen.scores(chosen.logits(model, images), labels))
+            with models.mistakes_explained(network):
+                logits = chosen.logits(model, images)
+            scores.append(chosen.scores(logits, labels))
         losses, predicted, confidence = (torch.cat(parts) for parts in zip(*scores, strict=True))  # each [M]
         loss = chosen.mean(losses)
     if (no_class := confidence.isnan()).any():

@@ -20,8 +20,8 @@ LOCK = CACHE / "stage.lock"
 
 PARAMS: dict[str, tuple[str, ...]] = {
     "download": ("data",),
-    "train": ("device", "workers", "seed", "numerics", "train"),
-    "evaluate": ("device", "seed", "numerics", "train", "evaluate"),
+    "train": ("device", "workers", "seed", "numerics", "model", "train"),
+    "evaluate": ("device", "seed", "numerics", "model", "train", "evaluate"),
 }
 """Stage -> the sections of params.yaml that it reads; `dvc.yaml` names the same."""
 

@@ -58,6 +58,21 @@ class Data(Section, frozen=True, kw_only=True):
     """Training images of the synthetic set; a fifth as many are test images."""
 
 
+SIMPLE_CNN = "simple_cnn"
+
+
+class Model(Section, frozen=True, kw_only=True, omit_defaults=True):
+    """The network that is trained; docs/networks.md says which there are."""
+
+    name: Annotated[
+        str, schema.text("simple_cnn | a network of torchvision's | networks/FILE.py:CLASS", r"[A-Za-z0-9_./-]{1,200}(?::\w{1,100})?")
+    ] = SIMPLE_CNN
+    arguments: dict[Annotated[str, schema.text("a name", r"\w{1,100}")], bool | int | float | str] = {}
+    """Of its constructor; the numbers of classes and channels come from the data."""
+    auxiliary: Annotated[float, Meta(ge=0, le=100, description="a number from 0 to 100")] = 0.3
+    """How much a head beside the main one counts in the loss (GoogLeNet's, Inception's)."""
+
+
 class Optimizer(Section, frozen=True, kw_only=True, omit_defaults=True):
     """What changes the weights, as torch.optim defines it; its rate is `train.lr`, and `train.momentum` that of sgd."""
 
@@ -156,6 +171,7 @@ class Params(Section, frozen=True, kw_only=True):
     """Chooses the initial weights and the order of the images."""
     numerics: Literal["exact", "native"]
     data: Data
+    model: Model = Model()
     train: Train
     evaluate: Evaluate
     compare: Compare

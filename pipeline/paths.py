@@ -6,8 +6,8 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
-from typing import IO
 
 from pipeline.errors import UserError
 
@@ -39,7 +39,7 @@ LARGEST_BYTES = 2**30
 
 
 @contextlib.contextmanager
-def plain(path: Path, most: int | None = LARGEST_BYTES) -> Iterator[tuple[IO[bytes], int]]:
+def plain(path: Path, most: int | None = LARGEST_BYTES) -> Iterator[tuple[FileIO, int]]:
     """The file at `path`, open for reading, and how many bytes are to be read of it: no pipe, no device, not endless.
 
     What is open is looked at, not what a name leads to, which may be another thing a moment later. Files of the kernel's, whose
@@ -62,6 +62,6 @@ def read(path: Path, most: int = LARGEST_BYTES) -> bytearray:
     """All bytes of a plain file. Raises as `plain` does."""
     with plain(path, most) as (file, size):
         content, had = bytearray(size), 0
-        while had < size and (more := file.readinto(memoryview(content)[had:])):  # type: ignore[attr-defined]
+        while had < size and (more := file.readinto(memoryview(content)[had:])):
             had += more
         return content[:had] if had < size else content

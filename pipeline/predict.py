@@ -20,12 +20,10 @@ import torch
 from rich.cells import cell_len
 
 from pipeline import device as devices
-from pipeline import numerics, paths
+from pipeline import models, numerics, paths
 from pipeline.data import pictures
 from pipeline.data.dataset import Shape
 from pipeline.errors import UserError, printable
-from pipeline.evaluation import load_weights
-from pipeline.model import SimpleCNN
 from pipeline.runs import outputs
 from pipeline.runs.outputs import Model
 
@@ -50,14 +48,15 @@ class Network:
     """The network of a run, on a device, with the numerics that trained it or others."""
 
     def __init__(self, model: Model, device_name: str, numerics_name: str | None = None) -> None:
-        """Raises UserError: the device or the numerics cannot be used, or the weights are not SimpleCNN's."""
+        """Raises UserError: the device or the numerics cannot be used, or the weights are not the network's."""
         self._device = devices.select(device_name)
         devices.prepare(self._device)
         self.numerics = numerics.select(numerics_name or model.provenance.numerics, self._device)
         described = model.provenance.data
         self.shape, self.classes = described.shape, list(described.classes)
-        self._module = SimpleCNN(*self.shape[:2], len(self.classes))
-        load_weights(self._module, model.weights)
+        self.network = model.provenance.network
+        self._module = models.build(self.network, self.shape, len(self.classes))
+        models.load(self._module, model.weights, self.network.name)
         with devices.failures_explained(self._device):
             self._module.to(self._device).eval()
         self.fingerprint = model.fingerprint

@@ -224,7 +224,7 @@ def _answer(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Verdict
         return "different", f"{where}; {run.folder} claims that it went on"
     if plan.whole:
         with devices.failures_explained(device):
-            evaluated = evaluation.evaluate(training.weights, data, device, chosen, plan.evaluate)
+            evaluated = evaluation.evaluate(training.weights, data, device, chosen, plan.evaluate, plan.described.network)
         parts = outputs.training_parts(training.weights, training.history, described)
         parts |= outputs.evaluation_parts(evaluated.metrics, evaluated.predictions)
         trained_in = stage.environment(training, device, str(device), group)
@@ -277,7 +277,7 @@ def _native(plan: _Plan, again: Run) -> tuple[Verdict, str]:
     run = plan.run
 
     def evaluated(data: Dataset) -> evaluation.Evaluation:
-        return evaluation.evaluate(run.weights, data, plan.device, plan.numerics, plan.evaluate)
+        return evaluation.evaluate(run.weights, data, plan.device, plan.numerics, plan.evaluate, plan.described.network)
 
     if [p.actual for p in run.predictions] != [p.actual for p in again.predictions]:
         return "different", "its predictions are not of this data set's test images"

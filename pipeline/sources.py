@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 PACKAGE = Path(__file__).parent
 
 _EVERY_STAGE = ("files.py", "inputs.py", "params.py", "paths.py", "schema.py", "sources.py", "tensors.py")
-_MODEL = ("data", "device", "exact", "memory.py", "model.py", "numerics", "runs/outputs.py", "runs/provenance.py", "workers")
+_MODEL = ("data", "device", "exact", "memory.py", "models", "numerics", "runs/outputs.py", "runs/provenance.py", "workers")
 STAGES: dict[str, tuple[str, ...]] = {
     "download": (*_EVERY_STAGE, "data", "exact/__init__.py", "exact/draws.py"),
     "train": (*_EVERY_STAGE, *_MODEL, "training"),

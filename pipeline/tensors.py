@@ -135,7 +135,7 @@ def read(path: Path, *, mapped: bool = False) -> Content:
     try:
         with paths.plain(path, None if mapped else paths.LARGEST_BYTES) as (file, size):
             if size > paths.LARGEST_BYTES:
-                return parse(np.asarray(np.memmap(file, np.uint8, "c")))  # type: ignore[call-overload]  # private: writable for PyTorch
+                return parse(np.asarray(np.memmap(file, np.uint8, "c")))  # private: writable for PyTorch
         return parse(paths.read(path))
     except FileNotFoundError:
         raise

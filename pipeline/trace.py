@@ -21,11 +21,11 @@ from pipeline.exact import VERSION
 from pipeline.exact.draws import random_integers
 from pipeline.exact.engine import Exact
 from pipeline.exact.group import ALONE, Group
-from pipeline.exact.initial_values import initialise
+from pipeline.exact.initialisation import initialise
 from pipeline.exact.later import Later
 from pipeline.exact.optimizers import SGD
 from pipeline.exact.tape import Backward, Gradient, Tape
-from pipeline.model import SimpleCNN
+from pipeline.models.simple_cnn import SimpleCNN
 
 GOLDEN = Path(__file__).with_name(f"trace-{VERSION}.txt")
 """A line a tensor: the first 16 hexadecimal digits of its hash, and which it is."""

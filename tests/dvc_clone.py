@@ -49,6 +49,7 @@ def copied(clone: Path, tmp_path: Path) -> Path:
 def make(folder: Path) -> None:
     """Make `folder` a checkout with its own Git and DVC, a small set, and one finished run, committed."""
     shutil.copytree(ROOT / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "networks", folder / "networks", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, folder)
     # DVC runs the real stages; the set is small, so that a training takes a second

@@ -18,7 +18,7 @@ from pipeline.evaluation import evaluate
 from pipeline.exact import loss, transcendental
 from pipeline.exact.draws import random_integers
 from pipeline.exact.optimizers import SGD
-from pipeline.model import SimpleCNN
+from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.params import Evaluate
 from pipeline.workers import ALONE
 from tests import reference

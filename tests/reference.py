@@ -187,9 +187,9 @@ LOG2E, LN2_HIGH, LN2_LOW, SQRT2 = (
 )
 
 
-def exp(z: np.ndarray) -> np.ndarray:
-    """Float64, z <= 0."""
-    x = np.maximum(z, -60.0)
+def exp(z: np.ndarray, least: float = -60.0) -> np.ndarray:
+    """Float64, of what is not below `least`."""
+    x = np.maximum(z, least)
     k = np.rint(x * LOG2E)
     r = (x - k * LN2_HIGH) - k * LN2_LOW
     y = np.full_like(r, 1 / math.factorial(10))

@@ -99,7 +99,7 @@ def test_val_is_test(photos):
     assert folder.read(settings(photos)).digest == first.digest
 
 
-@pytest.mark.fault(64)
+@pytest.mark.fault(71)
 def test_what_is_left_out_is_said_with_the_reason(photos, capsys):
     clean = folder.read(settings(photos)).digest
     assert "left out" not in capsys.readouterr().err
@@ -116,7 +116,7 @@ def test_what_is_left_out_is_said_with_the_reason(photos, capsys):
         assert part in said
 
 
-@pytest.mark.fault(64)
+@pytest.mark.fault(71)
 def test_a_picture_that_cannot_be_read_is_one_line_with_its_path(photos):
     whole = min((photos / "train" / "a").glob("*.png"))
     whole.write_bytes(whole.read_bytes()[:-20])

@@ -20,7 +20,7 @@ from pipeline import device as devices
 from pipeline import numerics, params, tensors
 from pipeline.errors import UserError
 from pipeline.evaluation import evaluate, evaluate_kept, load_weights
-from pipeline.model import SimpleCNN
+from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.params import Evaluate
 from pipeline.runs import environments, kept, outputs, provenance
 from pipeline.runs.environments import Facts

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from pipeline import numerics
-from pipeline.exact.initial_values import initialise
+from pipeline.exact.initialisation import initialise
 from pipeline.export import page
-from pipeline.model import SimpleCNN
+from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.predict import Network
 from tests import goldens, network_runs, reference
 from tests.network_runs import DATA

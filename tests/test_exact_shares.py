@@ -16,7 +16,7 @@ from torchvision.models.googlenet import GoogLeNetOutputs, Inception, InceptionA
 from pipeline.exact.engine import Exact
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.group import ALONE, Group
-from pipeline.exact.initial_values import initial_values
+from pipeline.exact.initialisation import initial_values
 from pipeline.exact.masks import Draws
 from tests.chaos import Chaos
 from tests.dispatched import Names

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from pipeline.exact.errors import Unsupported
-from pipeline.exact.initial_values import initialise
-from pipeline.model import SimpleCNN
+from pipeline.exact.initialisation import initialise
+from pipeline.models.simple_cnn import SimpleCNN
 
 pytestmark = pytest.mark.fault(42)
 

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from pipeline.exact import transcendental
 from pipeline.exact.engine import Exact
-from pipeline.model import SimpleCNN
+from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.workers import ALONE
 from tests.dispatched import Rules
 

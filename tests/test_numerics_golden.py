@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from pipeline import device as devices
 from pipeline.exact import grid, loss, optimizers, products, registry, self_test, tiles, transcendental
 from pipeline.exact.draws import permutation, random_integers
-from pipeline.exact.initial_values import initialise
-from pipeline.model import SimpleCNN
+from pipeline.exact.initialisation import initialise
+from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.tensors import fingerprint
 from tests import reference
 from tests.conftest import ROOT

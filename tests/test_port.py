@@ -13,14 +13,13 @@ import pytest
 
 from pipeline import cli
 from pipeline.port.port import port
-from pipeline.port.rules import RULES, Answer, Level, examine
-from pipeline.port.script import Script
+from pipeline.port.rules import RULES, Answer, Level
 from pipeline.port.sources import Source
 from tests.conftest import ROOT
 
 SCRIPTS = ROOT / "tests" / "port_scripts"
+HEARD = (Level.BOUND, Level.NOTE)
 HEAD = "import os\nimport torch\n\n"
-list(examine(Script("")))  # the rules register themselves
 
 
 def ported(text: str):
@@ -34,9 +33,7 @@ def test_a_rule_does_what_its_example_says_and_nothing_more_the_second_time(rule
         assert not result.changed
     else:
         assert after in result.text
-    told = [
-        f for f in result.findings if f.rule is rule and (after is None or f.found.level in (Level.BOUND, Level.NOTE) or "loader" in before)
-    ]
+    told = [f for f in result.findings if f.rule is rule and (after is None or f.found.level in HEARD or "loader" in before)]
     assert bool(told) == (after != before)
     assert not ported(result.text).changed
 
@@ -222,7 +219,6 @@ BAD = {
     "no such file": lambda path: None,
     "a folder without scripts": lambda path: path.mkdir(),
     "a loop of links": lambda path: path.symlink_to(path),
-    "a notebook": lambda path: path.with_suffix(".ipynb").write_text("{}") and path.symlink_to(path.with_suffix(".ipynb")),
 }
 
 
@@ -248,4 +244,21 @@ def test_a_file_of_a_folder_that_is_no_python_is_said_and_does_not_keep_the_othe
 
 
 def test_nothing_is_bound_in_the_project_and_its_script_for_a_cpu(capsys):
-    assert cli.answer(["port", str(ROOT / "pipeline"), str(ROOT / "tools"), str(ROOT / "docs" / "examples" / "train_cpu.py")]) == 0
+    own = [
+        path for path in (ROOT / "pipeline").rglob("*.py") if "torch.cuda" in path.read_text() and path.name != "cuda.py"
+    ]  # only reached on a GPU, which no text of it says
+    assert len(own) > 3
+    assert cli.answer(["port", *map(str, own), str(ROOT / "tools" / "gpu.py"), str(ROOT / "docs" / "examples" / "train_cpu.py")]) == 0
+
+
+def test_the_tutorials_script_for_a_gpu_asks_for_its_device_and_is_otherwise_the_one_for_a_cpu(tmp_path, capsys):
+    shutil.copy(ROOT / "docs" / "examples" / "train_gpu.py", tmp_path / "train.py")
+    assert cli.answer(["port", "--write", str(tmp_path / "train.py")]) == 0
+    gone = [(', pin_memory=device.type == "cuda"', ""), (", non_blocking=True", ""), ("import os\n", "")]
+    text = (tmp_path / "train.py").read_text()
+    asked = 'torch.device(os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))'
+    for words, instead in [*gone, (asked, 'torch.device("cpu")')]:
+        assert words in text
+        text = text.replace(words, instead)
+    cpu = (ROOT / "docs" / "examples" / "train_cpu.py").read_text()
+    assert text.split("\n", 1)[1] == cpu.split("\n", 1)[1]

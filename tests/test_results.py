@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import device, machine, params, revision, tensors
 from pipeline.errors import UserError
-from pipeline.model import SimpleCNN
+from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.runs import kept
 from pipeline.runs.kept import ENVIRONMENT, IDENTITY
 from pipeline.runs.outputs import MODEL, PARTS

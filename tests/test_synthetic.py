@@ -51,8 +51,8 @@ def test_simple_cnn_learns_it_in_three_epochs_but_not_perfectly(data, one_thread
     import torch
 
     from pipeline.exact.draws import permutation
-    from pipeline.exact.initial_values import initialise
-    from pipeline.model import SimpleCNN
+    from pipeline.exact.initialisation import initialise
+    from pipeline.models.simple_cnn import SimpleCNN
 
     model = SimpleCNN()
     initialise(model, 0)

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline import numerics
 from pipeline.exact.draws import permutation, random_integers
-from pipeline.exact.initial_values import initialise
-from pipeline.model import SimpleCNN
+from pipeline.exact.initialisation import initialise
+from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.params import Train
 from pipeline.training import loop
 from pipeline.training.loop import Training

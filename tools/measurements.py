@@ -20,8 +20,8 @@ from pipeline import demo, files, numerics, sources
 from pipeline import device as devices
 from pipeline.errors import UserError
 from pipeline.evaluation import evaluate
-from pipeline.exact.initial_values import initialise
-from pipeline.model import SimpleCNN
+from pipeline.exact.initialisation import initialise
+from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.params import Evaluate
 from pipeline.runs import kept, outputs
 from pipeline.runs.outputs import OUTPUTS, Step

@@ -15,8 +15,8 @@ from pipeline import numerics
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation import evaluate
 from pipeline.exact.draws import random_integers
-from pipeline.exact.initial_values import initialise
-from pipeline.model import SimpleCNN
+from pipeline.exact.initialisation import initialise
+from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.params import Evaluate, Train
 from pipeline.training.trainer import Trainer
 

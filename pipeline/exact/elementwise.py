@@ -128,7 +128,8 @@ def _as_float32(x: Operand, like: Tensor) -> Tensor:
 add = _binary("addition", torch.add, lambda g, a, b, y: (lambda: g, lambda: g))
 subtract = _binary("subtraction", torch.sub, lambda g, a, b, y: (lambda: g, lambda: g.neg()))
 multiply = _binary("multiplication", torch.mul, lambda g, a, b, y: (lambda: g * b, lambda: g * a))
-divide = _binary("division", torch.div, lambda g, a, b, y: (lambda: g / b, lambda: (g * y / b).neg_()))
+# a zero that divides counts as +0: its sign may differ between kernels
+divide = _binary("division", lambda a, b: a / (b + 0), lambda g, a, b, y: (lambda: g / (b + 0), lambda: (g * y / (b + 0)).neg_()))
 maximum = _binary("maximum", torch.maximum, lambda g, a, b, y: (lambda: g * (a >= b), lambda: g * (b > a)))
 minimum = _binary("minimum", torch.minimum, lambda g, a, b, y: (lambda: g * (a <= b), lambda: g * (b < a)))
 
@@ -181,8 +182,8 @@ def _softplus(x: Tensor) -> Tensor:
 sigmoid = _unary("sigmoid", _in_double(_sigmoid), lambda g, x, y: g * (y * (1 - y)))
 tanh = _unary("tanh", _in_double(_tanh), lambda g, x, y: g * (1 - y * y))
 exp = _unary("exp", _in_double(transcendental.exp_of_any), lambda g, x, y: g * y)
-log = _unary("log", _in_double(transcendental.log_of_any), lambda g, x, y: g / x)
-sqrt = _unary("sqrt", transcendental.square_root, lambda g, x, y: g / (y + y))
+log = _unary("log", _in_double(transcendental.log_of_any), lambda g, x, y: g / (x + 0))
+sqrt = _unary("sqrt", transcendental.square_root, lambda g, x, y: g / (y + y + 0))
 absolute = _unary("abs", torch.abs, lambda g, x, y: g * x.sign())
 negative = _unary("negation", torch.neg, lambda g, x, y: g.neg())
 square = _unary("square", lambda x: x * x, lambda g, x, y: g * (x + x))
@@ -265,12 +266,13 @@ def leaky_relu(tape: Tape, x: Tensor, negative_slope: float = 0.01) -> Tensor:
 
 
 def prelu(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
-    """The exact form of prelu: max(x, 0) + weight min(x, 0), one weight, or one a channel."""
+    """The exact form of prelu: x where x > 0, else weight x; one weight, or one a channel."""
+    x = floats(tape, x, "prelu")
     weight = tape.input(weight, "prelu")
     if weight.numel() > 1:
         shape = [1, -1, *[1] * (x.dim() - 2)]
         weight = tape.record(weight.view(shape), (weight,), lambda g: (g.flatten(),), shares=weight)
-    return add(tape, clamp(tape, x, min=0), multiply(tape, clamp(tape, x, max=0), weight))  # type: ignore[no-any-return]
+    return where(tape, x > 0, x, multiply(tape, x, weight))
 
 
 def elu(tape: Tape, x: Tensor, alpha: float = 1.0) -> Tensor:

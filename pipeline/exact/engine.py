@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.exact import VERSION, elementwise, loss
 from pipeline.exact.errors import Unsupported
-from pipeline.exact.group import Group
+from pipeline.exact.group import ALONE, Group
 from pipeline.exact.masks import Draws
 from pipeline.exact.registry import Forms
 from pipeline.exact.tape import Tape
@@ -35,6 +35,16 @@ class Exact:
             with Forms(tape):
                 given = model(images)
             return _heads(tape, given)[0]
+
+    def heads(self, model: nn.Module, images: Tensor) -> list[Tensor]:
+        """All that the model says of images, its main logits first, in the mode that it is in."""
+        with torch.inference_mode():
+            images = images.view_as(images)
+            weights = dict(model.named_parameters())
+            tape = self.tape(images, weights, len(images), ALONE, Draws(0, torch.zeros(1, dtype=torch.int64, device=images.device)))
+            with Forms(tape):
+                given = model(images)
+            return _heads(tape, given)
 
     def loss_and_gradients(
         self, model: nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int, *, draws: Draws | None = None,

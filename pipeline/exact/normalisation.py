@@ -153,7 +153,6 @@ def softmax(tape: Tape, x: Tensor, dim: int | None = None, _stacklevel: int = 3,
     if dim is None or dtype not in (None, torch.float32):
         raise refusal(f"softmax with dim={dim}, dtype={dtype}", "one dim, float32")
     x = elementwise.floats(tape, x, "softmax")
-    tape.check_within_images(x, (dim,), "softmax")
     z = x.double()
     e = transcendental.exp(z - z.amax(dim, keepdim=True))
     y = (e / tree(e, dim).unsqueeze(dim)).float()
@@ -170,7 +169,6 @@ def log_softmax(tape: Tape, x: Tensor, dim: int | None = None, _stacklevel: int 
     if dim is None or dtype not in (None, torch.float32):
         raise refusal(f"log_softmax with dim={dim}, dtype={dtype}", "one dim, float32")
     x = elementwise.floats(tape, x, "log_softmax")
-    tape.check_within_images(x, (dim,), "log_softmax")
     z = x.double()
     z = z - z.amax(dim, keepdim=True)
     e = transcendental.exp(z)
@@ -183,7 +181,10 @@ def log_softmax(tape: Tape, x: Tensor, dim: int | None = None, _stacklevel: int 
 def _dims(x: Tensor, dim: int | Sequence[int] | None) -> list[int]:
     if dim is None or (isinstance(dim, Sequence) and not dim):
         raise refusal("a mean or sum over all axes, and so over images", "the axes of an image")
-    return sorted(d % x.dim() for d in ([dim] if isinstance(dim, int) else dim))
+    dims = [dim] if isinstance(dim, int) else list(dim)
+    if wrong := [d for d in dims if not -x.dim() <= d < x.dim()]:
+        raise IndexError(f"dimension out of range (expected to be in range of [{-x.dim()}, {x.dim() - 1}], but got {wrong[0]})")
+    return sorted(d % x.dim() for d in dims)
 
 
 def mean(tape: Tape, x: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
@@ -200,26 +201,29 @@ def total(tape: Tape, x: Tensor, dim: int | Sequence[int] | None = None, keepdim
 
 
 def _reduced(tape: Tape, x: Tensor, dims: list[int], keepdim: bool, count: float | None) -> Tensor:
-    tape.check_within_images(x, dims, "a mean or sum")
+    if 0 in dims and tape.of_images(x):
+        raise refusal("a mean or sum over the first axis, that of the images", "the axes of an image")
     sums = tree(x, *dims)
     y = (sums if count is None else sums / elementwise.number(sums, count)).float()
-    axis = tape.axis(x)
-    if axis is not None and not keepdim:
-        axis -= sum(d < axis for d in dims)
     kept = [1 if i in dims else size for i, size in enumerate(x.shape)]
 
     def backward(g: Tensor) -> tuple[Tensor]:
         g = g if count is None else g / elementwise.number(g, count)
         return (g.view(kept).expand(x.shape),)
 
-    return tape.lay(tape.record(y.view(kept) if keepdim else y, (x,), backward), axis)
+    return tape.record(y.view(kept) if keepdim else y, (x,), backward)
 
 
 def normalize(tape: Tape, x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None) -> Tensor:
     """The exact form of torch.nn.functional.normalize for p = 2."""
     if p != 2.0 or out is not None:
         raise refusal(f"normalize with p={p}", "p=2")
-    squares = total(tape, elementwise.square(tape, x), dim, keepdim=True)
-    # the bound comes before the root, whose slope at 0 is infinite: a row of zeros gets the gradient g / eps
-    length = elementwise.sqrt(tape, elementwise.clamp(tape, squares, min=max(eps * eps, 2.0**-126)))
-    return elementwise.divide(tape, x, length)  # type: ignore[no-any-return]
+    x = elementwise.floats(tape, x, "normalize")
+    of_x = x.double()
+    length = transcendental.square_root(tree(of_x * of_x, dim).float()).unsqueeze(dim)
+
+    def backward(g: Tensor) -> tuple[Tensor]:
+        return (x * (g / length).masked_fill_(length == 0, 0),)
+
+    tape.record(length, (x,), backward)
+    return elementwise.divide(tape, x, elementwise.clamp(tape, length, min=eps))  # type: ignore[no-any-return]

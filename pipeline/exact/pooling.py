@@ -42,7 +42,7 @@ def max_pool2d(tape: Tape, x: Tensor, kernel_size: Any, stride: Any = None, padd
         d_x, left = torch.zeros_like(padded), g
         places = list(zip(windows.places(padded), windows.places(d_x), strict=True))
         for number, (of_x, of_d_x) in enumerate(places, 1):
-            taken = left if number == len(places) else torch.where(of_x == y, left, torch.zeros_like(left))
+            taken = left if number == len(places) else (of_x == y) * left
             of_d_x += taken
             left = left - taken
         return (windows.cut(d_x),)
@@ -130,7 +130,9 @@ def avg_pool2d(tape: Tape, x: Tensor, kernel_size: Any, stride: Any = None, padd
     sums = windows.padded(x, 0.0)
     for i in (0, 1):
         sums = tree(torch.stack([place.double() for place in windows.along(sums, i)]), 0)
-    divisors = windows.divisors(x, count_include_pad) if divisor_override is None else torch.full_like(sums[0, 0], divisor_override)
+    divisors = windows.divisors(x, count_include_pad)
+    if divisor_override is not None:
+        divisors.fill_(divisor_override)
     of_places = divisors.float()
 
     def backward(g: Tensor) -> tuple[Tensor]:

@@ -363,7 +363,7 @@ def put(tape: Tape, x: Tensor, index: Any, value: Any) -> Tensor:
     def backward(g: Tensor) -> list[Gradient]:
         rest = g.clone()
         rest[index] = 0
-        return [rest] if given is None else [rest, g[index] if g[index].shape == given.shape else None]
+        return [rest] if given is None else [rest, elementwise.spread(tape, y, given, g[index])]
 
     return tape.record(y, (x,) if given is None else (x, given), backward)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.params import SIMPLE_CNN
 from pipeline.runs import outputs
 
 
@@ -17,6 +18,8 @@ def export(folder: Path, to: Path) -> list[str]:
     if to.suffix.lower() not in (".onnx", ".html"):
         raise UserError(f"--to {to}: the name must end in .onnx or .html")
     model = outputs.read_model(folder)
+    if (name := model.provenance.network.name) != SIMPLE_CNN:
+        raise UserError(f"{folder}: the network is {name}, and only {SIMPLE_CNN} can be exported; `predict` computes any")
     if to.suffix.lower() == ".onnx":
         from pipeline.export import onnx
 

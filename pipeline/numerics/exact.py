@@ -32,6 +32,11 @@ class Exact(engine.Exact):
         return super().logits(model, images)
 
     @refusals_explained()
+    def heads(self, model: nn.Module, images: Tensor) -> list[Tensor]:
+        """As the package's."""
+        return super().heads(model, images)
+
+    @refusals_explained()
     def loss_and_gradients(
         self, model: nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int, **settings: Any
     ) -> tuple[Tensor, list[Tensor | None]]:

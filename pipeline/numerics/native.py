@@ -24,6 +24,11 @@ class Native:
         with torch.inference_mode():
             return heads(model(pixels(images)))[0]
 
+    def heads(self, model: nn.Module, images: Tensor) -> list[Tensor]:
+        """All that the model says of images in training mode, its main logits first."""
+        with torch.no_grad():
+            return heads(model(pixels(images)))
+
     def loss_and_gradients(
         self, model: nn.Module, images: Tensor, labels: Tensor, group: Group, batch_images: int, *, draws: object = None,
         label_smoothing: float = 0.0, auxiliary: float = 0.3,

@@ -256,18 +256,17 @@ def pinned(call: cst.Call, script: Script) -> Found | None:
 )
 def demand(node: cst.Assert | cst.If, script: Script) -> Found | None:
     start = script.span(node.test)[0]
-    above = script.parents(node)
-    if not re.search("is_available|device_count|use_cuda", script.code(node.test)) or any(isinstance(each, cst.If) for each in above):
+    if not re.search("is_available|device_count|use_cuda", script.code(node.test)):
         return None
-    if any(
-        isinstance(each, cst.FunctionDef) and re.search("cuda|gpu|device", script.code(each.params) + each.name.value) for each in above
-    ):
-        return None  # it was asked for one
     if isinstance(node, cst.Assert):
         known = implies_gpu(node.test, script) and ".type" not in script.code(node.test)
         return Found((Edit(start, start, f"{OFF_GPU} or "),)) if known else None
     if not isinstance(node.test, cst.UnaryOperation) or not isinstance(node.test.operator, cst.Not):
         return None
+    for above in script.parents(node):
+        named = re.search("cuda|gpu|device", script.code(above.params) + above.name.value) if isinstance(above, cst.FunctionDef) else None
+        if named or isinstance(above, cst.If):
+            return None  # it was asked for one
     last = node.body.body[-1]
     ends = last.body[-1] if isinstance(last, cst.SimpleStatementLine) else last
     quits = isinstance(ends, cst.Raise) or bool(re.search(r"\b(sys\.|os\._)?exit\(", script.code(ends)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import json
 import os
@@ -15,9 +16,10 @@ import libcst as cst
 
 from pipeline import files
 from pipeline.errors import UserError
+from pipeline.port import cannot, checkpoints, moved, placement, precision, runtime  # noqa: F401 - each registers its rules
 from pipeline.port.cannot import PACKAGES
 from pipeline.port.device import exported, settle
-from pipeline.port.rules import Answer, Edit, Finding, Found, Level, Rule, examine
+from pipeline.port.rules import RULES, Answer, Edit, Finding, Found, Level, Rule
 from pipeline.port.script import NotPython, Script, without_async
 from pipeline.port.sources import Source, collect
 
@@ -57,6 +59,17 @@ class Ported:
         return [finding for finding in self.findings if finding.bound]
 
 
+def examine(script: Script) -> Iterator[Finding]:
+    """What all rules find in a script, in the order of its lines."""
+    findings = []
+    for node in script.nodes:
+        for each in RULES:
+            if isinstance(node, each.kinds) and (found := each.find(node, script)) is not None:
+                line, column = script.position(node)
+                findings.append(Finding(each, found, line, column, script.lines[line - 1].strip(), node))
+    yield from sorted(findings, key=lambda finding: (finding.line, finding.column))
+
+
 def port(source: Source, answers: Collection[Answer], shared: dict[str, str]) -> Ported:
     """Find what is bound to a device in a script, and rewrite what gives one of `answers` until nothing more changes.
 
@@ -65,6 +78,10 @@ def port(source: Source, answers: Collection[Answer], shared: dict[str, str]) ->
     """
     text, old = source.text, list[int]()
     if not _MAY_MATTER.search(text):
+        try:
+            ast.parse(text)
+        except (SyntaxError, ValueError) as error:
+            raise NotPython(str(error), getattr(error, "lineno", 1)) from None
         return Ported(source, text)
     try:
         script = Script(text)
@@ -80,9 +97,10 @@ def port(source: Source, answers: Collection[Answer], shared: dict[str, str]) ->
         chosen = _without_overlaps([f for f in findings if f.found.edits and f.rule.answer in answers])
         touched = touched or any(f.found.level in (Level.BOUND, Level.NOTE) for f in chosen)
         edits = settle(script, chosen, shared) if touched else []
-        if not edits:
+        text = applied(script.bytes, edits).decode()
+        if text == ported.text:
             break
-        ported.text = applied(script.bytes, edits).decode()
+        ported.text = text
         script = Script(ported.text)
     else:
         raise AssertionError(f"{source.path}: rewriting does not come to an end")

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import libcst as cst
-
-if TYPE_CHECKING:
-    from pipeline.port.script import Script
 
 _PLACEHOLDERS = ("device", "on_gpu", "off_gpu", "device_of", "clock", "null", "torch")
 DEVICE, ON_GPU, OFF_GPU, DEVICE_OF, CLOCK, NULL, TORCH = (f"\0{name}\0" for name in _PLACEHOLDERS)
@@ -117,16 +113,3 @@ class Finding:
     def message(self) -> str:
         """What is said about the line."""
         return self.rule.message + self.found.remark
-
-
-def examine(script: Script) -> Iterator[Finding]:
-    """What all rules find in a script, in the order of its lines."""
-    from pipeline.port import cannot, checkpoints, moved, placement, precision, runtime  # noqa: F401 - each registers its rules
-
-    findings = []
-    for node in script.nodes:
-        for each in RULES:
-            if isinstance(node, each.kinds) and (found := each.find(node, script)) is not None:
-                line, column = script.position(node)
-                findings.append(Finding(each, found, line, column, script.lines[line - 1].strip(), node))
-    yield from sorted(findings, key=lambda finding: (finding.line, finding.column))

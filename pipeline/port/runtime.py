@@ -140,6 +140,7 @@ def optimizer(call: cst.Call, script: Script) -> Found | None:
     Answer.SAME,
     "the number of a process taken for a GPU",
     ("model.to(rank)", "model.to(device_of(rank))"),
+    ("model.to(gpu_ids[0])", "model.to(device_of(gpu_ids[0]))"),
     ("model.to(local_rank)", "model.to(device_of(local_rank))"),
 )
 def rank(call: cst.Call, script: Script) -> Found | None:
@@ -148,7 +149,7 @@ def rank(call: cst.Call, script: Script) -> Found | None:
     value = call.args[0].value
     code = script.code(value)
     number = isinstance(value, cst.Integer)
-    if not number and not re.fullmatch(r"(\w+\.)*((local_)?rank|gpu(_id|_index)?)", code):
+    if not number and not re.fullmatch(r"(\w+\.)*((local_)?rank|gpu(_id|_index)?|(gpu_ids|gpus|device_ids)\[\d+\])", code):
         return None
     if why(call, script) is Guard.GPU:
         return None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from pipeline import schema
 from pipeline.data.dataset import Description
-from pipeline.params import Params, Seed, Train, Workers
+from pipeline.params import Model, Params, Seed, Train, Workers
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,16 +22,28 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     numerics: schema.Name
     """With its version: `exact-3`, or `native`."""
     train: Train
+    model: Model | msgspec.UnsetType = msgspec.UNSET
+    """The network; not written where it is the tutorial's, so that runs made before there were others keep their digests."""
+    source: Annotated[str, schema.text("a digest or a release", r"[\w .+-]{0,100}")] | msgspec.UnsetType = msgspec.UNSET
+    """What else the network's bits depend on (`models.source`); not written where that is nothing."""
     code: schema.Digest
     """The digest of the sources that trained (`sources.digest`)."""
     workers: Workers | None = None
     """For native numerics how many workers trained, for their bits depend on it; else None."""
 
+    @property
+    def network(self) -> Model:
+        """The network that was trained."""
+        return Model() if isinstance(self.model, msgspec.UnsetType) else self.model
 
-def described_by(params: Params, numerics: str, data: Description, code: str) -> Provenance:
-    """The training that `params` describe, with this version of the numerics, on this data set, by these sources."""
-    workers = params.workers if numerics == "native" else None
-    return Provenance(data=data, seed=params.seed, numerics=numerics, train=params.train, code=code, workers=workers)
+
+def described_by(params: Params, numerics: str, data: Description, code: str, source: str = "") -> Provenance:
+    """The training that `params` describe, with this version of the numerics, on this data set, by our sources and the network's."""
+    return Provenance(
+        data=data, seed=params.seed, numerics=numerics, train=params.train, code=code,
+        model=msgspec.UNSET if params.model == Model() else params.model, source=source or msgspec.UNSET,
+        workers=params.workers if numerics == "native" else None,
+    )  # fmt: skip
 
 
 def differences(trained: Provenance, wanted: Provenance) -> list[str]:
@@ -45,6 +57,8 @@ def flattened(record: msgspec.Struct, prefix: str = "") -> dict[str, Any]:
     """All fields, those of a field under dotted names, such as `train.lr` and `train.optimizer.name`, those with defaults among them."""
     flat: dict[str, Any] = {}
     for key, value in msgspec.structs.asdict(record).items():
+        if isinstance(value, msgspec.UnsetType):
+            value = Model() if key == "model" else ""
         name = f"{prefix}{key}"
         flat |= flattened(value, f"{name}.") if isinstance(value, msgspec.Struct) else {name: msgspec.to_builtins(value)}
     return flat

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pipeline import device as devices
-from pipeline import files, numerics
+from pipeline import files, models, numerics
 from pipeline.data import dataset
 from pipeline.errors import UserError
 from pipeline.inputs import CACHE, LOCK, Inputs
@@ -60,7 +60,9 @@ def train(inputs: Inputs, checkpoint_seconds: float = checkpoint.SECONDS) -> Non
             if own.rank == 0 and device.type == devices.CPU and own.local_count > (limit := devices.cpu_limit()):
                 print(f"{own.local_count} workers share {limit} CPU(s), which is slower than workers: {limit}", file=sys.stderr, flush=True)
             chosen = numerics.select(params.numerics, device)
-            described = provenance.described_by(params, chosen.version, data.description, inputs.code)
+            described = provenance.described_by(
+                params, chosen.version, data.description, inputs.code, models.source(params.model, chosen.version)
+            )
             unfinished = checkpoint_of(described, device, UNFINISHED) if own.rank == 0 else None
             pytorch = devices.describe(device)["torch"] if chosen.version == "native" else None
             with devices.failures_explained(device):
@@ -103,7 +105,7 @@ def fit(
     """
     with devices.failures_explained(device):
         settings = msgspec.structs.replace(described.train, epochs=of_epochs or described.train.epochs)
-        trainer = Trainer(data, device, described.seed, chosen, settings, group, described.train.epochs)
+        trainer = Trainer(data, device, described.seed, chosen, settings, group, described.train.epochs, described.network)
         outputs.check_weights(trainer.named_weights(), "the network cannot be kept, so it is not trained")
         return trainer, loop.train(trainer, unfinished, checkpoint_seconds)
 

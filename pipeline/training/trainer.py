@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from msgspec import structs
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline import device as devices
+from pipeline import models
 from pipeline.data.batches import Batches
 from pipeline.exact.augmentation import Augmentation
 from pipeline.exact.draws import permutation
-from pipeline.exact.initial_values import initialise
 from pipeline.exact.masks import Draws
-from pipeline.model import SimpleCNN
-from pipeline.numerics.exact import refusals_explained
-from pipeline.params import Train
+from pipeline.params import Model, Train
 from pipeline.training import updates
 from pipeline.workers import ALONE, Group
 
@@ -45,16 +43,17 @@ class Trainer:
 
     def __init__(
         self, data: Dataset, device: torch.device, seed: int, numerics: Numerics, settings: Train, group: Group = ALONE,
-        epochs: int | None = None,
+        epochs: int | None = None, network: Model = Model(),  # noqa: B008 - frozen
     ) -> None:  # fmt: skip
         """Of a training of `settings.epochs` epochs, which its schedule is for, only the first `epochs` are trained, where given."""
         self.epochs = settings.epochs if epochs is None else epochs
         self.device, self.seed, self.numerics, self.settings, self.group = device, seed, numerics, settings, group
         # 1. the device is selected; 2. the model moves to it
-        self.model: nn.Module = SimpleCNN(*data.shape[:2], len(data.classes))
-        with refusals_explained():
-            initialise(self.model, seed)
+        self.model = models.build(network, data.shape, len(data.classes), seed)
+        self.network = network
         self.model.to(device)
+        if network != Model():
+            models.try_out(self.model, network, data.shape, len(data.classes), numerics, device)
         # 3. the data moves to it, whole where it fits
         self.data = Batches(data.train_images, data.train_labels, device)
         rows = max(len(self.data), 2 * settings.batch_size)  # enough for the two steps that prove a CUDA graph, as in step_log
@@ -116,6 +115,7 @@ class Trainer:
         loss, gradients = self.numerics.loss_and_gradients(
             self.model, images, labels, self.group, len(offsets),
             draws=Draws(self.seed, self.step_number, share.start), label_smoothing=self.settings.label_smoothing,
+            auxiliary=self.network.auxiliary,
         )  # fmt: skip
         self.updates.step(gradients, self.step_number)
         self.step_log.index_copy_(0, self.logged, torch.stack((loss, self.updates.largest())).unsqueeze(0))
