@@ -22,7 +22,7 @@ from tests.chaos import Chaos
 from tests.dispatched import Names
 from tests.simulated import Exchange, together
 
-IMAGES, CLASSES, STEP = 7, 5, 3
+IMAGES, CLASSES, STEP = 4, 5, 3
 
 
 class Residual(nn.Module):
@@ -136,7 +136,7 @@ def step(network: nn.Module, group: Group = ALONE) -> tuple[str, nn.Module]:
 def test_a_step_has_one_hash_for_any_workers_threads_and_orders_of_sums(name):
     network = built(name)
     wanted, _ = step(network)
-    for workers in (2, 3, 5, 9):  # of nine, two have no images
+    for workers in (2, 3, 5):  # of five, one has no images
         assert {of for of, _ in together(Exchange(workers), partial(step, network))} == {wanted}, workers
     threads = torch.get_num_threads()
     try:
@@ -144,10 +144,9 @@ def test_a_step_has_one_hash_for_any_workers_threads_and_orders_of_sums(name):
         assert step(network)[0] == wanted
     finally:
         torch.set_num_threads(threads)
-    for seed in range(2):
-        with Chaos(seed) as chaos:
-            assert step(network)[0] == wanted
-        assert chaos.shuffled > 10
+    with Chaos(0) as chaos:
+        assert step(network)[0] == wanted
+    assert chaos.shuffled > 10
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -219,7 +218,7 @@ class Mixing(nn.Module):
         lambda x: x.t().mean(1, keepdim=True).t() + x,
         lambda x: x.roll(1, 0),
         lambda x: x.flip(0),
-        lambda x: x[:3] + x[3:],
+        lambda x: x[:2] + x[2:],
         lambda x: x[0] + x,
         lambda x: x.t()[:, 0] + x,
         lambda x: torch.stack((x, x))[:, 1] + x,
