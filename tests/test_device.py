@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline import device as devices
-from pipeline import numerics, predict
+from pipeline import numerics, params, predict
 from pipeline.device import graph
 from pipeline.errors import UserError
 from pipeline.exact import self_test
@@ -87,6 +87,9 @@ def test_code_for_the_virtual_machine_is_for_every_later_gpu_and_a_pytorch_that_
     assert devices.select("cuda") == torch.device("cuda")
 
 
+MODEL = SimpleNamespace(
+    weights=None, provenance=SimpleNamespace(data=SimpleNamespace(shape=(3, 32, 32), classes=range(10)), network=params.Model())
+)
 FAILURES = {
     torch.AcceleratorError("CUDA error: all CUDA-capable devices are busy or unavailable\nmore"): (
         "device 'cuda': failed (CUDA error: all CUDA-capable devices are busy or unavailable); see nvidia-smi and dmesg; the next run "
@@ -107,11 +110,11 @@ def test_a_gpu_that_fails_before_training_is_one_line(failure, when, simulated_g
         raise failure
 
     simulated_gpu((9, 0))
-    monkeypatch.setattr(predict, "load_weights", lambda *_: None)
+    monkeypatch.setattr(predict.models, "load", lambda *_: None)
     owner, name, use = {
         "the GPU is looked at": (torch.cuda, "get_device_capability", lambda: devices.select("cuda")),
         "the kernels are proved": (self_test, "check", lambda: numerics.select("exact", torch.device("cuda"))),
-        "the model moves": (torch.nn.Module, "to", lambda: predict.Network(SimpleNamespace(weights=None), "cuda", "native")),
+        "the model moves": (torch.nn.Module, "to", lambda: predict.Network(MODEL, "cuda", "native")),
     }[when]
     monkeypatch.setattr(owner, name, fail)
     with pytest.raises(UserError) as refusal:
@@ -169,7 +172,7 @@ def test_a_trainers_step_is_proved_on_all_that_it_changes_whatever_the_size_of_t
     monkeypatch.setattr(devices, "as_cuda_graph", prove)
     assert trained_fingerprint(steps=5) == plain
     trainer(data=drawn_set(64))
-    assert proved == [[True] * 5] * 2  # weights, velocity, position, log, rows of it
+    assert proved == [[True] * 6] * 2  # weights, momentum, position, step, log, rows of it
 
 
 @pytest.mark.parametrize(("value", "said"), [("yes", "is 'yes'; allowed: 0"), ("", "is ''; allowed: 0")])

@@ -357,7 +357,7 @@ def test_no_changed_value_escapes(data):
     section = content
     while True:
         key = data.draw(st.sampled_from(sorted(section)))
-        if not isinstance(section[key], dict) or data.draw(st.booleans()):
+        if not isinstance(section[key], dict) or not section[key] or data.draw(st.booleans()):
             break
         section = section[key]
     section[data.draw(st.just(key) | st.text(max_size=5))] = data.draw(values)
