@@ -19,9 +19,10 @@ from pipeline.exact.group import ALONE, Group
 from pipeline.exact.initialisation import initial_values
 from pipeline.exact.masks import Draws
 from tests.chaos import Chaos
+from tests.dispatched import Names
 from tests.simulated import Exchange, together
 
-IMAGES, CLASSES, STEP = 7, 5, 3
+IMAGES, CLASSES, STEP = 4, 5, 3
 
 
 class Residual(nn.Module):
@@ -135,7 +136,7 @@ def step(network: nn.Module, group: Group = ALONE) -> tuple[str, nn.Module]:
 def test_a_step_has_one_hash_for_any_workers_threads_and_orders_of_sums(name):
     network = built(name)
     wanted, _ = step(network)
-    for workers in (2, 3, 5, 9):  # of nine, two have no images
+    for workers in (2, 3, 5):  # of five, one has no images
         assert {of for of, _ in together(Exchange(workers), partial(step, network))} == {wanted}, workers
     threads = torch.get_num_threads()
     try:
@@ -143,10 +144,9 @@ def test_a_step_has_one_hash_for_any_workers_threads_and_orders_of_sums(name):
         assert step(network)[0] == wanted
     finally:
         torch.set_num_threads(threads)
-    for seed in range(2):
-        with Chaos(seed) as chaos:
-            assert step(network)[0] == wanted
-        assert chaos.shuffled > 10
+    with Chaos(0) as chaos:
+        assert step(network)[0] == wanted
+    assert chaos.shuffled > 10
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -179,6 +179,25 @@ def test_masks_are_others_at_another_step_and_seed_and_of_the_images_place_in_th
     assert len(set(kept)) == len(kept)
 
 
+ELSEWHERE_OTHERS = {
+    "mean", "var", "std", "rsqrt", "exp", "log", "sigmoid", "tanh", "erf", "gelu", "silu", "hardswish", "hardsigmoid", "_softmax",
+    "_log_softmax", "native_layer_norm", "native_batch_norm", "_native_batch_norm_legit", "native_group_norm", "addcmul", "addcdiv",
+    "lerp", "scatter_add", "scatter_add_", "linalg_vector_norm", "prod", "cumsum", "convolution", "addmm", "native_dropout", "avg_pool2d",
+    "_adaptive_avg_pool2d", "mean_dim", "bernoulli_",
+}  # fmt: skip
+"""Operations whose bits, or order of additions, differ between devices."""
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_operation_is_called_whose_bits_differ_between_devices(name):
+    network = built(name)
+    with Names() as names:
+        step(network)
+        Exact().logits(network.eval(), drawn()[0])
+    assert len(names.called) > 30
+    assert names.called & ELSEWHERE_OTHERS == set()
+
+
 class Mixing(nn.Module):
     """Works along the axis of the images."""
 
@@ -199,7 +218,7 @@ class Mixing(nn.Module):
         lambda x: x.t().mean(1, keepdim=True).t() + x,
         lambda x: x.roll(1, 0),
         lambda x: x.flip(0),
-        lambda x: x[:3] + x[3:],
+        lambda x: x[:2] + x[2:],
         lambda x: x[0] + x,
         lambda x: x.t()[:, 0] + x,
         lambda x: torch.stack((x, x))[:, 1] + x,

@@ -153,6 +153,7 @@ def softmax(tape: Tape, x: Tensor, dim: int | None = None, _stacklevel: int = 3,
     if dim is None or dtype not in (None, torch.float32):
         raise refusal(f"softmax with dim={dim}, dtype={dtype}", "one dim, float32")
     x = elementwise.floats(tape, x, "softmax")
+    tape.check_within_images(x, (dim,), "softmax")
     z = x.double()
     e = transcendental.exp(z - z.amax(dim, keepdim=True))
     y = (e / tree(e, dim).unsqueeze(dim)).float()
@@ -169,6 +170,7 @@ def log_softmax(tape: Tape, x: Tensor, dim: int | None = None, _stacklevel: int 
     if dim is None or dtype not in (None, torch.float32):
         raise refusal(f"log_softmax with dim={dim}, dtype={dtype}", "one dim, float32")
     x = elementwise.floats(tape, x, "log_softmax")
+    tape.check_within_images(x, (dim,), "log_softmax")
     z = x.double()
     z = z - z.amax(dim, keepdim=True)
     e = transcendental.exp(z)
@@ -201,17 +203,19 @@ def total(tape: Tape, x: Tensor, dim: int | Sequence[int] | None = None, keepdim
 
 
 def _reduced(tape: Tape, x: Tensor, dims: list[int], keepdim: bool, count: float | None) -> Tensor:
-    if 0 in dims and tape.of_images(x):
-        raise refusal("a mean or sum over the first axis, that of the images", "the axes of an image")
+    tape.check_within_images(x, dims, "a mean or sum")
     sums = tree(x, *dims)
     y = (sums if count is None else sums / elementwise.number(sums, count)).float()
+    axis = tape.axis(x)
+    if axis is not None and not keepdim:
+        axis -= sum(d < axis for d in dims)
     kept = [1 if i in dims else size for i, size in enumerate(x.shape)]
 
     def backward(g: Tensor) -> tuple[Tensor]:
         g = g if count is None else g / elementwise.number(g, count)
         return (g.view(kept).expand(x.shape),)
 
-    return tape.record(y.view(kept) if keepdim else y, (x,), backward)
+    return tape.lay(tape.record(y.view(kept) if keepdim else y, (x,), backward), axis)
 
 
 def normalize(tape: Tape, x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None) -> Tensor:

@@ -1,0 +1,117 @@
+"""Rules of the definition that the goldens' values do not reach: floors, ties, the longest sums, and what is not a number."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.exact import elementwise, grid, loss, pooling, products, shapes
+from pipeline.exact.draws import random_integers
+from pipeline.exact.errors import Unsupported
+from pipeline.exact.group import ALONE
+from pipeline.exact.optimizers import SGD
+from pipeline.exact.reductions import BYTE_TERMS, TERMS, Convolution, ConvolutionByRows, Matmul
+from pipeline.exact.tape import Tape
+
+TINY = 2.0**-60
+"""On the grid of the least magnitude, 2^-40, whose unit is 2^-58, this is 0."""
+
+
+def test_each_kind_of_group_counts_a_magnitude_below_2_to_the_minus_40_as_that():
+    assert grid.image_magnitudes(torch.full((2, 3), 2.0**-41)).tolist() == [2.0**-40] * 2
+    assert grid.channel_magnitudes(torch.full((2, 3, 4), 2.0**-41)).tolist() == [[2.0**-40] * 3] * 2
+    assert grid.of_tensor(torch.full((2,), 2.0**-41)).unit == 2.0**-58
+    for losses in (2.0**-50, 2.0**-41):
+        assert loss.MeanLoss(torch.full((3,), losses, dtype=torch.float64), 3).magnitudes.tolist() == [2.0**-40]
+
+
+@pytest.mark.parametrize("form", ["a weight in an elementwise operation", "a weight read by index", "a product of activations"])
+def test_what_is_0_on_the_least_grid_is_0_in_every_form(form):
+    with torch.inference_mode():
+        weight = torch.ones(3, 1).requires_grad_()
+        tape = Tape(x := torch.ones(1, 3, 1), {"w": weight}, 1)
+        tape.value(x).learns = True
+        if form == "a product of activations":
+            assert products.matmul(tape, elementwise.multiply(tape, x, TINY), torch.ones(1, 1)).tolist() == [[[0.0]] * 3]
+            return
+        if form == "a weight read by index":
+            weight = shapes.get(tape, weight, torch.tensor([0, 1, 1]))
+        y = elementwise.multiply(tape, x, weight)
+        tape.walk_back([(y, torch.full_like(y, TINY))])
+        assert tape.add_up(ALONE)["w"].flatten().tolist() == [0.0] * 3
+
+
+@pytest.mark.parametrize(("halves", "units"), [(1, 0), (3, 2), (5, 2), (7, 4)])
+def test_a_loss_between_two_multiples_of_the_unit_goes_to_the_even_one(halves, units):
+    losses = torch.tensor([1.0, halves * 2.0**-36], dtype=torch.float64)  # the unit is 2^-35
+    assert float(loss.mean(losses)) == (1 + units * 2.0**-35) / 2
+
+
+def test_weights_are_updated_with_the_velocity_that_was_snapped_to_0():
+    weights, velocity = torch.tensor([2.0**-63]), torch.tensor([2.0**-64])
+    sgd = SGD([weights], 1.0, 1.0)
+    sgd.state[weights]["momentum_buffer"] = velocity
+    weights.grad = torch.zeros(1)
+    sgd.step()
+    assert velocity.tolist() == [0.0]
+    assert weights.tolist() == [2.0**-63]
+
+
+ABOVE_A_TIE = 2**54 + 2**30 + 1
+"""Between two float32s it lies just above the middle; float64 has the middle, from which the even float32 is the other."""
+
+
+def test_a_sum_beyond_2_to_the_53_is_rounded_once_not_by_way_of_float64():
+    nearest, other = 2.0**54 + 2**31, 2.0**54
+    assert torch.tensor(ABOVE_A_TIE).double().float().item() == other
+    row = torch.tensor([2.0**18] * 2**18 + [2.0**15, 1.0])  # the sum of its squares
+    x, weight = row.view(1, -1), row.view(1, -1).clone()
+    with torch.inference_mode():
+        assert products.linear(Tape(x), x, weight).item() == nearest
+        tape = Tape(x := torch.ones(1, 1), {"w": torch.ones(1, 1)}, 1)
+        layer = products.WeightedSum(tape, Matmul(), x, torch.ones(1, 1), torch.ones(1))
+        layer.backward(torch.ones(1, 1))
+        assert [g.item() for g in layer.round(torch.tensor([ABOVE_A_TIE] * 2), torch.ones(2))] == [nearest] * 2
+        spread = elementwise.SpreadWeight(tape, torch.ones(1, 1), x, torch.ones(1, 1))
+        assert spread.round(torch.tensor([ABOVE_A_TIE]), torch.ones(1))[0].item() == nearest
+
+
+@pytest.mark.parametrize("terms", [128, 129, 180, 256])
+def test_bytes_with_large_weights_are_exact_on_both_sides_of_the_bound_of_float32_slices(terms):
+    plain, fast, shape = Convolution(terms=BYTE_TERMS), ConvolutionByRows(terms=BYTE_TERMS), (64, 1, 1, terms)
+    drawn = torch.from_numpy(random_integers("weights", 2**16, 64 * terms)).double()
+    weights = (2.0**19 - 1 - drawn).view(shape)
+    x = (255 - torch.from_numpy(random_integers("bytes", 4, 4 * terms)).to(torch.uint8)).view(4, 1, 1, terms)
+    wanted = plain.forward_bytes(plain.operand(x, weights.shape), weights).float()
+    assert torch.equal(fast.forward_bytes(fast.operand(x, weights.shape), weights).float(), wanted)
+
+
+def test_relus_gradient_passes_where_its_input_is_not_a_number_also_through_max_pooling():
+    x, g = torch.tensor([torch.nan, -1.0, 2.0]), torch.tensor([3.0, 4.0, 5.0])
+    assert elementwise.rectified(g, x).tolist() == [3.0, 0.0, 5.0]
+    tile = torch.tensor([torch.nan, -1.0, 2.0, 0.0]).view(1, 1, 2, 2)
+    with torch.inference_mode():
+        tape, found = Tape(images := torch.zeros(1, 1), {}, 1), []
+        tape.value(images).learns = True
+        tape.record(tile, (images,), lambda g: (found.append(g), (None,))[1])
+        y = pooling.max_pool2d(tape, elementwise.relu(tape, tile), 2)
+        tape.walk_back([(y, torch.ones_like(y))])
+    assert y.isnan().all()
+
+
+def test_a_sum_of_2_to_the_25_products_of_operands_is_refused_and_one_less_is_not(monkeypatch):
+    class Reached(Exception):
+        """The sum is computed."""
+
+    def reached(*_):
+        raise Reached
+
+    monkeypatch.setattr(products, "WeightedSum", reached)
+    for terms, error in ((2**25, Unsupported), (2**25 - 1, Reached)):
+        x, weight = torch.zeros(1, 1).expand(1, terms), torch.zeros(1, 1).expand(1, terms)
+        with pytest.raises(error):
+            products.linear(Tape(x), x, weight)
+        turned, wide = torch.zeros(1, 1), torch.zeros(1, 1).expand(terms, 1)  # the sum of its input's gradient
+        with pytest.raises(error):
+            products.linear(Tape(turned), turned, wide)
+    assert TERMS * products.INT64_FACTOR == 2**25
