@@ -1,4 +1,7 @@
-"""What another library might do to exact sums: their terms permuted, cut in two, additions contracted."""
+"""What another library might do to exact sums: their terms permuted, cut in two, additions contracted.
+
+Trees are left alone: they are additions one by one, whose order is the definition's.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,8 @@ class Chaos(Dispatched):
             return self._added_products(func, *args)
         if name == "aten::sum" and args[0].dtype in (torch.float64, torch.int64) and len(args) < 3:
             return self._sum(func, *args)
+        if name == "aten::index_add_":
+            return self._added_by_index(func, *args)
         if name == "aten::add" and kwargs.get("alpha", 1) != 1:  # contracted: one rounding, not two
             self.shuffled += 1
             return torch.add(args[0].double(), args[1].double(), **kwargs).to(args[0].dtype)
@@ -45,8 +50,14 @@ class Chaos(Dispatched):
             func(y, a[..., part], b[..., part, :])
         return y
 
+    def _added_by_index(self, func, y, dim, index, x):
+        for part in self._parts(len(index)):
+            rows = torch.tensor(part, dtype=torch.int64)
+            func(y, dim, index[rows], x.index_select(dim, rows))
+        return y
+
     def _sum(self, func, x, dims=None):
-        axis = 0 if dims is None else dims[0]
+        axis = 0 if not dims else self.random.choice(dims)
         parts = [func(x.index_select(axis, torch.tensor(part, dtype=torch.int64)), *[] if dims is None else [dims]) for part in
                  self._parts(x.shape[axis])]  # fmt: skip
         return sum(parts[1:], parts[0])

@@ -107,10 +107,15 @@ def _binary(name: str, compute: Callable[[Tensor, Tensor], Tensor], gradients: C
                 for operand, product in zip((x, other), gradients(g, x, other, y), strict=True)
             )
 
-        return tape.record(y, (x, other), backward)
+        return tape.lay(tape.record(y, (x, other), backward), axis_of_spread(tape, y, x, other))
 
     form.__doc__ = f"The exact form of {name}."
     return form
+
+
+def axis_of_spread(tape: Tape, y: Tensor, *operands: Tensor) -> int | None:
+    """The images' axis of `y`, over which operands are spread: they are aligned at their last axes."""
+    return next((axis + y.dim() - x.dim() for x in operands if (axis := tape.axis(x)) is not None), None)
 
 
 def _as_float32(x: Operand, like: Tensor) -> Tensor:
@@ -358,6 +363,8 @@ def compare(operation: Callable[[Any, Any], Tensor]) -> Any:
 def relu(tape: Tape, x: Tensor) -> Tensor:
     """The exact form of torch.relu."""
     x = floats(tape, x, "relu")
+    if tape.value(x) is None:
+        return torch.relu(x)
     later = Rectified(x)
     return tape.record(later.placeholder(), (x,), later.backward)
 

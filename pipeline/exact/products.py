@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.exact import grid
+from pipeline.exact import elementwise, grid
 from pipeline.exact.arguments import pair
 from pipeline.exact.convolutions import convolution
 from pipeline.exact.errors import Unsupported, refusal
@@ -191,6 +191,8 @@ def matmul(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     if max(a.shape[-1], a.shape[-2], b.shape[-1]) > TERMS:
         raise refusal(f"matmul of {list(a.shape)} and {list(b.shape)}", f"sizes of at most {TERMS}")
     (ia, ua), (ib, ub) = _matrices(a), _matrices(b)
+    tape.check_within_images(a, (-1,), "matmul")
+    tape.check_within_images(b, (-2,), "matmul")
     y = (ia @ ib).float().mul_(ua * ub)
 
     def backward(g: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -199,7 +201,7 @@ def matmul(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
         d_b = (ia.mT @ ig).float().mul_(ua * ug) if tape.learns_from(b) else None
         return None if d_a is None else _unspread(d_a, a), None if d_b is None else _unspread(d_b, b)
 
-    return tape.record(y, (a, b), backward)
+    return tape.lay(tape.record(y, (a, b), backward), elementwise.axis_of_spread(tape, y, a, b))
 
 
 def _matrices(x: Tensor) -> tuple[Tensor, Tensor]:

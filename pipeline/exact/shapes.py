@@ -153,16 +153,31 @@ turned = _moved("transpose", lambda x: x.transpose(-2, -1) if x.dim() > 1 else x
 movedim = _moved("movedim", lambda x, source, destination: x.movedim(source, destination),
                  lambda g, x, source, destination: g.movedim(destination, source))  # fmt: skip
 unsqueeze = _moved("unsqueeze", lambda x, dim: x.unsqueeze(dim), lambda g, x, dim: g.reshape(x.shape))
-squeeze = _moved("squeeze", lambda x, *dim, **named: x.squeeze(*dim, **named), lambda g, x, *dim, **named: g.reshape(x.shape))
-flip = _moved("flip", lambda x, *dims, **named: x.flip(*dims, **named), lambda g, x, *dims, **named: g.flip(*dims, **named))
+_squeezed = _moved("squeeze", lambda x, dims: x.squeeze(dims), lambda g, x, dims: g.reshape(x.shape))
+
+
+def squeeze(tape: Tape, x: Tensor, dim: int | Sequence[int] | None = None) -> Tensor:
+    """The exact form of squeeze; the images' axis stays, also where there is one image."""
+    asked = range(x.dim()) if dim is None else [dim] if isinstance(dim, int) else dim
+    dims = [d % x.dim() for d in asked]
+    return _squeezed(tape, x, tuple(d for d in dims if x.shape[d] == 1 and d != tape.axis(x)))  # type: ignore[no-any-return]
+
+
+def flip(tape: Tape, x: Tensor, *given: Any, dims: Any = None) -> Tensor:
+    """The exact form of flip."""
+    x = tape.input(x, "flip")
+    over = sizes(given if dims is None else (dims,))
+    tape.check_within_images(x, over, "flip")
+    return tape.record(x.flip(over), (x,), lambda g: (g.flip(over),))
 
 
 def roll(tape: Tape, x: Tensor, shifts: Any, dims: Any = None) -> Tensor:
     """The exact form of torch.roll within an image."""
     x = tape.input(x, "roll")
     shifts, dims = (tuple(v) if isinstance(v, tuple | list) else (v,) for v in (shifts, dims))
-    if None in dims or (tape.of_images(x) and 0 in [d % x.dim() for d in dims]):
-        raise refusal("roll over the images", "the axes of an image")
+    if None in dims:
+        raise refusal("roll without dims, and so over the images", "the axes of an image")
+    tape.check_within_images(x, dims, "roll")
     return tape.record(x.roll(shifts, dims), (x,), lambda g: (g.roll([-s for s in shifts], dims),))
 
 
@@ -230,15 +245,19 @@ def joined(tape: Tape, tensors: Sequence[Tensor], dim: int = 0, axis: int | None
     dim = dim if axis is None else axis
     tensors = [elementwise.floats(tape, x, "cat") for x in tensors]
     y = torch.cat(tensors, dim)
-    if tape.of_images(*tensors) and dim % y.dim() == 0:
-        raise refusal("cat over the images", "the axes of an image")
+    for x in tensors:
+        tape.check_within_images(x, (dim,), "cat")
     return tape.record(y, tensors, lambda g: list(g.split([x.shape[dim] for x in tensors], dim)))
 
 
 def stack(tape: Tape, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """The exact form of torch.stack."""
     tensors = [elementwise.floats(tape, x, "stack") for x in tensors]
-    return tape.record(torch.stack(list(tensors), dim), tensors, lambda g: list(g.unbind(dim)))
+    y = torch.stack(list(tensors), dim)
+    axis = next((axis for x in tensors if (axis := tape.axis(x)) is not None), None)
+    if axis is not None and axis >= dim % y.dim():
+        axis += 1
+    return tape.lay(tape.record(y, tensors, lambda g: list(g.unbind(dim))), axis)
 
 
 def _slices(tape: Tape, x: Tensor, dim: int, parts: Sequence[int], what: str) -> tuple[Tensor, ...]:
@@ -295,9 +314,26 @@ def get(tape: Tape, x: Tensor, index: Any) -> Tensor:
         d_x[index] = g
         return (d_x,)
 
-    tape.record(y, (x,), backward, shares=x)
+    tape.lay(tape.record(y, (x,), backward, shares=x), _axis_of_part(tape, x, parts))
     tape.show(y, x, index)
     return y
+
+
+def _axis_of_part(tape: Tape, x: Tensor, parts: tuple[Any, ...]) -> int | None:
+    """The images' axis of x[parts]. Raises Unsupported where that takes some of the images only."""
+    if (axis := tape.axis(x)) is None:
+        return None
+    used = x.dim() - sum(part is not None and part is not Ellipsis for part in parts)
+    whole = [each for part in parts for each in ([slice(None)] * used if part is Ellipsis else [part])]
+    after = place = 0
+    for part in whole:
+        if part is not None and place == axis:
+            if part != slice(None):
+                raise refusal("indexing over the images", "the axes of an image")
+            return after
+        place += part is not None
+        after += not isinstance(part, int)
+    return after + axis - place
 
 
 class Gathered(Sums):

@@ -8,7 +8,7 @@ sum over the workers serve them all, and what was computed of weights alone is w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -223,6 +223,17 @@ class Tape:
         """The images' axis of what was made from them."""
         value = self.value(x)
         return None if value is None or not value.of_images else value.axis
+
+    def lay(self, y: Tensor, axis: int | None) -> Tensor:
+        """Note which axis of `y`, just recorded, is that of the images. Gives y."""
+        if (value := self.value(y)) is not None and value.of_images:
+            value.axis = axis
+        return y
+
+    def check_within_images(self, x: Tensor, dims: Iterable[int], what: str) -> None:
+        """Raise Unsupported if one of the axes of `x` that `what` works along is that of the images."""
+        if (axis := self.axis(x)) is not None and axis in [dim % x.dim() for dim in dims]:
+            raise refusal(f"{what} over the images", "the axes of an image")
 
     def wait(self, sums: Sums) -> None:
         """Leave sums over the batch for `add_up`."""
