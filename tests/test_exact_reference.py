@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ GOLDEN = FOLDER / "exact-3-forms.csv"
 class Stock:
     """Torch's functions, by name."""
 
+    statistics: Sequence[torch.Tensor] = ()
     constant = staticmethod(lambda array: torch.from_numpy(array))
 
     def __getattr__(self, name: str) -> Any:
@@ -55,6 +56,7 @@ class Stock:
 class Second:
     """The reference's, by the same names."""
 
+    statistics: Sequence[Array] = ()
     constant = staticmethod(lambda array: array)
 
     def __getattr__(self, name: str) -> Any:
@@ -96,7 +98,8 @@ def add_to_part(x: Any, y: Any) -> Any:
 
 def statistics(f: Any, channels: int) -> list[Any]:
     """Running mean and variance."""
-    return [f.constant(values("forms/mean", (channels,))), f.constant(np.abs(values("forms/var", (channels,))))]
+    f.statistics = [f.constant(values("forms/mean", (channels,))), f.constant(np.abs(values("forms/var", (channels,))))]
+    return f.statistics
 
 
 MASK = random_integers("forms/mask", 2, 25).astype(bool).reshape(5, 5) | np.eye(5, dtype=bool)
@@ -226,11 +229,11 @@ def of_pipeline(case: str, kind: str = "drawn", device: str = "cpu") -> Results:
             x.exact = Value(tape._token, True, x.dtype != torch.uint8, Memory())
             x.exact.elements = x.numel() // images
         with Forms(tape):
-            y = CASES[case][0](Stock(), *xs, *ws)
+            y = CASES[case][0](f := Stock(), *xs, *ws)
         y = tape.input(y, "a test")
         tape.walk_back([(y, torch.from_numpy(gradient(case, kind, tuple(y.shape))).to(device))])
         gradients: dict[str, Any] = tape.add_up(ALONE)
-        gradients |= {f"x{i}": x.exact.gradient for i, x in enumerate(xs)}
+        gradients |= {f"x{i}": x.exact.gradient for i, x in enumerate(xs)} | dict(zip(("mean", "var"), f.statistics, strict=False))
     return {name: a.cpu().numpy() for name, a in sorted({"y": y, **gradients}.items()) if a is not None}
 
 
@@ -242,9 +245,13 @@ def of_reference(case: str, kind: str = "drawn") -> Results:
         f"w{i}": reference_tape.Value(tape, w) for i, w in enumerate(ws)
     }
     with np.errstate(all="ignore"):
-        y = CASES[case][0](Second(), *given.values())
+        y = CASES[case][0](f := Second(), *given.values())
         tape.back((y, gradient(case, kind, y.newest().shape)))
-    found = {"y": y.newest().array, **{name: v.gradient for name, v in given.items()}}
+    found = {
+        "y": y.newest().array,
+        **{name: v.gradient for name, v in given.items()},
+        **dict(zip(("mean", "var"), f.statistics, strict=False)),
+    }
     return {name: a for name, a in sorted(found.items()) if a is not None}
 
 
