@@ -53,6 +53,8 @@ def answer(words: list[str]) -> int:
         code = app(words or ["--help"], standalone_mode=False) or 0
         sys.stdout.flush()
         return int(code)
+    except SystemExit:  # Typer's own, where the reader of standard output has gone
+        return streams.BROKEN_PIPE
     except typer.TyperException as error:  # the command line itself is wrong
         return _fail(f"{' '.join(error.format_message().split())} (see python -m pipeline --help)")
     except UserError as error:

@@ -63,7 +63,8 @@ def failed_import(error: BaseException) -> str | None:
         libraries = [error.name.partition(".")[0]]
     if not libraries:
         return None
-    variables = [f"{name}={shown(value)}" for name, value in sorted(os.environ.items()) if OF_PYTORCH.match(name) and name[:6] != "GOMP_S"]
+    own = ("GOMP_SPINCOUNT", "TORCH_CPP_LOG_LEVEL")  # which we set
+    variables = [f"{name}={shown(value)}" for name, value in sorted(os.environ.items()) if OF_PYTORCH.match(name) and name not in own]
     remedy = f"try it without {' '.join(variables)}, or " if libraries[0] == "torch" and variables else ""
     return f"{libraries[0]} cannot be imported ({said}); {remedy}{MAKE_AGAIN}"
 

@@ -124,9 +124,8 @@ def test_json_and_markdown_exclude_each_other(compare: Compare) -> None:
 
 
 def test_what_steers_a_terminal_is_not_printed(compare: Compare) -> None:
-    _, out, _ = compare(keep(), keep(device="cuda", hardware="A\x1b[31m\x07 card [red]"))
-    assert "\x1b" not in out
-    assert "\x07" not in out
+    """What steers a terminal is refused in a run's own documents; markup of the library's is printed as it is."""
+    _, out, _ = compare(keep(), keep(device="cuda", hardware="A card [red]"))
     assert "[red]" in " ".join(out.split())
 
 

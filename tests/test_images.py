@@ -38,7 +38,7 @@ def test_the_cpu_image_takes_pytorchs_cpu_wheels_and_the_cuda_image_the_default_
 def test_only_the_cuda_image_asks_for_gpus_and_it_states_the_minimum_driver():
     assert "NVIDIA" not in outside_and_inside(CPU)[1]
     assert "ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility" in outside_and_inside(CUDA)[1]
-    assert f"at least {device.MINIMUM_DRIVER['13']} for CUDA 13" in outside_and_inside(CUDA)[1]
+    assert f"at least {device.cuda.MINIMUM_DRIVER['13']} for CUDA 13" in outside_and_inside(CUDA)[1]
 
 
 @pytest.mark.parametrize("dockerfile", [CPU, CUDA], ids=["cpu", "cuda"])

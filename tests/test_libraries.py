@@ -169,7 +169,7 @@ def test_doctor_tells_that_dvc_would_start_the_stages_with_another_python(worksp
 def test_a_python_that_is_too_old_can_read_the_first_file_and_says_so(version):
     ast.parse(MAIN.read_text(), feature_version=version)
     ast.parse((ROOT / "pipeline" / "__init__.py").read_text(), feature_version=version)
-    code = f"import runpy, sys; sys.version_info = {(*version, 0)}; runpy.run_path({str(MAIN)!r})"
+    code = f"import runpy, sys; sys.version_info = {(*version, 0)}; runpy.run_path({str(MAIN)!r}, run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     this_python = f"{sys.executable} is Python {version[0]}.{version[1]}"
     line = f"error: Python 3.11 or later is needed, and {this_python}; use the project's own: `. .venv/bin/activate`, or make repro\n"

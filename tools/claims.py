@@ -84,7 +84,7 @@ def _on_gpu(resumed: bool) -> Callable[[Record], list[Outcome]]:
 
 SUMS = "sums are exact in any order"
 CLAIMS = (
-    Claim("a second training", "nothing is drawn but by rule", "draws-initial-weights-the-order-of-the-images", _twice),
+    Claim("a second training", "nothing is drawn but by rule", "draws-the-order-of-the-images", _twice),
     Claim("any number of threads", SUMS, "the-bound-with-its-proof", _several(lambda o: o.threads)),
     Claim("PyTorch, oneDNN and MKL set to their oldest instructions", SUMS, "the-bound-with-its-proof",
           lambda record: [o for o in _on_cpu(record) if o.settings]),
