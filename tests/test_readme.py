@@ -47,7 +47,7 @@ def clone(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / ".venv" / ".ready").touch()  # newer than the requirements, so `make setup` has nothing to do
     small = synthetic.make(320, 2000)
     folders.use(folder, pages.SMALL, small)
-    set_params(folder, train={"epochs": 2, "batch_size": 16, "lr": 0.05, "momentum": 0.9, "log_every": 10})
+    set_params(folder, train={"epochs": 2, "batch_size": 16, "lr": 0.01, "momentum": 0.9, "log_every": 10})
     Image.fromarray(small.test_images[0].transpose(1, 2, 0)).save(folder / "photo.png")
     git("config", "user.name", "tests", folder=folder)
     git("config", "user.email", "tests@example.invalid", folder=folder)

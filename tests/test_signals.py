@@ -192,7 +192,9 @@ def test_the_key_names_all_that_the_bits_depend_on(folder, monkeypatch):
         set_params(folder, numerics=name)
         given = []
         real = checkpoint.Checkpoint
-        monkeypatch.setattr(stage, "Checkpoint", lambda folder, key, given=given, real=real: given.append(key) or real(folder, key))
+        monkeypatch.setattr(
+            stage, "Checkpoint", lambda folder, key, *secret, given=given, real=real: given.append(key) or real(folder, key, *secret)
+        )
         stage.train(inputs.read("train"))
         (keys[name],) = given
         monkeypatch.undo()
