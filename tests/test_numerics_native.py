@@ -47,7 +47,7 @@ def test_native_weights_are_those_of_a_loop_written_with_torch_optim():
     images, labels = torch.from_numpy(data.train_images), torch.from_numpy(data.train_labels).long()
     for _ in range(3):
         run_steps(given, 1)
-        by_autograd(other, images[given.order], labels[given.order])
+        by_autograd(other, images[given.order[:64]], labels[given.order[:64]])
         optimizer.step()
     assert all(torch.equal(own, theirs) for own, theirs in zip(given.model.parameters(), other.parameters(), strict=True))
 
