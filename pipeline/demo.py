@@ -118,8 +118,9 @@ def lay_out(folder: Path) -> None:
         if source.parent.name != "__pycache__":
             files.write_bytes(folder / source.relative_to(PROJECT), source.read_bytes())
     files.write_text(folder / params.PARAMS, params.dump(settings))
-    for name in (settings["data"]["folder"], "networks"):  # on which stages depend, whatever the source and the network
-        files.make_folder(folder / name)
+    # stages depend on these two whatever the source and the network, and DVC warns of empty folders
+    for name in (settings["data"]["folder"], "networks"):
+        files.write_text(folder / name / "README.md", "Nothing of the demo's is here.\n")
 
 
 def variants() -> list[Variant]:

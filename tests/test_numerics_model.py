@@ -81,7 +81,8 @@ def test_a_batch_that_int64_does_not_hold_is_refused_with_the_largest_that_it_do
     model, (images, labels) = trainer().model, batch(4)
     step(model, images, labels, of=335544)
     wanted = (
-        r"sums 33554500 products for conv2d's gradient at batch_size 335545, and 33554431 are the most, at .*/pipeline/models/simple_cnn\.py:\d+; "
+        r"sums 33554500 products for conv2d's gradient at batch_size 335545, and 33554431 are the most, "
+        r"at .*/simple_cnn\.py:\d+; "
         "set batch_size to at most 335544 or set numerics: native$"
     )
     with pytest.raises(UserError, match=wanted):
