@@ -21,7 +21,7 @@ from tools.packages import PROJECT
 KIT = PROJECT / ".cache" / "gpu-kit"
 SITE = "site.zip"
 """The packages, in the kit."""
-NEEDED = ["typer", "numpy", "safetensors", "msgspec", "ruamel.yaml", "requests", "pytest", "hypothesis"]
+NEEDED = ["typer", "numpy", "pillow", "simplejpeg", "safetensors", "msgspec", "ruamel.yaml", "requests", "pytest", "hypothesis"]
 LEFT_OUT = ("results/",)
 """Not needed there, and large."""
 
