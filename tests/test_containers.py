@@ -364,7 +364,9 @@ def test_an_image_holds_no_compiler_data_git_or_dvc_cache(image, request):
         "LICENSE",
         "docker",
         "dvc.yaml",
+        "networks",
         "params.yaml",
+        "photos",
         "pipeline",
         "requirements",
     ]
