@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from pipeline.exact import elementwise
+from pipeline.exact.augmentation import mixed
 from pipeline.exact.errors import refusal
 from pipeline.exact.shapes import Images
 from pipeline.exact.tape import Tape
 
 _WORD = 2**32 - 1
-_FACTOR = 0x45D9F3B
 
 
 class Draws(NamedTuple):
@@ -31,26 +31,19 @@ class Draws(NamedTuple):
     """The place in the batch of this worker's first image."""
 
 
-def _mixed(x: Tensor) -> Tensor:
-    """A 32-bit hash of each 32-bit number: two rounds of shift, exclusive or and multiplication."""
-    for _ in range(2):
-        x = (x.bitwise_xor(x >> 16) * _FACTOR).bitwise_and_(_WORD)
-    return x.bitwise_xor(x >> 16)
-
-
 def drawn(tape: Tape, images: int, elements: int, device: torch.device) -> Tensor:
     """32-bit draws for the elements of each of so many images, int64 [images, elements]; of no images, for the batch [1, elements]."""
     draws: Draws | None = tape.draws
     if draws is None:
         raise refusal("a random mask where no seed is given", "draws")
     key = torch.full((1,), draws.seed & _WORD, dtype=torch.int64, device=device)
-    key = _mixed(key.bitwise_xor(_mixed(torch.full((1,), (draws.seed >> 32) & _WORD, dtype=torch.int64, device=device))))
+    key = mixed(key.bitwise_xor(mixed(torch.full((1,), (draws.seed >> 32) & _WORD, dtype=torch.int64, device=device))))
     for word in (draws.step.to(device), torch.full((1,), tape.called, dtype=torch.int64, device=device)):
-        key = _mixed((key + word).bitwise_and_(_WORD))
+        key = mixed((key + word).bitwise_and_(_WORD))
     places = torch.arange(draws.first, draws.first + images, dtype=torch.int64, device=device) if images else key.new_zeros(1)
-    of_images = _mixed((_mixed((places + 1).bitwise_and_(_WORD)) + key).bitwise_and_(_WORD)).unsqueeze(1)
-    of_elements = _mixed(torch.arange(elements, dtype=torch.int64, device=device)).unsqueeze(0)
-    return _mixed((of_images + of_elements).bitwise_and_(_WORD))
+    of_images = mixed((mixed((places + 1).bitwise_and_(_WORD)) + key).bitwise_and_(_WORD)).unsqueeze(1)
+    of_elements = mixed(torch.arange(elements, dtype=torch.int64, device=device)).unsqueeze(0)
+    return mixed((of_images + of_elements).bitwise_and_(_WORD))
 
 
 def kept(tape: Tape, shape: list[int], probability: float, of_images: bool, device: torch.device) -> Tensor:
