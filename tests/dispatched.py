@@ -85,7 +85,9 @@ class Rules(Names):
                 yield "divides by a number, for which CUDA multiplies by the reciprocal"
         if self.gpu and name in WAITS:
             yield "waits for a value"
-        if self.device is not None and (elsewhere := {str(each.device) for each in tensors} - {str(self.device)}):
+        if self.device is not None and (
+            elsewhere := {str(each.device) for each in tensors} - {str(self.device), "meta"}
+        ):  # meta has shapes alone
             yield f"a tensor on {', '.join(sorted(elsewhere))}"
 
 

@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import device as devices
-from pipeline import numerics, params, tensors
+from pipeline import models, numerics, params, tensors
 from pipeline.errors import UserError
-from pipeline.evaluation import evaluate, evaluate_kept, load_weights
+from pipeline.evaluation import evaluate, evaluate_kept
 from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.params import Evaluate
 from pipeline.runs import environments, kept, outputs, provenance
@@ -87,7 +87,7 @@ def test_damaged_weights_are_read_or_refused_and_never_end_in_a_traceback(tmp_pa
         assert "\n" not in str(reason)  # noqa: PT017 - either is right
         return
     with pytest.raises(UserError, match="the weights are not SimpleCNN's"):
-        load_weights(SimpleCNN(), weights)
+        models.load(SimpleCNN(), weights)
 
 
 @pytest.mark.fault(20)
@@ -109,7 +109,7 @@ def test_a_header_that_lies_is_refused(header, tmp_path):
     text = json.dumps(header).encode()
     (tmp_path / MODEL).write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
     with pytest.raises(UserError, match=r"damaged, or not a safetensors file|the weights are not"):
-        load_weights(SimpleCNN(), outputs.read_weights(tmp_path))
+        models.load(SimpleCNN(), outputs.read_weights(tmp_path))
 
 
 @pytest.fixture(scope="module")
@@ -123,11 +123,11 @@ def test_weights_with_wrong_names_shapes_or_types_are_refused_with_every_differe
     changed["fc1.bias"] = changed["fc1.bias"].astype(np.float64)
     del changed["fc3.bias"]
     with pytest.raises(UserError) as refusal:
-        load_weights(SimpleCNN(), changed)
+        models.load(SimpleCNN(), changed)
     shown = f"{weights['conv1.weight'].shape}"
     assert str(refusal.value) == (
         f"the weights are not SimpleCNN's: conv1.weight is (6, 1, 5, 5), not {shown}; fc3.bias is missing, not (10,); "
-        "extra is unknown; fc1.bias is float64, not float32"
+        "'extra' is unknown; fc1.bias is float64, not float32"
     )
 
 
@@ -140,7 +140,7 @@ def test_the_command_lists_the_differences_and_ends_with_2(weights, tmp_path):
     lacking = {name: array for name, array in weights.items() if name != "fc2.bias"}
     outputs.write_training(tmp_path / OUTPUTS, lacking, [Step(1, 1, 2.25)], described)
     done = command("evaluate", folder=tmp_path)
-    assert (done.returncode, done.stderr) == (2, "error: the weights are not SimpleCNN's: fc2.bias is missing, not (84,)\n")
+    assert (done.returncode, done.stderr) == (2, "error: the weights are not simple_cnn's: fc2.bias is missing, not (84,)\n")
 
 
 @pytest.mark.fault(21)

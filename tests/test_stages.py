@@ -128,7 +128,7 @@ def test_nothing_in_an_output_tells_the_host_or_the_device(outputs):
     described = json.loads(metadata)
     assert set(described) == {"provenance", "history"}
     assert set(described["provenance"]) == {"code", "data", "numerics", "seed", "train", "workers"}
-    assert set(described["provenance"]["data"]) == {"classes", "digest", "name"}
+    assert set(described["provenance"]["data"]) == {"classes", "digest", "name", "shape"}
 
 
 def test_a_repeated_run_in_another_folder_gives_equal_files(workspace, tmp_path):
