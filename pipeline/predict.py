@@ -55,16 +55,16 @@ class Network:
         described = model.provenance.data
         self.shape, self.classes = described.shape, list(described.classes)
         self.network = model.provenance.network
-        self._module = models.build(self.network, self.shape, len(self.classes))
-        models.load(self._module, model.weights, self.network.name)
+        self.module = models.build(self.network, self.shape, len(self.classes))
+        models.load(self.module, model.weights, self.network.name)
         with devices.failures_explained(self._device):
-            self._module.to(self._device).eval()
+            self.module.to(self._device).eval()
         self.fingerprint = model.fingerprint
 
     def __call__(self, images: np.ndarray) -> Scores:
         """The scores of uint8 images [N, *shape]."""
         with torch.inference_mode(), devices.failures_explained(self._device):
-            logits = self.numerics.logits(self._module, torch.from_numpy(images).to(self._device))
+            logits = self.numerics.logits(self.module, torch.from_numpy(images).to(self._device))
             return Scores(logits.cpu().numpy(), self.numerics.probabilities(logits).cpu().numpy())
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
+import msgspec
 import torch
 
-from pipeline import device, evaluation, numerics
+from pipeline import device, evaluation, models, numerics
 from pipeline.data import synthetic
 from pipeline.data.dataset import Dataset
-from pipeline.exact.initialisation import initialise
-from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.params import Evaluate, Train
+from pipeline.params import Model as Network
 from pipeline.runs import outputs
 from pipeline.runs.outputs import Model
 from pipeline.runs.provenance import Provenance
@@ -21,22 +20,25 @@ DATA = synthetic.make()
 VERSION = numerics.select("exact", torch.device(device.CPU)).version
 
 
-def write(folder: Path, name: str = VERSION, data: Dataset = DATA, scale: float = 3.0, images: int = synthetic.TEST) -> Model:
+def write(
+    folder: Path, name: str = VERSION, data: Dataset = DATA, scale: float = 3.0, images: int = synthetic.TEST, network: Network = Network(),  # noqa: B008 - frozen
+) -> Model:  # fmt: skip
     """A run in `folder` whose weights are initial ones times `scale`, so that confidences of all sizes occur.
 
     Its predictions are the evaluation's, of the first test images.
     """
-    module = SimpleCNN()
-    initialise(module, seed=3)
-    weights = {key: tensor.numpy() * np.float32(scale) for key, tensor in module.state_dict().items()}
+    module = models.build(network, data.shape, len(data.classes), seed=3)
+    weights = {key: (t * scale if t.is_floating_point() else t).numpy() for key, t in module.state_dict().items()}
     train = Train(epochs=1, batch_size=64, lr=0.01, momentum=0.9, log_every=10)
-    provenance = Provenance(data=data.description, seed=3, numerics=name, train=train, code="c" * 64)
+    provenance = Provenance(
+        data=data.description, seed=3, numerics=name, train=train, code="c" * 64, model=msgspec.UNSET if network == Network() else network
+    )
     outputs.write_training(folder, weights, [outputs.Step(1, 1, 2.0)], provenance)
     if name in (VERSION, "native"):
         on = torch.device(device.CPU)
         subset = Dataset(
             data.name, data.classes, data.train_images, data.train_labels, data.test_images[:images], data.test_labels[:images]
         )
-        evaluated = evaluation.evaluate(weights, subset, on, numerics.select(name, on), Evaluate(batch_size=500))
+        evaluated = evaluation.evaluate(weights, subset, on, numerics.select(name, on), Evaluate(batch_size=500), network)
         outputs.write_evaluation(folder, evaluated.metrics, evaluated.predictions)
     return outputs.read_model(folder)

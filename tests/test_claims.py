@@ -35,7 +35,8 @@ def record(*outcomes: Outcome, **given) -> Record:
 def seen(*records: Record) -> dict[str, str]:
     """Claim -> where it was seen, of the claims that were."""
     rows = [line.split(" | ") for line in claims.table(list(records)).splitlines()[2:]]
-    return {row[0].removeprefix("| "): row[2].removesuffix(" |") for row in rows if row[2] != f"{claims.NOT_SEEN} |"}
+    unseen = {claims.NOT_SEEN, *(claim.unseen for claim in claims.CLAIMS)}
+    return {row[0].removeprefix("| "): where for row in rows if (where := row[2].removesuffix(" |")) not in unseen}
 
 
 HERE = "Z80, 2026-01-02, PyTorch 2.14.1"

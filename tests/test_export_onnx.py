@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from pipeline.data import dataset
+from pipeline import params
+from pipeline.data import dataset, synthetic
 from pipeline.errors import UserError
 from pipeline.export import export
+from pipeline.export import onnx as written
+from pipeline.numerics import native
 from pipeline.predict import Network
 from tests import network_runs
+from tests.conftest import ROOT
 from tests.network_runs import DATA
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (pip install -r requirements/export.txt)")
+pytest.importorskip("onnxscript", reason="onnxscript is not installed (pip install -r requirements/export.txt)")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install -r requirements/export.txt)")
 
 
@@ -73,16 +81,48 @@ def test_it_is_checked_on_the_test_images_where_they_are_there_and_else_on_drawn
 
 @pytest.mark.parametrize("wrong", ["fc3.bias", "conv1.weight"])
 def test_a_model_that_computes_something_else_is_not_written(folder: Path, monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
-    import onnx.numpy_helper
+    right = written.serialised
 
-    right = onnx.numpy_helper.from_array
-    monkeypatch.setattr(onnx.numpy_helper, "from_array", lambda array, name: right(array * 1.01 if name == wrong else array, name))
+    def changed(model, network):
+        network = copy.deepcopy(network)
+        with torch.no_grad():
+            network.get_parameter(wrong).mul_(1.01)
+        return right(model, network)
+
+    monkeypatch.setattr(written, "serialised", changed)
     with pytest.raises(UserError, match="nothing is written"):
         export(Path("run"), Path("net.onnx"))
     assert not Path("net.onnx").exists()
 
 
-@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+@pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v3_small", "networks/my_net.py:Net"])
+def test_any_network_is_exported_with_its_own_size_and_classes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "networks", "networks", ignore=shutil.ignore_patterns("__pycache__"))
+    data = synthetic.make(train=7, test=14, size=40, classes=7)
+    network_runs.write(Path("run"), "native", data, scale=1.0, network=params.Model(name=name))
+    data.save()
+    assert "on 14 test images of synthetic-3x40x40-7: logits at most " in export(Path("run"), Path("net.onnx"))[1]
+    ours = Network(network_runs.outputs.read_model(Path("run")), "cpu")(data.test_images[:5])
+    logits, probabilities = onnxruntime.InferenceSession("net.onnx").run(None, {"images": data.test_images[:5]})
+    np.testing.assert_allclose(logits, ours.logits, atol=1e-4 * abs(ours.logits).max())
+    assert probabilities.shape == (5, 7)
+
+
+def test_the_file_says_nothing_of_the_machine_that_wrote_it(folder: Path) -> None:
+    export(Path("run"), Path("net.onnx"))
+    content = Path("net.onnx").read_bytes()
+    assert [each for each in (b"/site-packages/", b".py", str(ROOT).encode()) if each in content] == []
+
+
+def test_an_operation_that_torch_onnx_cannot_translate_is_one_line_with_the_reason(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "heads", lambda logits: [torch.special.airy_ai(logits)])
+    with pytest.raises(UserError, match=r"^torch\.onnx cannot export the network simple_cnn: .*airy_ai"):
+        export(Path("run"), Path("net.onnx"))
+    assert not Path("net.onnx").exists()
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_missing_package_is_one_line_that_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError) as refused:

@@ -33,6 +33,8 @@ class Claim(NamedTuple):
     """Of the definition."""
     outcomes: Callable[[Record], list[Outcome]]
     """Those whose equality shows the claim; none where the record does not show it."""
+    unseen: str = NOT_SEEN
+    """What stands where no record shows it."""
 
 
 def _on_cpu(record: Record) -> list[Outcome]:
@@ -93,7 +95,8 @@ CLAIMS = (
     Claim("ARM64, emulated", "all that rounds is IEEE 754", "the-bound-with-its-proof", _arm(emulated=True)),
     Claim("ARM64, Linux", "all that rounds is IEEE 754", "the-bound-with-its-proof", _arm()),
     Claim("ARM64, macOS", "all that rounds is IEEE 754", "the-bound-with-its-proof", _arm(macos=True)),
-    Claim("an NVIDIA GPU", SUMS, "the-bound-with-its-proof", _on_gpu(resumed=False)),
+    Claim("an NVIDIA GPU", SUMS, "the-bound-with-its-proof", _on_gpu(resumed=False),
+          unseen="[read in PyTorch's machine code](docs/gpu.md), not yet run"),
     Claim("begun on the CPU, ended on a GPU", "a checkpoint is all that a step reads", "the-update", _on_gpu(resumed=True)),
     Claim("any batch size in evaluation", "an image has grids of its own", "grids", _several(lambda o: o.evaluation_batch)),
     Claim("any number of workers", "integers are added, and rounded once", "backward", _several(lambda o: o.workers)),
@@ -151,7 +154,7 @@ def _seen(claim: Claim, records: list[Record], evaluation: str | None) -> str:
             seen.setdefault(_machine(record, outcomes[0]), set()).add(_release(record))
     names = [*(f"**NOT on** {name}" for name in _with_releases(other)), *_with_releases(same)[:SHOWN]]
     more = [f"and {len(same) - SHOWN} more"] if len(same) > SHOWN else []
-    return "<br>".join([*names, *more]) or NOT_SEEN
+    return "<br>".join([*names, *more]) or claim.unseen
 
 
 def _with_releases(seen: dict[str, set[str]]) -> list[str]:

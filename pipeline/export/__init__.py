@@ -18,12 +18,12 @@ def export(folder: Path, to: Path) -> list[str]:
     if to.suffix.lower() not in (".onnx", ".html"):
         raise UserError(f"--to {to}: the name must end in .onnx or .html")
     model = outputs.read_model(folder)
-    if (name := model.provenance.network.name) != SIMPLE_CNN:
-        raise UserError(f"{folder}: the network is {name}, and only {SIMPLE_CNN} can be exported; `predict` computes any")
     if to.suffix.lower() == ".onnx":
         from pipeline.export import onnx
 
         return onnx.write(to, model)
+    if (name := model.provenance.network.name) != SIMPLE_CNN:
+        raise UserError(f"{folder}: the network is {name}, and a page can hold {SIMPLE_CNN} alone; --to FILE.onnx takes any")
     from pipeline.export import page
 
     return page.write(to, model)

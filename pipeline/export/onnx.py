@@ -1,33 +1,40 @@
-"""A run's network as an ONNX model that takes bytes: written layer by layer, then checked with onnxruntime.
+"""A run's network as an ONNX model that takes bytes: translated by torch.onnx, then checked with onnxruntime.
 
 It computes with float32 kernels, so it gives close logits and no promise of bits.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.onnx import OnnxExporterError
 
 from pipeline import __version__, files
 from pipeline.data import dataset
-from pipeline.data.dataset import TUTORIAL, Shape
+from pipeline.data.dataset import Shape
 from pipeline.device import CPU
 from pipeline.errors import UserError
 from pipeline.exact.draws import random_integers
+from pipeline.numerics import native
 from pipeline.predict import Network
 from pipeline.runs.outputs import Model
 
-OPSET, IR_VERSION = 17, 8
-"""Old enough for any runtime since 2022."""
+OPSET, IR_VERSION = 18, 8
+"""The oldest that torch.onnx writes, which any runtime since 2023 reads."""
 DRAWN_IMAGES = 1000
 TOLERANCE = 2.0**-10
 """Of the largest logit: float32 kernels are far closer, a wrong graph is far off."""
 _BATCH = 250
-_DESCRIPTION = "SimpleCNN: bytes {} (image, channel, row, column) to logits. Float32 kernels: no promise of bits."
+_DESCRIPTION = "{}: bytes {} (image, channel, row, column) to logits. Float32 kernels: no promise of bits."
 
 
 def write(path: Path, model: Model) -> list[str]:
@@ -38,7 +45,7 @@ def write(path: Path, model: Model) -> list[str]:
     """
     network = Network(model, CPU)
     try:
-        content = serialised(model, network.classes, network.shape)
+        content = serialised(model, network.module)
         checked = _check(content, network, *_images(model))
     except ModuleNotFoundError as missing:
         raise UserError(
@@ -52,55 +59,63 @@ def _shape(shape: Shape) -> str:
     return f"[N, {', '.join(map(str, shape))}]"
 
 
-def serialised(model: Model, classes: list[str], shape: Shape = TUTORIAL) -> bytes:
-    """The ONNX model: input `images` uint8 [N, *shape]; outputs `logits` and `probabilities`, float32 [N, classes]."""
-    from onnx import TensorProto, checker, helper, numpy_helper
+class _OfBytes(nn.Module):
+    """The network from bytes on, as `numerics: native` computes it."""
 
-    nodes: list[Any] = []
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
 
-    def add(operation: str, *inputs: str, **attributes: Any) -> str:
-        output = f"{operation.lower()}{len(nodes)}"
-        nodes.append(helper.make_node(operation, list(inputs), [output], **attributes))
-        return output
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and probabilities, float32 [N, classes], of uint8 [N, C, H, W]."""
+        logits = native.heads(self.network(native.pixels(images)))[0]
+        return logits, logits.softmax(1)
 
-    x = add("Div", add("Cast", "images", to=TensorProto.FLOAT), "byte_maximum")
-    for layer in ("conv1", "conv2"):
-        x = add("Conv", x, f"{layer}.weight", f"{layer}.bias")
-        x = add("MaxPool", add("Relu", x), kernel_shape=[2, 2], strides=[2, 2])
-    x = add("Flatten", x, axis=1)
-    for layer in ("fc1", "fc2", "fc3"):
-        x = add("Gemm", x if layer == "fc1" else add("Relu", x), f"{layer}.weight", f"{layer}.bias", transB=1)
-    nodes.append(helper.make_node("Identity", [x], ["logits"]))
-    nodes.append(helper.make_node("Softmax", [x], ["probabilities"], axis=1))
 
-    constants = {"byte_maximum": np.array(255, np.float32), **{name: model.weights[name] for name in sorted(model.weights)}}
-    graph = helper.make_graph(
-        nodes,
-        "SimpleCNN",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", *shape])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", len(classes)]) for name in ("logits", "probabilities")],
-        [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in constants.items()],
-    )
-    onnx_model = helper.make_model(
-        graph,
-        ir_version=IR_VERSION,
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        producer_name="pipeline",
-        producer_version=__version__,
-        doc_string=_DESCRIPTION.format(_shape(shape)),
-    )
-    provenance = model.provenance
+def serialised(model: Model, network: nn.Module) -> bytes:
+    """The ONNX model of a network in evaluation: input `images`, uint8 [N, C, H, W]; outputs `logits` and `probabilities`, float32 [N, classes].
+
+    Raises:
+        UserError: torch.onnx has no translation for one of its operations.
+    """
+    from onnx import checker, helper
+    from onnxscript import optimizer as _needed  # noqa: F401 - torch.onnx's; named here where it is missing
+
+    shape, name = model.provenance.data.shape, model.provenance.network.name
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                _OfBytes(network), (torch.zeros(3, *shape, dtype=torch.uint8),), dynamo=True, opset_version=OPSET, verbose=False,
+                input_names=["images"], output_names=["logits", "probabilities"], dynamic_shapes=({0: torch.export.Dim("N")},),
+            )  # fmt: skip
+    except OnnxExporterError as error:
+        said = " ".join(str(error.__cause__ or error).split())[:300]
+        raise UserError(f"torch.onnx cannot export the network {name}: {said}; its page, or `predict`, computes without it") from error
+    assert program is not None  # of dynamo=True
+    onnx_model = program.model_proto
+    _forget_this_machine(onnx_model)
+    onnx_model.ir_version, onnx_model.producer_name, onnx_model.producer_version = IR_VERSION, "pipeline", __version__
+    onnx_model.graph.name, onnx_model.doc_string = name, _DESCRIPTION.format(name, _shape(shape))
     facts = {
-        "classes": json.dumps(classes),
+        "classes": json.dumps(list(model.provenance.data.classes)),
         "fingerprint": model.fingerprint,
-        "data": provenance.data.name,
-        "numerics": provenance.numerics,
-        "seed": str(provenance.seed),
+        "data": model.provenance.data.name,
+        "numerics": model.provenance.numerics,
+        "seed": str(model.provenance.seed),
     }
     helper.set_model_props(onnx_model, facts)
     checker.check_model(onnx_model, full_check=True)
     content: bytes = onnx_model.SerializeToString(deterministic=True)
     return content
+
+
+def _forget_this_machine(onnx_model: Any) -> None:
+    """Drop what torch.onnx notes beside the graph: lines of source files, with their folders."""
+    graph = onnx_model.graph
+    for each in (onnx_model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer, *onnx_model.functions):
+        each.ClearField("metadata_props")
+        each.ClearField("doc_string")
 
 
 def _images(model: Model) -> tuple[np.ndarray, str]:
@@ -118,6 +133,7 @@ def _check(content: bytes, network: Network, images: np.ndarray, name: str) -> s
     """Compare onnxruntime's logits with the network's, and say how far they are apart. Raises UserError."""
     import onnxruntime
 
+    onnxruntime.set_default_logger_severity(3)  # errors
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     pairs = [(network(part).logits, session.run(["logits"], {"images": part})[0]) for part in _parts(images)]
     ours, theirs = (np.concatenate(side) for side in zip(*pairs, strict=True))  # each float32 [M, classes]
