@@ -27,7 +27,7 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    """Train and evaluate SimpleCNN with the same bits on every device. Settings: params.yaml."""
+    """Train and evaluate a network with the same bits on every device. Settings: params.yaml."""
     if version:
         print(f"pipeline {__version__}")
         raise typer.Exit
@@ -204,6 +204,19 @@ def demo(folder: Annotated[Path, typer.Option(help="Where to run; made if need b
     from pipeline import demo
 
     if not demo.demo(folder):
+        raise typer.Exit(ANSWER_IS_NO)
+
+
+@app.command()
+def check(
+    model: Annotated[
+        Optional[str], typer.Argument(help="A network, as model.name; that of params.yaml by default.", metavar="[MODEL]")
+    ] = None,
+) -> None:
+    """Say what exact numerics make of a network, and prove it on this machine; exit code 3 if the bits differ."""
+    from pipeline import check, params
+
+    if not check.check(check.subject_of(params.load(), model)):
         raise typer.Exit(ANSWER_IS_NO)
 
 

@@ -73,7 +73,8 @@ class _OfBytes(nn.Module):
 
 
 def serialised(model: Model, network: nn.Module) -> bytes:
-    """The ONNX model of a network in evaluation: input `images`, uint8 [N, C, H, W]; outputs `logits` and `probabilities`, float32 [N, classes].
+    """The ONNX model of a network in evaluation: input `images`, uint8 [N, C, H, W]; outputs `logits` and
+    `probabilities`, float32 [N, classes].
 
     Raises:
         UserError: torch.onnx has no translation for one of its operations.
