@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline import cli, doctor, libraries
@@ -80,15 +81,34 @@ def test_a_module_of_the_users_own_beside_params_yaml_is_not_taken_for_pythons(n
 
 @pytest.mark.fault(64)
 @pytest.mark.parametrize("name", ["numpy", "random", "logging", "numpy/__init__"])
-def test_a_file_that_stands_in_the_way_of_a_library_is_named(name, workspace):
+@pytest.mark.parametrize("content", ["mine = 1", "raise ValueError('no data')"])
+def test_a_file_that_stands_in_the_way_of_a_library_is_named(name, content, workspace):
     (workspace / name).parent.mkdir(exist_ok=True)
-    (workspace / f"{name}.py").write_text("mine = 1\n")
+    (workspace / f"{name}.py").write_text(f"{content}\n")
     done = subprocess.run([sys.executable, "-m", "pipeline", "train"], capture_output=True, text=True,
                           env=os.environ | {"PYTHONPATH": f"{workspace}:{ROOT}"})  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {name}.py stands in the way of the module of that name (")
     assert done.stderr.endswith("); rename it, or take its folder out of PYTHONPATH\n")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.fault(64)
+@pytest.mark.parametrize("missing", ["msgspec", "safetensors"])
+def test_a_folder_of_packages_in_pythonpath_is_not_blamed_for_one_that_is_missing(missing, workspace):
+    site = workspace / "site-packages"
+    site.mkdir()
+    (site / "numpy").symlink_to(Path(np.__file__).parent)
+    (site / "sitecustomize.py").write_text(f"import sys\nsys.modules['{missing}'] = None\n")
+    code = f"import numpy, {missing}"
+    done = subprocess.run(
+        [sys.executable, "-c", f"try:\n    {code}\nexcept Exception as error:\n    from pipeline import libraries\n"
+         "    print(numpy.__file__, libraries.failed_import(error), sep='\\n')"],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": f"{site}:{ROOT}"},
+    )  # fmt: skip
+    remedy = "use the project's own: `. .venv/bin/activate`, or make repro (make setup makes it)"
+    said = f"import of {missing} halted; None in sys.modules for {sys.executable}; {remedy}"
+    assert done.stdout.splitlines() == [str(site / "numpy" / "__init__.py"), said], done.stderr
 
 
 # --- doctor --------------------------------------------------------------------------------------------------------------
