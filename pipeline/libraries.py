@@ -8,14 +8,14 @@ import re
 import sys
 from traceback import walk_tb
 
-from pipeline.errors import shown
+from pipeline.errors import MAKE_AGAIN, shown
 
 READ = re.compile(
     "(OMP|GOMP|KMP|MKL|ONEDNN|ATEN|TORCH|TORCHELASTIC|PYTORCH|CUBLAS|CUDNN|GLOO|NCCL|TP|DVC|PIPELINE)_|(LOCAL_)?(RANK|WORLD_SIZE)$|MASTER_"
 )
 """The names of the variables that we, OpenMP, PyTorch, its libraries and DVC read."""
 OF_PYTORCH = re.compile("(OMP|GOMP|KMP|MKL|ONEDNN|ATEN|TORCH|PYTORCH|CUDA|CUBLAS|CUDNN)_")
-MAKE_AGAIN = "make the environment again: make setup, or build the image"
+_VENV = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), ".venv")
 
 
 def settle_variables() -> None:
@@ -55,7 +55,7 @@ def failed_import(error: BaseException) -> str | None:
     named = [vars(sys.modules[name]) for name in re.findall(r"'(\w+)[.']", said) if sys.modules.get(name)]
     if file := next(filter(None, (_in_the_way(str(module.get("__file__"))) for module in named + bodies)), None):
         return f"{file} stands in the way of the module of that name ({said}); rename it, or take its folder out of PYTHONPATH"
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ModuleNotFoundError) and os.path.realpath(sys.prefix) != os.path.realpath(_VENV):
         return f"{error} for {sys.executable}; use the project's own: `. .venv/bin/activate`, or make repro (make setup makes it)"
     names = [module["__name__"].partition(".")[0] for module in bodies]
     if isinstance(error, ImportError):  # which may be raised in no file, but by a compiled module

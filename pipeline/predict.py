@@ -143,7 +143,10 @@ def predict(folder: Path, names: Iterable[str], device_name: str, write: Callabl
     Raises:
         UserError: the run, its numerics or the device cannot be used.
     """
-    network = Network(outputs.read_model(folder), device_name)
+    model = outputs.read_model(folder)
+    network = Network(model, device_name)
+    if said := models.changed(network.network, model.provenance.source):
+        print(said, file=sys.stderr)
     answered = refused = 0
 
     def refuse(line: str) -> None:

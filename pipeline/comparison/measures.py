@@ -13,7 +13,7 @@ from pipeline.comparison.report import Difference, Divergence, Inequality, Losse
 from pipeline.errors import UserError
 from pipeline.runs.environments import MEASURED
 from pipeline.runs.kept import Run
-from pipeline.runs.outputs import PREDICTIONS, Metrics
+from pipeline.runs.outputs import PREDICTIONS, Metrics, again
 from pipeline.runs.provenance import abbreviated, flattened
 
 COMPARED_BY_RESULT = ("device", "workers", "numerics")
@@ -136,7 +136,7 @@ def _check_labels(first: Run, other: Run) -> None:
     if contradiction:
         raise UserError(
             f"{other.folder / PREDICTIONS}: {contradiction}, though both name the same data set ({digest}); one of them is damaged: "
-            "make it again with `dvc repro`"
+            f"{again(other.folder)}"
         )
 
 

@@ -147,6 +147,13 @@ def source(model: Model, numerics: str) -> str:
     return digest.hexdigest()
 
 
+def changed(model: Model, trained: object) -> str:
+    """A line where the sources of a file's network are others than those with the digest `trained`; else nothing."""
+    if ".py:" not in model.name or source(model, "") == trained:
+        return ""
+    return f"{NETWORKS}/ has changed since the training: what {model.name} computes may be something else now"
+
+
 @contextlib.contextmanager
 def mistakes_explained(model: Model) -> Iterator[None]:
     """Turn what goes wrong in a network that is not the pipeline's into one line with the network's own line."""
@@ -160,6 +167,8 @@ def mistakes_explained(model: Model) -> Iterator[None]:
         said = " ".join(str(error).split())[:300] or type(error).__name__
         where = line or f"model.name {model.name}"
         remedy = "mend the network, its model.arguments, or the size of the images"
+        if isinstance(error, ModuleNotFoundError):
+            remedy = f"install it for {sys.executable}, or do without"
         raise UserError(f"{where}: {type(error).__name__}: {said}; {remedy}") from error
 
 
