@@ -39,7 +39,10 @@ def given(run: Run) -> dict[str, Any]:
     """What a run's training was given, by the names that a report shows, besides what `Summary` has of its own."""
     facts = msgspec.to_builtins(run.environment.train) if run.environment.train else {}
     own = ("device", "hardware", "workers", *MEASURED)
-    return {**msgspec.to_builtins(run.identity.train), **{name.replace("_", " "): fact for name, fact in facts.items() if name not in own}}
+    network = run.identity.provenance.network
+    model = f"{network.name} {network.arguments}" if network.arguments else network.name
+    settings = {"model": model, **msgspec.to_builtins(run.identity.train)}
+    return {**settings, **{name.replace("_", " "): fact for name, fact in facts.items() if name not in own}}
 
 
 def workers(run: Run) -> int | None:
