@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline import sources
 from pipeline.errors import UserError, shown
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.initialisation import initial_values
@@ -119,12 +120,22 @@ def _loaded(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     folder = str(path.parent.resolve())
     sys.path.insert(0, folder)  # for what it imports from beside it
+    before = set(sys.modules)
     try:
         with mistakes_explained(Model(name=str(path))):
             spec.loader.exec_module(module)
     finally:
         sys.path.remove(folder)
+    _refuse_unseen(path, {getattr(sys.modules[name], "__file__", None) for name in sys.modules.keys() - before})
     return module
+
+
+def _refuse_unseen(path: Path, imported: set[str | None]) -> None:
+    """Refuse what a network imports from elsewhere in the project: after an edit there DVC would train nothing again."""
+    seen = [NETWORKS.resolve(), Path(sys.prefix).resolve(), *(sources.PACKAGE / name for name in sources.STAGES["train"])]
+    for file in map(Path, filter(None, imported)):
+        if file.resolve().is_relative_to(Path.cwd()) and not any(file.resolve().is_relative_to(each) for each in seen):
+            raise UserError(f"{path} imports {_shortened(str(file))}, whose changes DVC does not see; move it into {NETWORKS}/")
 
 
 def source(model: Model, numerics: str) -> str:
