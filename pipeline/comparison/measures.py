@@ -41,7 +41,7 @@ def given(run: Run) -> dict[str, Any]:
     own = ("device", "hardware", "workers", *MEASURED)
     network = run.identity.provenance.network
     model = f"{network.name} {network.arguments}" if network.arguments else network.name
-    settings = {"model": model, **msgspec.to_builtins(run.identity.train)}
+    settings = {"model": model, **flattened(run.identity.train)}
     return {**settings, **{name.replace("_", " "): fact for name, fact in facts.items() if name not in own}}
 
 
