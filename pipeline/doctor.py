@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import UserError, printable
-from pipeline.libraries import MAKE_AGAIN, failed_import, pytorch_fault
+from pipeline.errors import MAKE_AGAIN, UserError, printable
+from pipeline.libraries import failed_import, pytorch_fault
 
 DEVICE = "device"
 """The finding that decides: whether the device of params.yaml can be used."""
@@ -116,7 +116,7 @@ def _torchvision() -> str:
     try:
         import torchvision
     except ImportError:
-        raise UserError("not installed; only the tutorial's own loader in tests and benchmark needs it") from None
+        raise UserError(f"not installed; its data sets and networks need it; {MAKE_AGAIN}") from None
     except RuntimeError as error:
         raise UserError(
             f"does not match torch {torch.__version__} ({_one_line(error)}): they are of different builds; "
@@ -180,8 +180,7 @@ def _numerics() -> str:
     for name in able:
         device.prepare(torch.device(name))
         numerics.select(VERSION, torch.device(name))
-    forms = f"{', '.join(registry.FORMS)}; cross_entropy as the loss; SGD, Adam and AdamW"
-    return f"{VERSION} is proved on {', '.join(able)}; what a model may be made of: {forms}"
+    return f"{VERSION} is proved on {', '.join(able)}; {len(registry.FORMS)} operations have exact forms (docs/exact-numerics.md)"
 
 
 def _workspace() -> str:

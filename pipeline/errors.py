@@ -8,6 +8,9 @@ from typing import Any
 ANSWER_IS_NO = 3
 """The exit code of every answer of no: different, not usable, not all. Python gives 1 or 2, a shell 2 or more than 125."""
 
+MAKE_AGAIN = "make the environment again: rm -r .venv; make setup, or build the image"
+"""The remedy where a library is missing or broken; `make setup` alone takes an environment that is there for whole."""
+
 STOP_SIGNALS = tuple(
     number
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

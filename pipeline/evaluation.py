@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,12 +101,15 @@ def evaluate_kept(folder: Path, device_name: str, batch_size: int) -> None:
                         "`python -m pipeline download`")  # fmt: skip
     if len(run.predictions) != len(data.test_labels):
         raise UserError(f"{folder / PREDICTIONS}: {len(run.predictions)} predictions of the {len(data.test_labels)} test images of "
-                        f"'{data.name}': damaged; make the run again with `dvc repro`")  # fmt: skip
+                        f"'{data.name}': damaged; {outputs.again(folder)}")  # fmt: skip
+    described = run.identity.provenance
+    if said := models.changed(described.network, described.source):
+        print(said, file=sys.stderr)
     device = devices.select(device_name)
     devices.prepare(device)
     chosen = numerics.select(run.identity.numerics, device)
     with devices.failures_explained(device):
-        evaluation = evaluate(run.weights, data, device, chosen, Evaluate(batch_size=batch_size), run.identity.provenance.network)
+        evaluation = evaluate(run.weights, data, device, chosen, Evaluate(batch_size=batch_size), described.network)
     _report(evaluation.metrics, data.name)
     pairs = list(zip(evaluation.predictions, run.predictions, strict=True))
     changed = sum(a.predicted != b.predicted for a, b in pairs)

@@ -32,7 +32,9 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         where = error.filename or path
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno == errno.EFBIG:
+            raise UserError(f"cannot write {where}: {error.strerror}; raise the limit (ulimit -f), or use another file system") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"no space: {where}: {error.strerror}; free some and run again, nothing was lost") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             owner = _owner(path)

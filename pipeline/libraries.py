@@ -8,14 +8,14 @@ import re
 import sys
 from traceback import walk_tb
 
-from pipeline.errors import shown
+from pipeline.errors import MAKE_AGAIN, shown
 
 READ = re.compile(
     "(OMP|GOMP|KMP|MKL|ONEDNN|ATEN|TORCH|TORCHELASTIC|PYTORCH|CUBLAS|CUDNN|GLOO|NCCL|TP|DVC|PIPELINE)_|(LOCAL_)?(RANK|WORLD_SIZE)$|MASTER_"
 )
 """The names of the variables that we, OpenMP, PyTorch, its libraries and DVC read."""
 OF_PYTORCH = re.compile("(OMP|GOMP|KMP|MKL|ONEDNN|ATEN|TORCH|PYTORCH|CUDA|CUBLAS|CUDNN)_")
-MAKE_AGAIN = "make the environment again: make setup, or build the image"
+_VENV = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), ".venv")
 
 
 def settle_variables() -> None:
@@ -30,10 +30,10 @@ def settle_variables() -> None:
             del os.environ[name]
     for name in [name for name, value in os.environ.items() if READ.match(name) and not value.strip()]:
         del os.environ[name]
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what PyTorch's sockets warn of, we say
     # OpenMP's threads wait for each other by spinning, by default for milliseconds; on a machine that has other work, or fewer
     # CPUs than threads, that made training ten times slower. To wake a thread takes 50 to 90 microseconds, and a step pauses for up
     # to 300: this count is 300 (docs/performance.md).
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what PyTorch's sockets warn of, we say
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
@@ -51,35 +51,31 @@ def pytorch_fault() -> str | None:
 def failed_import(error: BaseException) -> str | None:
     """One line with the remedy if `error` arose in the import of a library, or of a file that has a library's name; else None."""
     said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    if file := in_the_way():
+    bodies = [frame.f_globals for frame, _ in walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"]  # of modules
+    named = [vars(sys.modules[name]) for name in re.findall(r"'(\w+)[.']", said) if sys.modules.get(name)]
+    if file := next(filter(None, (_in_the_way(str(module.get("__file__"))) for module in named + bodies)), None):
         return f"{file} stands in the way of the module of that name ({said}); rename it, or take its folder out of PYTHONPATH"
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ModuleNotFoundError) and os.path.realpath(sys.prefix) != os.path.realpath(_VENV):
         return f"{error} for {sys.executable}; use the project's own: `. .venv/bin/activate`, or make repro (make setup makes it)"
-    bodies = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"]
-    libraries = [name.partition(".")[0] for name in bodies if name.partition(".")[0] not in ("pipeline", "__main__", "runpy")]
-    if isinstance(error, ImportError) and not libraries:  # raised in no file: of a compiled module
-        if not error.name:
-            return f"{' '.join(str(error).split())}; {MAKE_AGAIN}"
-        libraries = [error.name.partition(".")[0]]
-    if not libraries:
+    names = [module["__name__"].partition(".")[0] for module in bodies]
+    if isinstance(error, ImportError):  # which may be raised in no file, but by a compiled module
+        names.append((error.name or "a library").partition(".")[0])
+    library = next((name for name in names if name not in ("pipeline", "__main__", "runpy")), None)
+    if library is None:
         return None
     own = ("GOMP_SPINCOUNT", "TORCH_CPP_LOG_LEVEL")  # which we set
     variables = [f"{name}={shown(value)}" for name, value in sorted(os.environ.items()) if OF_PYTORCH.match(name) and name not in own]
-    remedy = f"try it without {' '.join(variables)}, or " if libraries[0] == "torch" and variables else ""
-    return f"{libraries[0]} cannot be imported ({said}); {remedy}{MAKE_AGAIN}"
+    remedy = f"try it without {' '.join(variables)}, or " if library == "torch" and variables else ""
+    return f"{library} cannot be imported ({said}); {remedy}{MAKE_AGAIN}"
 
 
-def in_the_way() -> str | None:
-    """A file of the user's that was imported in the place of a module of Python's or of an installed package; None where there is none."""
+def _in_the_way(file: str) -> str | None:
+    """`file` where it is a user's that was taken for a module of Python's or of an installed package; else None."""
     from importlib.machinery import PathFinder
 
     own = {os.path.realpath(path) for path in (os.curdir, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))}
+    folder, name = os.path.split(file.removesuffix("/__init__.py").removesuffix(".py"))
+    if os.path.realpath(folder) not in own or name == "pipeline":
+        return None
     elsewhere = [path for path in sys.path if os.path.realpath(path) not in own]
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if not file or "." in name or name in ("__main__", "pipeline", "tests", "tools"):
-            continue
-        folder = os.path.dirname(file.removesuffix("/__init__.py"))
-        if os.path.realpath(folder) in own and (name in sys.stdlib_module_names or PathFinder.find_spec(name, elsewhere)):
-            return str(os.path.relpath(file))
-    return None
+    return os.path.relpath(file) if name in sys.stdlib_module_names or PathFinder.find_spec(name, elsewhere) else None

@@ -143,7 +143,10 @@ def predict(folder: Path, names: Iterable[str], device_name: str, write: Callabl
     Raises:
         UserError: the run, its numerics or the device cannot be used.
     """
-    network = Network(outputs.read_model(folder), device_name)
+    model = outputs.read_model(folder)
+    network = Network(model, device_name)
+    if said := models.changed(network.network, model.provenance.source):
+        print(said, file=sys.stderr)
     answered = refused = 0
 
     def refuse(line: str) -> None:
@@ -174,9 +177,10 @@ def write_json(network: Network, given: Iterable[Answer]) -> None:
     print("\n]}")
 
 
-def write_csv(_: Network, given: Iterable[Answer]) -> None:
+def write_csv(network: Network, given: Iterable[Answer]) -> None:
     """CSV, a row an image, with the names' own bytes; a confidence in the form in which predictions.csv has it."""
-    _write_row("image", "predicted", "confidence", "second", "second_confidence", "third", "third_confidence")
+    heads = ("predicted", "confidence", "second", "second_confidence", "third", "third_confidence")
+    _write_row("image", *heads[: 2 * len(network.classes)])
     for answer in given:
         _write_row(answer.image, *(cell for one in answer.best for cell in one))
 
@@ -191,7 +195,7 @@ def _write_row(*cells: object) -> None:
 def write_table(network: Network, given: Iterable[Answer]) -> None:
     """A table as wide as the terminal, at least 80 columns; a name that is too long loses its beginning."""
     class_width = min(10, max(map(cell_len, network.classes)))
-    widths = [class_width + 9, class_width + 8, class_width + 8]
+    widths = [class_width + 9, class_width + 8, class_width + 8][: len(network.classes)]
     name_width = max(80, shutil.get_terminal_size().columns) - sum(widths) - 2 * len(widths)
     print("  ".join([_fitted("image", name_width), *map(_fitted, ("prediction", "second", "third"), widths)]).rstrip())
     for answer in given:

@@ -13,7 +13,7 @@ import msgspec
 import torch
 
 from pipeline import device as devices
-from pipeline import evaluation, files, native_evidence, numerics, params, private, sources
+from pipeline import evaluation, files, models, native_evidence, numerics, params, private, sources
 from pipeline.comparison import bits, verdict, wording
 from pipeline.comparison.report import AGREEING, Verdict
 from pipeline.data import dataset, synthetic
@@ -178,6 +178,8 @@ def _needs(run: Run) -> str:
 def _remedy(wanted: Description) -> str:
     if wanted.name == "synthetic":
         return "use the version of the pipeline that made the run, or name a dataset.safetensors with --data"
+    if wanted.name.startswith("synthetic-"):
+        return "set data.source: synthetic and what its name says in params.yaml and run `python -m pipeline download`"
     source = wanted.name if wanted.name in SOURCES.__args__ else "folder"  # type: ignore[attr-defined]
     of = ", with the folder that the run's author used," if source == "folder" else ""
     return (
@@ -195,6 +197,8 @@ def _announce(plan: _Plan) -> None:
     matter = "may give other bits of native numerics" if identity.numerics == "native" else "must not matter"
     ours = {"device": str(plan.device), **devices.describe(plan.device)}
     _say(f"differs here and {matter}: {'; '.join(_differences(plan.run, ours)) or 'nothing'}")
+    if said := models.changed(identity.provenance.network, identity.provenance.source):
+        _say(said)
 
 
 def _differences(run: Run, ours: dict[str, Any]) -> Iterable[str]:

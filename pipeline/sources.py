@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent
 _EVERY_STAGE = ("files.py", "inputs.py", "params.py", "paths.py", "schema.py", "sources.py", "tensors.py")
 _MODEL = ("data", "device", "exact", "memory.py", "models", "numerics", "runs/outputs.py", "runs/provenance.py", "workers")
 STAGES: dict[str, tuple[str, ...]] = {
-    "download": (*_EVERY_STAGE, "data", "exact/__init__.py", "exact/draws.py"),
+    "download": (*_EVERY_STAGE, "data", "exact/__init__.py", "exact/arrays.py", "exact/draws.py"),
     "train": (*_EVERY_STAGE, *_MODEL, "training"),
     "evaluate": (*_EVERY_STAGE, *_MODEL, "evaluation.py"),
 }

@@ -12,32 +12,20 @@ UNWRITTEN = 74
 """The exit code when standard output could not be written (EX_IOERR of sysexits.h)."""
 BROKEN_PIPE = 128 + signal.SIGPIPE
 """The exit code when its reader has gone: what a shell reports for any program that ends of SIGPIPE."""
+_failures: dict[int, OSError] = {}
+"""A standard stream's number -> why it could not be written first."""
 
 
-class Stream(io.TextIOWrapper):
-    """A standard stream that never raises: what follows its first failure, which it keeps, goes to /dev/null."""
+class _Stream(io.FileIO):
+    """A standard stream that never raises: from its first failure on, what is written is lost."""
 
-    failure: OSError | None = None
-
-    def write(self, text: str) -> int:
-        """Write `text`."""
+    def write(self, content: bytes) -> int:  # type: ignore[override]
+        """Write `content`."""
         try:
-            return super().write(text)
+            return len(content) if self.fileno() in _failures else super().write(content) or 0  # which does not block is asked again
         except OSError as error:
-            self._give_up(error)
-            return len(text)
-
-    def flush(self) -> None:
-        """Hand what was written to the operating system."""
-        try:
-            super().flush()
-        except OSError as error:
-            self._give_up(error)
-
-    def _give_up(self, error: OSError) -> None:
-        self.failure = self.failure or error
-        with open(os.devnull, "wb") as null:
-            os.dup2(null.fileno(), self.fileno())
+            _failures[self.fileno()] = error
+            return len(content)
 
 
 def prepare() -> None:
@@ -48,18 +36,18 @@ def prepare() -> None:
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for number, name in ((1, "stdout"), (2, "stderr")):
-        if given := getattr(sys, name):
-            stream = Stream(given.buffer, given.encoding, "replace", None, given.line_buffering, given.write_through)
-        else:
-            stream = Stream(open(number, "wb", closefd=False), "utf-8", "replace")  # noqa: SIM115 - as long as the process
-        setattr(sys, name, stream)
+        given, stream = getattr(sys, name), _Stream(number, "wb", closefd=False)
+        encoding, at_once = (given.encoding, given.write_through) if given else ("utf-8", False)
+        buffer = stream if at_once else io.BufferedWriter(stream)  # type: ignore[type-var]  # of `write`, as above
+        text = io.TextIOWrapper(buffer, encoding, "replace", line_buffering=bool(given and given.line_buffering), write_through=at_once)
+        setattr(sys, name, text)
 
 
 def exit_code(code: int) -> int:
     """`code`, or what tells that the answer could not be printed; not of a stage that DVC runs, which answers with its files."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    failure = getattr(sys.stdout, "failure", None)
+    failure = _failures.get(1)
     if failure is None or code not in (0, ANSWER_IS_NO) or os.environ.get("DVC_STAGE"):
         return code
     if failure.errno == errno.EPIPE:

@@ -1,12 +1,10 @@
-"""Named tensors: their fingerprint, and the safetensors files that hold them. No PyTorch here, so that commands answer at once."""
+"""Safetensors files of named tensors. No PyTorch here, so that commands answer at once."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -15,6 +13,8 @@ import numpy as np
 
 from pipeline import files, paths, schema
 from pipeline.errors import printable, shown
+from pipeline.exact.arrays import fingerprint as fingerprint
+from pipeline.exact.arrays import parts
 
 Tensors = Mapping[str, np.ndarray]
 METADATA = "__metadata__"
@@ -25,8 +25,6 @@ DTYPES = {
     "C64": np.dtype("<c8"), "F64": np.dtype("<f8"), "I64": np.dtype("<i8"), "U64": np.dtype("<u8"),
 }  # fmt: skip
 """Types of safetensors -> NumPy's, all that NumPy has; in the library's order, which is that of the tensors in a file, the last first."""
-_AT_ONCE = 2**26
-"""Bytes that are hashed or written at once."""
 
 
 class Damaged(Exception):
@@ -40,40 +38,6 @@ class Content(NamedTuple):
     metadata: dict[str, str]
 
 
-def fingerprint(tensors: Tensors) -> str:
-    """SHA-256, in hex, over the tensors sorted by name: name, dtype, shape, little-endian bytes.
-
-    Before each tensor's bytes stands the line `name dtype AxBxC`. Zeros count as +0.0, so the sign of a zero, which no
-    result depends on, does not count.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        array = np.asarray(tensors[name])
-        if array.dtype.kind == "f":
-            array = array + array.dtype.type(0)
-        digest.update(f"{name} {array.dtype.name} {'x'.join(map(str, array.shape))}\n".encode())
-        for part in _parts(array):
-            digest.update(part)
-    return digest.hexdigest()
-
-
-def _parts(array: np.ndarray) -> Iterator[memoryview]:
-    """The little-endian bytes of an array, so many at a time that a mapped one of any size takes the same memory."""
-    flat = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
-    for first in range(0, len(flat), _AT_ONCE):
-        yield flat[first : first + _AT_ONCE].data
-        forget(array)
-
-
-def forget(array: np.ndarray) -> None:
-    """Give back the memory of an array that is mapped from a file; what is read of it again comes from the file again."""
-    base = array
-    while isinstance(base, np.ndarray) and base.base is not None:
-        base = base.base
-    if isinstance(base, mmap.mmap):
-        base.madvise(mmap.MADV_DONTNEED)
-
-
 def write(path: Path, tensors: Tensors, metadata: tuple[str, str] | None = None) -> None:
     """Write a safetensors file, whole or not at all, with the bytes that the library writes, but without a copy of the tensors.
 
@@ -83,14 +47,14 @@ def write(path: Path, tensors: Tensors, metadata: tuple[str, str] | None = None)
     with files.replacing(path) as file:
         file.write(header)
         for array in arrays:
-            for part in _parts(array):
+            for part in parts(array):
                 file.write(part)
 
 
 def dump(tensors: Tensors, metadata: tuple[str, str] | None = None) -> bytes:
     """The bytes of such a file."""
     header, arrays = _laid_out(tensors, metadata)
-    return b"".join((header, *(part for array in arrays for part in _parts(array))))
+    return b"".join((header, *(part for array in arrays for part in parts(array))))
 
 
 def _laid_out(tensors: Tensors, metadata: tuple[str, str] | None) -> tuple[bytes, list[np.ndarray]]:

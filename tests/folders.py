@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from pipeline.data import pictures
 from pipeline.data.dataset import Dataset
 from tests.settings import set_params
+
+ENCODINGS = ("PNG", "JPEG", "JPEG progressive", "WEBP", "WEBP lossless", "GIF", "BMP")
+
+
+def encoded(name: str) -> bytes:
+    """A picture of 80 x 80 in one of ENCODINGS."""
+    draw = np.random.default_rng(0)
+    image = Image.fromarray(np.kron(draw.integers(0, 256, (20, 20, 3)), np.ones((4, 4, 1))).astype(np.uint8))
+    file = io.BytesIO()
+    image = image.convert("P") if name == "GIF" else image
+    image.save(file, name.split()[0], **{word: True for word in name.split()[1:]})
+    return file.getvalue()
 
 
 def write(folder: Path, dataset: Dataset) -> Path:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+import yaml
 
 from pipeline import doctor, files
-from tests.conftest import git
+from tests.conftest import ROOT, git
 
 
 @pytest.mark.fault(50)
@@ -45,6 +48,23 @@ def test_a_file_with_other_line_ends_is_committed_as_it_is(origin, tmp_path):
     git("add", "--force", "results/table.csv", folder=tmp_path / "clone")
     stored = subprocess.run(["git", "show", ":results/table.csv"], cwd=tmp_path / "clone", capture_output=True, check=True).stdout
     assert stored == b"a,b\r\n1,2\n"
+
+
+@pytest.mark.fault(76)
+def test_dvcs_views_of_a_fresh_clone_are_what_the_page_says_and_without_what_it_drops_show_no_digest(origin, tmp_path):
+    git("clone", "--quiet", str(origin), "clone", folder=tmp_path)
+    page, clone, dvc = (ROOT / "docs" / "dvc.md").read_text(), tmp_path / "clone", [sys.executable, "-m", "dvc"]
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(tmp_path / "site")}
+    (dropped,) = re.findall(r"`dvc exp show --drop '(.*)'` leaves out the digests", page)
+    for words in (["metrics", "diff"], ["exp", "show", "--csv", "--drop", dropped]):
+        done = subprocess.run([*dvc, *words], cwd=clone, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert ("failed to load" in done.stderr) == (words[0] == "metrics")
+    header = done.stdout.splitlines()[0].split(",")
+    assert {"train.lr", "model.name", "data.source"} <= set(header)
+    assert [name for name in header if "/" in name or "mirror" in name or "sha" in name or name in ("networks", "photos")] == []
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()
+    assert [dep for stage in stages for dep in stage["deps"] if not re.match(dropped, dep) and dep != "${data.folder}"] == []
 
 
 @pytest.mark.fault(58)

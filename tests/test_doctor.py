@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import device, doctor, params
+from pipeline.errors import MAKE_AGAIN
 from tests.settings import set_params
 
 ROOT = Path(__file__).parent.parent
@@ -123,7 +124,7 @@ def test_a_pytorch_that_does_not_load_is_a_finding_with_the_remedy(monkeypatch):
 
     monkeypatch.setitem(doctor.CHECKS, "PyTorch", broken)
     assert finding("PyTorch") == doctor.Finding(
-        "PyTorch", False, "libtorch_cpu.so: cannot open shared object file; make the environment again: make setup, or build the image"
+        "PyTorch", False, f"a library cannot be imported (ImportError: libtorch_cpu.so: cannot open shared object file); {MAKE_AGAIN}"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.exact import elementwise, grid, loss, pooling, products, shapes
+from pipeline.exact import activations, arithmetic, grid, loss, pooling, products, shapes
 from pipeline.exact.draws import random_integers
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.group import ALONE
@@ -32,11 +32,11 @@ def test_what_is_0_on_the_least_grid_is_0_in_every_form(form):
         tape = Tape(x := torch.ones(1, 3, 1), {"w": weight}, 1)
         tape.value(x).learns = True
         if form == "a product of activations":
-            assert products.matmul(tape, elementwise.multiply(tape, x, TINY), torch.ones(1, 1)).tolist() == [[[0.0]] * 3]
+            assert products.matmul(tape, arithmetic.multiply(tape, x, TINY), torch.ones(1, 1)).tolist() == [[[0.0]] * 3]
             return
         if form == "a weight read by index":
             weight = shapes.get(tape, weight, torch.tensor([0, 1, 1]))
-        y = elementwise.multiply(tape, x, weight)
+        y = arithmetic.multiply(tape, x, weight)
         tape.walk_back([(y, torch.full_like(y, TINY))])
         assert tape.add_up(ALONE)["w"].flatten().tolist() == [0.0] * 3
 
@@ -72,7 +72,7 @@ def test_a_sum_beyond_2_to_the_53_is_rounded_once_not_by_way_of_float64():
         layer = products.WeightedSum(tape, Matmul(), x, torch.ones(1, 1), torch.ones(1))
         layer.backward(torch.ones(1, 1))
         assert [g.item() for g in layer.round(torch.tensor([ABOVE_A_TIE] * 2), torch.ones(2))] == [nearest] * 2
-        spread = elementwise.SpreadWeight(tape, torch.ones(1, 1), x, torch.ones(1, 1))
+        spread = arithmetic.SpreadWeight(tape, torch.ones(1, 1), x, torch.ones(1, 1))
         assert spread.round(torch.tensor([ABOVE_A_TIE]), torch.ones(1))[0].item() == nearest
 
 
@@ -88,13 +88,13 @@ def test_bytes_with_large_weights_are_exact_on_both_sides_of_the_bound_of_float3
 
 def test_relus_gradient_passes_where_its_input_is_not_a_number_also_through_max_pooling():
     x, g = torch.tensor([torch.nan, -1.0, 2.0]), torch.tensor([3.0, 4.0, 5.0])
-    assert elementwise.rectified(g, x).tolist() == [3.0, 0.0, 5.0]
+    assert activations.rectified(g, x).tolist() == [3.0, 0.0, 5.0]
     tile = torch.tensor([torch.nan, -1.0, 2.0, 0.0]).view(1, 1, 2, 2)
     with torch.inference_mode():
         tape, found = Tape(images := torch.zeros(1, 1), {}, 1), []
         tape.value(images).learns = True
         tape.record(tile, (images,), lambda g: (found.append(g), (None,))[1])
-        y = pooling.max_pool2d(tape, elementwise.relu(tape, tile), 2)
+        y = pooling.max_pool2d(tape, activations.relu(tape, tile), 2)
         tape.walk_back([(y, torch.ones_like(y))])
     assert y.isnan().all()
 

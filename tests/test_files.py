@@ -278,7 +278,7 @@ def test_a_stage_that_cannot_write_its_output_fails_with_one_line_and_leaves_no_
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        "error: no space: outputs/model.safetensors: File too large; free some and run again, nothing was lost"
+        "error: cannot write outputs/model.safetensors: File too large; raise the limit (ulimit -f), or use another file system"
     )
     assert done.stdout == ""
     assert {p.name: p.read_bytes() for p in (tmp_path / "outputs").iterdir()} == {MODEL: b"old"}

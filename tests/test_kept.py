@@ -47,7 +47,10 @@ def test_an_identity_that_claims_another_training_than_the_weights_say_is_refuse
 def test_a_run_of_format_1_is_refused_with_how_to_make_it_again(whole):
     document = json.loads((whole / IDENTITY).read_text())
     (whole / IDENTITY).write_text(json.dumps({**document, "format": 1}))
-    with pytest.raises(UserError, match=r"run.json: format 1; this version reads format 2: make the run again with `dvc repro`"):
+    with pytest.raises(
+        UserError,
+        match=r"run.json: format 1; this version reads format 2: read it with the version that made it; here put it back, or delete",
+    ):
         runs.load(whole)
 
 

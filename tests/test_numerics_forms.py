@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.exact import elementwise, loss, pooling, products, shapes, tiles, transcendental
+from pipeline.exact import activations, arithmetic, loss, pooling, products, shapes, tiles, transcendental
 from pipeline.exact.draws import random_integers
 from pipeline.exact.engine import Exact
 from pipeline.exact.errors import Unsupported
@@ -99,7 +99,7 @@ def walked_back(form, *inputs: torch.Tensor, **arguments) -> tuple[torch.Tensor,
 
 
 def test_relu_passes_the_gradient_where_its_output_is_positive():
-    y, (d_x,) = walked_back(elementwise.relu, torch.tensor([-1.0, -0.0, 0.0, 1e-45, 2.0]))
+    y, (d_x,) = walked_back(activations.relu, torch.tensor([-1.0, -0.0, 0.0, 1e-45, 2.0]))
     assert y.tolist() == [0, 0, 0, float(np.float32(1e-45)), 2]
     assert d_x.tolist() == [0, 0, 0, 1, 1]
 
@@ -117,7 +117,7 @@ def test_max_pool_after_relu_has_the_bits_of_pytorchs_whether_it_takes_relus_inp
         tape = Tape(images := torch.zeros(4), {}, 4)
         tape.value(images).learns = True
         tape.record(given, (images,), lambda d_x: (gradients.append(d_x), (None,))[1])
-        y = elementwise.relu(tape, given)
+        y = activations.relu(tape, given)
         if used_before:
             tape.input(y, "a test")
         pooled = pooling.max_pool2d(tape, y, 2)
@@ -128,13 +128,13 @@ def test_max_pool_after_relu_has_the_bits_of_pytorchs_whether_it_takes_relus_inp
 
 def test_a_relu_that_is_not_computed_yet_is_nan_so_that_none_is_used_by_mistake():
     x = torch.ones(2, 3)
-    y = elementwise.relu(Tape(x), x)
+    y = activations.relu(Tape(x), x)
     assert y.shape == x.shape
     assert y.isnan().all()
 
 
 def test_an_addition_passes_the_gradient_to_both():
-    y, gradients = walked_back(elementwise.add, torch.tensor([1.0, 2.0]), torch.tensor([2.0**-24, 3.0]))
+    y, gradients = walked_back(arithmetic.add, torch.tensor([1.0, 2.0]), torch.tensor([2.0**-24, 3.0]))
     assert y.tolist() == [1, 5]
     assert [g.tolist() for g in gradients] == [[1, 1], [1, 1]]
 
@@ -152,7 +152,7 @@ def test_a_change_of_shape_moves_values_in_row_major_order_and_back(shape, batch
     assert torch.equal(shapes.flatten(tape, x, 1, -2), plain.flatten(1, -2))
 
 
-@pytest.mark.parametrize("form", [elementwise.relu, lambda tape, x: pooling.max_pool2d(tape, x, 2), elementwise.silu])
+@pytest.mark.parametrize("form", [activations.relu, lambda tape, x: pooling.max_pool2d(tape, x, 2), activations.silu])
 def test_bytes_of_images_are_a_255th_each_to_a_form_of_floats_and_bytes_of_others_are_refused(form):
     x = torch.from_numpy(random_integers("bytes", 256, 96).astype(np.uint8)).view(2, 3, 4, 4)
     of_bytes, of_floats = Tape(x), Tape(floats := x / 255)

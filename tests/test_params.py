@@ -377,13 +377,14 @@ def test_no_bytes_escape(tmp_path_factory, content):
         params.load(path)
 
 
-def test_params_yaml_is_as_dvc_writes_it_so_an_experiments_diff_has_the_changed_line_alone(tmp_path):
+@pytest.mark.parametrize("file", [params.PARAMS, "docs/examples/recipe.yaml"])
+def test_params_yaml_is_as_dvc_writes_it_so_an_experiments_diff_has_the_changed_line_alone(file, tmp_path):
     from dvc.utils.serialize import modify_yaml
 
     for change, lines in (({}, 0), ({"seed": 1}, 1), ({"workers": 2, "device": "cuda"}, 2)):
-        shutil.copy(ROOT / params.PARAMS, tmp_path)
+        shutil.copy(ROOT / file, tmp_path / params.PARAMS)
         with modify_yaml(str(tmp_path / params.PARAMS)) as written:
             written.update(change)
-        before, after = (path.read_text().splitlines() for path in (ROOT / params.PARAMS, tmp_path / params.PARAMS))
+        before, after = (path.read_text().splitlines() for path in (ROOT / file, tmp_path / params.PARAMS))
         assert len(before) == len(after)
         assert sum(ours != theirs for ours, theirs in zip(before, after, strict=True)) == lines

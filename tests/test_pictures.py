@@ -16,6 +16,7 @@ from PIL import Image
 from pipeline.data import pictures
 from pipeline.errors import UserError
 from pipeline.exact import draws
+from tests.folders import ENCODINGS, encoded
 
 
 def pixels(label: str, *shape: int) -> np.ndarray:
@@ -247,18 +248,6 @@ def test_a_bomb_is_refused_before_it_is_decoded(side: int, monkeypatch: pytest.M
 # --- damage --------------------------------------------------------------------------------------------------------------
 
 
-def encoded(name: str) -> bytes:
-    """A picture of 80 x 80 in a format."""
-    draw = np.random.default_rng(0)
-    image = Image.fromarray(np.kron(draw.integers(0, 256, (20, 20, 3)), np.ones((4, 4, 1))).astype(np.uint8))
-    file = io.BytesIO()
-    image = image.convert("P") if name == "GIF" else image
-    image.save(
-        file, name.split()[0], **{"progressive": True} if "progressive" in name else {}, **{"lossless": True} if "lossless" in name else {}
-    )
-    return file.getvalue()
-
-
 def outcome(content: bytes) -> str | bytes:
     """The picture's bytes, or "refused"."""
     try:
@@ -268,7 +257,7 @@ def outcome(content: bytes) -> str | bytes:
 
 
 @pytest.mark.fault(72)
-@pytest.mark.parametrize("name", ["PNG", "JPEG", "JPEG progressive", "WEBP", "WEBP lossless", "GIF", "BMP"])
+@pytest.mark.parametrize("name", ENCODINGS)
 def test_a_picture_that_ends_early_is_refused_wherever_it_was_cut(name):
     content = encoded(name)
     whole = outcome(content)

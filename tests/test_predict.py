@@ -12,7 +12,8 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -162,6 +163,19 @@ def test_the_table_fits_80_columns_and_keeps_the_end_of_a_long_name(command: Com
     assert lines[3].startswith("short.png ")
     predicted, confidence = recorded(folder)[0]
     assert lines[3].split()[1:3] == [predicted, f"{100 * float(confidence):.2f}"]
+
+
+@pytest.mark.parametrize("classes", [["cat", "dog"], ["cat", "dog", "cow"]])
+def test_of_two_classes_two_are_named_everywhere(classes: list[str], capsysbinary: pytest.CaptureFixture[bytes], monkeypatch) -> None:
+    network: Any = SimpleNamespace(classes=classes, fingerprint="f", numerics=SimpleNamespace(version="exact"))
+    answer = predict.Answer("a.png", [(name, np.float32(0.25)) for name in classes])
+    printed = []
+    for write in (predict.write_table, predict.write_csv, predict.write_json):
+        write(network, [answer])
+        printed.append(capsysbinary.readouterr().out.decode())
+    assert [len(line.split()) for line in printed[0].splitlines()] == [1 + len(classes), 1 + 3 * len(classes)]
+    assert [len(line.split(",")) for line in printed[1].splitlines()] == [1 + 2 * len(classes)] * 2
+    assert [each["class"] for each in json.loads(printed[2])["images"][0]["best"]] == classes
 
 
 def test_a_wider_terminal_gives_names_more_room(command: Command, folder: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import MAKE_AGAIN
 from tests.conftest import ROOT
 
 STRANGE = {
@@ -71,3 +72,12 @@ def test_the_index_that_is_named_for_pytorch_and_the_one_that_pip_is_set_to_are_
     lines = setup(TORCH_INDEX_URL="https://torch/simple", PIP_INDEX_URL="https://mirror/simple")
     assert f"https://mirror/simple {UV} --require-hashes -r requirements/dev.txt" in lines
     assert lines[-2] == f"https://mirror/simple {UV} --default-index https://torch/simple -r requirements/torch.txt"
+
+
+@pytest.mark.fault(73)
+def test_the_remedy_for_a_broken_environment_makes_it_again_which_make_setup_alone_does_not(setup, tmp_path):
+    lines = setup()
+    assert setup() == lines
+    assert "rm -r .venv; make setup," in MAKE_AGAIN
+    shutil.rmtree(tmp_path / ".venv")
+    assert len(setup()) == 2 * len(lines)

@@ -22,11 +22,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.models import OptionInfo
 
-from pipeline import cli
-from tests import kept_runs
+from pipeline import cli, files
+from tests import folders, kept_runs, network_runs
 from tests.conftest import ROOT, own_files
 
 pytestmark = pytest.mark.fault(63)
@@ -248,6 +249,41 @@ def test_an_output_into_a_full_device_is_never_reported_as_written(command, work
     assert re.match("error: .*/dev/full", capfd.readouterr().err)
 
 
+# --- pictures: cut and changed at many places ----------------------------------------------------------------------------
+
+
+@pytest.mark.fault(72)
+@pytest.mark.parametrize("encoding", folders.ENCODINGS)
+def test_wherever_a_picture_is_cut_or_a_bit_of_it_is_changed_it_is_answered_or_refused_in_one_line(encoding, workspace, answer, capfd):
+    content, places = folders.encoded(encoding), np.random.default_rng(len(encoding)).integers(0, 2**31, (2, 60))
+    suffix = f".{encoding.split()[0].lower()}"
+    network_runs.write(workspace / "net", images=2)
+    damaged = {f"cut-{keep}{suffix}": content[:keep] for keep in sorted(set(places[0] % (len(content) - 3)))}
+    for place in sorted(set(places[1] % (8 * len(content)))):
+        changed = bytearray(content)
+        changed[place // 8] ^= 1 << place % 8
+        damaged[f"flipped-{place}{suffix}"] = bytes(changed)
+    for name, some in damaged.items():
+        files.write_bytes(Path("some", name), some)
+    code = answer(["predict", "net", "some", "--csv"])
+    out, said = capfd.readouterr()
+    check([encoding], code, out, said, (2, 3))
+    answered, refused = {line.split(",")[0] for line in out.splitlines()[1:]}, re.findall(r"^error: (some/\S+): .", said, re.MULTILINE)
+    assert len(refused) == len(said.splitlines())
+    assert sorted([*answered, *refused]) == sorted(f"some/{name}" for name in damaged)
+    assert not any("cut" in name for name in answered)
+    # a set of those that were answered is taken, and one that has another names that one
+    for name in [*sorted(answered), f"whole{suffix}"]:
+        for folder in ("train/a", "train/b", "test/a", "test/b"):
+            files.write_bytes(Path("photos", folder, Path(name).name), damaged.get(Path(name).name, content))
+    spoilt = Path("photos", "train", "a", Path(refused[0]).name)
+    files.write_bytes(spoilt, damaged[spoilt.name])
+    assert answer(["download"]) == 2
+    assert re.match(f"error: {spoilt}: .+; mend it, or take it out of the folder\\Z", capfd.readouterr().err.splitlines()[-1])
+    spoilt.unlink()
+    assert answer(["download"]) == 0
+
+
 # --- streams and variables: each in a process of its own, two at a time -----------------------------------------------------
 
 STREAMS = {
@@ -285,7 +321,7 @@ WORKERS = (
     "GLOO_SOCKET_IFNAME",
     "PIPELINE_WORKERS_TIMEOUT",
 )
-WIDTHS = ("0", "1", "-1", "7", "019", "9" * 30, "8e1", "\u0664\u0664")
+WIDTHS = ("0", "1", "-1", "5", "7", "019", "100000", "nonsense", "9" * 30, "8e1", "\u0664\u0664")
 """What COLUMNS and LINES may be set to from outside."""
 
 

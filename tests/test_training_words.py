@@ -8,6 +8,10 @@ import sys
 
 import pytest
 
+from pipeline import files, inputs, params
+from pipeline.params import Params
+from pipeline.runs import outputs
+from pipeline.training import stage
 from tests.conftest import ROOT
 from tests.steps import drawn_set
 
@@ -23,4 +27,22 @@ def test_more_workers_than_cpus_and_the_tutorials_settings_are_named_with_what_t
     done = subprocess.run([sys.executable, "-c", code, "train"], cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert ("2 workers share 1 CPU(s), which is slower than workers: 1\n" in done.stderr) == slower
-    assert done.stdout.endswith("this reaches 60 %: dvc exp run -S train.epochs=10 -S train.lr=0.01\n") == tutorials
+    said = "SimpleCNN reaches 60 % with: dvc exp run -S train.epochs=10 -S train.lr=0.01\n"
+    assert done.stdout.endswith(said) == tutorials
+    assert ("docs/examples/recipe.yaml is a recipe for more" in done.stdout) == tutorials
+
+
+def test_the_recipe_that_is_named_trains_and_is_a_file_to_put_in_the_place_of_params_yaml(tmp_path, monkeypatch):
+    tutorials, recipe = (params.load(ROOT / name) for name in ("params.yaml", "docs/examples/recipe.yaml"))
+    changed = {name for name in Params.__struct_fields__ if getattr(tutorials, name) != getattr(recipe, name)}
+    assert changed == {"model", "train"}
+    given = recipe.train
+    assert (given.optimizer.name, given.momentum, given.optimizer.weight_decay, given.schedule.name) == ("sgd", 0.9, 5e-4, "cosine")
+    assert (given.augment.flip, given.augment.crop > 0, given.lr > tutorials.train.lr) == (True, True, True)
+    for folder in ("networks", "pipeline"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    monkeypatch.chdir(tmp_path)
+    files.write_text(tmp_path / "params.yaml", (ROOT / "docs/examples/recipe.yaml").read_text().replace("epochs: 20", "epochs: 2"))
+    drawn_set(64).save()
+    stage.train(inputs.read("train"))
+    assert outputs.read_model(outputs.OUTPUTS).provenance.network.name == "networks/my_net.py:Net"

@@ -13,7 +13,7 @@ from pipeline.comparison.report import Difference, Divergence, Inequality, Losse
 from pipeline.errors import UserError
 from pipeline.runs.environments import MEASURED
 from pipeline.runs.kept import Run
-from pipeline.runs.outputs import PREDICTIONS, Metrics
+from pipeline.runs.outputs import PREDICTIONS, Metrics, again
 from pipeline.runs.provenance import abbreviated, flattened
 
 COMPARED_BY_RESULT = ("device", "workers", "numerics")
@@ -39,7 +39,10 @@ def given(run: Run) -> dict[str, Any]:
     """What a run's training was given, by the names that a report shows, besides what `Summary` has of its own."""
     facts = msgspec.to_builtins(run.environment.train) if run.environment.train else {}
     own = ("device", "hardware", "workers", *MEASURED)
-    return {**msgspec.to_builtins(run.identity.train), **{name.replace("_", " "): fact for name, fact in facts.items() if name not in own}}
+    network = run.identity.provenance.network
+    model = f"{network.name} {network.arguments}" if network.arguments else network.name
+    settings = {"model": model, **flattened(run.identity.train)}
+    return {**settings, **{name.replace("_", " "): fact for name, fact in facts.items() if name not in own}}
 
 
 def workers(run: Run) -> int | None:
@@ -136,7 +139,7 @@ def _check_labels(first: Run, other: Run) -> None:
     if contradiction:
         raise UserError(
             f"{other.folder / PREDICTIONS}: {contradiction}, though both name the same data set ({digest}); one of them is damaged: "
-            "make it again with `dvc repro`"
+            f"{again(other.folder)}"
         )
 
 

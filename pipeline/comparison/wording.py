@@ -80,14 +80,17 @@ def details(pair: Pair, report: Report) -> list[str]:
 def reason(pair: Pair, report: Report) -> str:
     """Why the verdict on a pair of `report` is what it is."""
     if deciding := [d for d in pair.differences if d.decides]:
-        return "; ".join(f"{d.field} is {abbreviated(d.first)} in {pair.first}, {abbreviated(d.second)} in {pair.second}" for d in deciding)
+        return "; ".join(
+            f"{d.field} is {abbreviated(d.first) or 'nothing'} in {pair.first}, {abbreviated(d.second) or 'nothing'} in {pair.second}"
+            for d in deciding
+        )
     if pair.inequality is None and pair.verdict == "identical":
         return "weights, logged losses, predictions and metrics are equal to the last bit"
     if pair.inequality and pair.promise_broken:
         both = f"both are {report.runs[pair.first - 1].numerics}, on the same data, with the same seed and settings"
         return f"the promise is broken: {both}, yet {_inequality(pair.inequality, pair)}"
     if pair.predictions is None or pair.weights.unlike:
-        return _unlike(pair)
+        return f"the models are {_unlike(pair)}"
     margin = f"\N{PLUS-MINUS SIGN}{report.margin_points:g}"
     lies = {"equivalent": f"lies within {margin}", "different": f"lies beyond {margin}"}.get(pair.verdict)
     interval = (
@@ -104,7 +107,9 @@ def _would_decide(pair: Pair) -> str:
 
 
 def _unlike(pair: Pair) -> str:
-    return "the models are not alike: " + "; ".join(pair.weights.unlike)
+    """How two models are not alike: in many ways, where they are of different networks."""
+    unlike = pair.weights.unlike
+    return "not alike: " + "; ".join(unlike[:3]) + (f"; and {len(unlike) - 3} tensors more" if len(unlike) > 3 else "")
 
 
 def _inequality(inequality: Inequality, pair: Pair) -> str:
@@ -114,7 +119,7 @@ def _inequality(inequality: Inequality, pair: Pair) -> str:
         parting = pair.losses.divergence.first
         return f"their losses part at step {at}: {parting.first!r} and {parting.second!r}"
     return {
-        "tensors": _unlike(pair),
+        "tensors": f"the models are {_unlike(pair)}",
         "weights": f"their weights differ, first in {at} (their losses do not part within the {pair.losses.steps} logged steps)",
         "history": f"their histories differ: {pair.losses.unlike}",
         "test images": "they were evaluated on other images",
@@ -126,7 +131,7 @@ def _inequality(inequality: Inequality, pair: Pair) -> str:
 def _weights(pair: Pair) -> str:
     weights = pair.weights
     if weights.unlike:
-        return "weights: not alike: " + "; ".join(weights.unlike)
+        return f"weights: {_unlike(pair)}"
     if weights.tensor is None:
         return "weights: equal"
     return f"weights: largest relative difference {weights.largest_relative:.2g}, in {weights.tensor}"
@@ -135,7 +140,7 @@ def _weights(pair: Pair) -> str:
 def _losses(pair: Pair) -> str:
     losses, divergence = pair.losses, pair.losses.divergence
     if divergence is None:
-        line = f"losses: equal at all {losses.steps} logged steps"
+        line = f"losses: equal at all {losses.steps} logged steps" if losses.steps else "losses: not compared"
     else:
 
         def at(losses: LossPair) -> str:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import paths, tensors
+from pipeline import paths
+from pipeline.exact import arrays
 
 
 class Batch(NamedTuple):
@@ -40,5 +41,5 @@ class Batches:
         if self._images is not None:
             return Batch(self._images.index_select(0, rows), labels)
         images = torch.from_numpy(self._array[rows.cpu().numpy()]).to(self._device)
-        tensors.forget(self._array)
+        arrays.forget(self._array)
         return Batch(images, labels)

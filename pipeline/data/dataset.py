@@ -140,6 +140,12 @@ def load(path: Path = DATASET) -> Dataset:
             *(content[name] for name in ("train_images", "train_labels", "test_images", "test_labels")),
         )
     except FileNotFoundError:
-        raise UserError(f"{path}: not found; run `python -m pipeline download`, or `dvc repro`, first") from None
+        raise UserError(f"{path}: not found; {_remedy(path)}") from None
     except (tensors.Damaged, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({error}); run `python -m pipeline download` again") from None
+        raise UserError(f"{path}: damaged ({error}); {_remedy(path)}") from None
+
+
+def _remedy(path: Path) -> str:
+    if path == DATASET:
+        return "run `python -m pipeline download`, or `dvc repro`, which makes it"
+    return f"name a file that `python -m pipeline download` made, as {DATASET} is"

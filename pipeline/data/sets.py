@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.data import pictures, transfer
 from pipeline.data.dataset import Dataset, label_dtype, room
-from pipeline.errors import UserError
+from pipeline.errors import MAKE_AGAIN, UserError
 from pipeline.inputs import CACHE
 from pipeline.progress import progress
 
@@ -98,7 +98,7 @@ def read(source: str, size: int, cache: Path = DOWNLOADS, policy: transfer.Polic
     try:
         from torchvision import datasets
     except ImportError as error:
-        raise UserError(f"source: {source} needs torchvision, which cannot be imported ({error}); run `make setup`") from None
+        raise UserError(f"source: {source} needs torchvision, which cannot be imported ({error}); {MAKE_AGAIN}") from None
     root = cache.parent / "unpacked"
     shutil.rmtree(root, ignore_errors=True)
     cls = getattr(datasets, row.torchvision)

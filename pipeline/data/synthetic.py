@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.dataset import Dataset, label_dtype, room
+from pipeline.exact.arrays import forget
 from pipeline.exact.draws import permutation, random_integers
-from pipeline.tensors import forget
 
 PATTERNS: dict[str, Callable[..., np.ndarray]] = {
     "disc": lambda dx, dy, r, w, _: dx * dx + dy * dy <= r * r,

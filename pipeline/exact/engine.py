@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pipeline.exact import VERSION, elementwise, loss
+from pipeline.exact import VERSION, arithmetic, loss
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.group import ALONE, Group
 from pipeline.exact.masks import Draws
@@ -102,4 +102,4 @@ def _heads(tape: Tape, given: object) -> list[Tensor]:
         raise Unsupported(f"takes a row of logits an image, and the network gives {gives} for {tape.images} images")
     if not all(tape.of_images(each) for each in found):
         raise Unsupported("takes logits that are made from the images, and the network's are not")
-    return [elementwise.floats(tape, each, "the loss") for each in found]
+    return [arithmetic.floats(tape, each, "the loss") for each in found]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from pipeline.exact import hardware, precision, self_test
+from pipeline.exact import arrays, hardware, precision, self_test
 from pipeline.exact.engine import Exact
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.group import ALONE, Group
@@ -134,16 +132,4 @@ def supported(model: nn.Module, images: Tensor) -> str:
 
 def fingerprint(model: nn.Module) -> str:
     """SHA-256, in hex, over the weights and buffers of a model: docs/exact-numerics.md defines it."""
-    return of_arrays({name: t.detach().cpu().numpy() for name, t in model.state_dict().items()})
-
-
-def of_arrays(arrays: dict[str, np.ndarray]) -> str:
-    """The same over named arrays."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.asarray(arrays[name])
-        if array.dtype.kind == "f":
-            array = array + array.dtype.type(0)
-        digest.update(f"{name} {array.dtype.name} {'x'.join(map(str, array.shape))}\n".encode())
-        digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
-    return digest.hexdigest()
+    return arrays.fingerprint({name: t.detach().cpu().numpy() for name, t in model.state_dict().items()})

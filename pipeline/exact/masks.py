@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.exact import elementwise
+from pipeline.exact import arithmetic
 from pipeline.exact.augmentation import mixed
 from pipeline.exact.errors import refusal
 from pipeline.exact.shapes import Images
@@ -67,14 +67,14 @@ def feature_dropout(tape: Tape, x: Tensor, p: float = 0.5, training: bool = True
 
 
 def _masked(tape: Tape, x: Tensor, p: float, training: bool, shape: Any) -> Tensor:
-    x = elementwise.floats(tape, x, "dropout")
+    x = arithmetic.floats(tape, x, "dropout")
     if not training or p == 0:
         return x
     if not 0 <= p <= 1:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
     if not tape.of_images(x):
         raise refusal("dropout of a weight", "dropout of activations")
-    scale = elementwise.number(x, 0.0 if p == 1 else 1 / (1 - p))
+    scale = arithmetic.number(x, 0.0 if p == 1 else 1 / (1 - p))
     if (axis := tape.axis(x)) is None:
         raise refusal("dropout where the images' axis is spread", "one axis of the images")
     moved = x.movedim(axis, 0)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipeline.exact import elementwise, transcendental
+from pipeline.exact import arithmetic, transcendental
 from pipeline.exact.errors import refusal
 from pipeline.exact.tape import Gradient, Tape
 from pipeline.exact.trees import over_images, tree
@@ -22,7 +22,7 @@ def batch_norm(
     bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
     """The exact form of batch_norm, for x [N, C, ...]: in training over the whole batch of all workers."""
-    x = elementwise.floats(tape, x, "batch_norm")
+    x = arithmetic.floats(tape, x, "batch_norm")
     if x.dim() < 2 or tape.axis(x) != 0:
         raise refusal(f"batch_norm of {x.dim()} dimensions, or where the images are not the first axis", "the images first")
     rows = tape.elements(x) // math.prod(x.shape[1:])  # of x for each image
@@ -50,7 +50,7 @@ def batch_norm(
         mean = s1 / n
         var = (s2 / n - mean * mean).clamp_min_(0)
         if running_mean is not None and running_var is not None:
-            kept, new = (elementwise.number(running_mean, value) for value in (1 - momentum, momentum))
+            kept, new = (arithmetic.number(running_mean, value) for value in (1 - momentum, momentum))
             running_mean.copy_(running_mean * kept + mean.float() * new)
             running_var.copy_(running_var * kept + (var * (n / (n - 1))).float() * new)
     else:
@@ -60,7 +60,7 @@ def batch_norm(
     inverse = 1 / transcendental.square_root(var + eps)
     a = inverse if gamma is None else gamma * inverse
     b = -(mean * a) if beta is None else beta - mean * a
-    y = (x * elementwise_channel(a, x)).add_(elementwise_channel(b, x))
+    y = (x * by_channel(a, x)).add_(by_channel(b, x))
 
     def backward(g: Tensor) -> list[Gradient]:
         of_g = g.double()
@@ -71,23 +71,23 @@ def batch_norm(
             if learning:
                 slope = (a * inverse) * (sh / n)
                 constant = slope * mean - a * (s0 / n)
-                d_x = (x * elementwise_channel(-slope, x)).add_(elementwise_channel(constant, x)).add_(g * elementwise_channel(a, x))
+                d_x = (x * by_channel(-slope, x)).add_(by_channel(constant, x)).add_(g * by_channel(a, x))
             else:
-                d_x = g * elementwise_channel(a, x)
+                d_x = g * by_channel(a, x)
             gradients[0] = d_x
         return gradients
 
     return tape.record(y, [x, *(t for t in given if t is not None)], backward)
 
 
-def elementwise_channel(values: Tensor, x: Tensor) -> Tensor:
+def by_channel(values: Tensor, x: Tensor) -> Tensor:
     """Values [C], rounded to float32, in the shape [1, C, 1, ...] of `x` [N, C, ...]."""
     return values.float().view(1, -1, *[1] * (x.dim() - 2))
 
 
 def normalised(tape: Tape, x: Tensor, axes: int, eps: float) -> Tensor:
     """(x - mean) / sqrt(var + eps) over the last `axes` axes: mean and variance by tree, in two passes."""
-    x = elementwise.floats(tape, x, "a norm")
+    x = arithmetic.floats(tape, x, "a norm")
     dims = range(x.dim() - axes, x.dim())
     shape = [*x.shape[: x.dim() - axes], *[1] * axes]
     n = torch.full((), float(math.prod(x.shape[x.dim() - axes :])), dtype=torch.float64, device=x.device)
@@ -106,8 +106,8 @@ def normalised(tape: Tape, x: Tensor, axes: int, eps: float) -> Tensor:
 
 def _affine(tape: Tape, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     if weight is not None:
-        x = elementwise.multiply(tape, x, weight)
-    return x if bias is None else elementwise.add(tape, x, bias)
+        x = arithmetic.multiply(tape, x, weight)
+    return x if bias is None else arithmetic.add(tape, x, bias)
 
 
 def layer_norm(tape: Tape, x: Tensor, normalized_shape: Sequence[int] | int, weight: Tensor | None = None, bias: Tensor | None = None,
@@ -122,7 +122,7 @@ def layer_norm(tape: Tape, x: Tensor, normalized_shape: Sequence[int] | int, wei
 def group_norm(tape: Tape, x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None,
                eps: float = 1e-5) -> Tensor:  # fmt: skip
     """The exact form of group_norm."""
-    x = elementwise.floats(tape, x, "group_norm")
+    x = arithmetic.floats(tape, x, "group_norm")
     if x.shape[1] % num_groups:
         raise RuntimeError(f"group_norm: {x.shape[1]} channels cannot be parted into {num_groups} groups")
     parted = (x.shape[0], num_groups, x.shape[1] // num_groups, *x.shape[2:])
@@ -152,7 +152,7 @@ def softmax(tape: Tape, x: Tensor, dim: int | None = None, _stacklevel: int = 3,
     """The exact form of softmax over one axis."""
     if dim is None or dtype not in (None, torch.float32):
         raise refusal(f"softmax with dim={dim}, dtype={dtype}", "one dim, float32")
-    x = elementwise.floats(tape, x, "softmax")
+    x = arithmetic.floats(tape, x, "softmax")
     tape.check_within_images(x, (dim,), "softmax")
     z = x.double()
     e = transcendental.exp(z - z.amax(dim, keepdim=True))
@@ -169,7 +169,7 @@ def log_softmax(tape: Tape, x: Tensor, dim: int | None = None, _stacklevel: int 
     """The exact form of log_softmax over one axis."""
     if dim is None or dtype not in (None, torch.float32):
         raise refusal(f"log_softmax with dim={dim}, dtype={dtype}", "one dim, float32")
-    x = elementwise.floats(tape, x, "log_softmax")
+    x = arithmetic.floats(tape, x, "log_softmax")
     tape.check_within_images(x, (dim,), "log_softmax")
     z = x.double()
     z = z - z.amax(dim, keepdim=True)
@@ -191,28 +191,28 @@ def _dims(x: Tensor, dim: int | Sequence[int] | None) -> list[int]:
 
 def mean(tape: Tape, x: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
     """The exact form of a mean over axes."""
-    x = elementwise.floats(tape, x, "a mean")
+    x = arithmetic.floats(tape, x, "a mean")
     dims = _dims(x, dim)
     return _reduced(tape, x, dims, keepdim, float(math.prod(x.shape[d] for d in dims)))
 
 
 def total(tape: Tape, x: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
     """The exact form of a sum over axes."""
-    x = elementwise.floats(tape, x, "a sum")
+    x = arithmetic.floats(tape, x, "a sum")
     return _reduced(tape, x, _dims(x, dim), keepdim, None)
 
 
 def _reduced(tape: Tape, x: Tensor, dims: list[int], keepdim: bool, count: float | None) -> Tensor:
     tape.check_within_images(x, dims, "a mean or sum")
     sums = tree(x, *dims)
-    y = (sums if count is None else sums / elementwise.number(sums, count)).float()
+    y = (sums if count is None else sums / arithmetic.number(sums, count)).float()
     axis = tape.axis(x)
     if axis is not None and not keepdim:
         axis -= sum(d < axis for d in dims)
     kept = [1 if i in dims else size for i, size in enumerate(x.shape)]
 
     def backward(g: Tensor) -> tuple[Tensor]:
-        g = g if count is None else g / elementwise.number(g, count)
+        g = g if count is None else g / arithmetic.number(g, count)
         return (g.view(kept).expand(x.shape),)
 
     return tape.lay(tape.record(y.view(kept) if keepdim else y, (x,), backward), axis)
@@ -222,7 +222,7 @@ def normalize(tape: Tape, x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 
     """The exact form of torch.nn.functional.normalize for p = 2."""
     if p != 2.0 or out is not None:
         raise refusal(f"normalize with p={p}", "p=2")
-    x = elementwise.floats(tape, x, "normalize")
+    x = arithmetic.floats(tape, x, "normalize")
     of_x = x.double()
     length = transcendental.square_root(tree(of_x * of_x, dim).float()).unsqueeze(dim)
 
@@ -230,4 +230,4 @@ def normalize(tape: Tape, x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 
         return (x * (g / length).masked_fill_(length == 0, 0),)
 
     tape.record(length, (x,), backward)
-    return elementwise.divide(tape, x, elementwise.clamp(tape, length, min=eps))  # type: ignore[no-any-return]
+    return arithmetic.divide(tape, x, arithmetic.clamp(tape, length, min=eps))  # type: ignore[no-any-return]

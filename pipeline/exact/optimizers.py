@@ -57,12 +57,6 @@ class _Optimizer(torch.optim.Optimizer):
                     self._update(parameter, parameter.grad, self.state[parameter], group)
         return loss
 
-    def reset(self) -> None:
-        """Bring the state to the beginning, in the same tensors."""
-        for parameter, state in self.state.items():
-            for name, initial in self._initial(parameter).items():
-                state[name].copy_(initial)
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch.optim's, which rounds every float of a state to the parameter's type: powers of beta stay float64."""
         super().load_state_dict(state_dict)

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.exact import elementwise, normalisation, tiles
+from pipeline.exact import arithmetic, normalisation, tiles
+from pipeline.exact.activations import Rectified, rectified
 from pipeline.exact.arguments import pair
-from pipeline.exact.elementwise import Rectified, rectified
 from pipeline.exact.errors import refusal
 from pipeline.exact.later import Later
 from pipeline.exact.tape import Tape
@@ -30,7 +30,7 @@ def max_pool2d(tape: Tape, x: Tensor, kernel_size: Any, stride: Any = None, padd
     later = Later.of(x)
     if k is not None and isinstance(later, Rectified) and later.value is None and min(x.shape[2:]) >= k:
         return _of_rectified(tape, x, later, k)
-    x = elementwise.floats(tape, x, "max_pool2d")
+    x = arithmetic.floats(tape, x, "max_pool2d")
     if k is not None and min(x.shape[2:]) >= k:
         y, places = tiles.maxima(x, k)
         return tape.record(y, (x,), lambda g: (tiles.spread(g, x, places, y),))
@@ -123,7 +123,7 @@ class _Windows:
 def avg_pool2d(tape: Tape, x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
                count_include_pad: bool = True, divisor_override: int | None = None) -> Tensor:  # fmt: skip
     """The exact form of torch.nn.functional.avg_pool2d: trees over a window's rows, then its columns, and one division."""
-    x = elementwise.floats(tape, x, "avg_pool2d")
+    x = arithmetic.floats(tape, x, "avg_pool2d")
     if x.dim() != 4:
         raise refusal(f"avg_pool2d of {x.dim()} dimensions", "4")
     windows = _Windows(x, kernel_size, stride, padding, 1, ceil_mode)
@@ -147,7 +147,7 @@ def avg_pool2d(tape: Tape, x: Tensor, kernel_size: Any, stride: Any = None, padd
 
 def adaptive_avg_pool2d(tape: Tape, x: Tensor, output_size: Any) -> Tensor:
     """The exact form of torch.nn.functional.adaptive_avg_pool2d: each mean by tree over rows, then columns."""
-    x = elementwise.floats(tape, x, "adaptive_avg_pool2d")
+    x = arithmetic.floats(tape, x, "adaptive_avg_pool2d")
     if x.dim() != 4:
         raise refusal(f"adaptive_avg_pool2d of {x.dim()} dimensions", "4")
     given = output_size if isinstance(output_size, tuple | list) else (output_size, output_size)
@@ -182,7 +182,7 @@ def adaptive_max_pool2d(tape: Tape, x: Tensor, output_size: Any, return_indices:
 def interpolate(tape: Tape, x: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: Any = None,
                 recompute_scale_factor: Any = None, antialias: bool = False) -> Tensor:  # fmt: skip
     """The exact form of torch.nn.functional.interpolate by nearest, to whole multiples of the image's size."""
-    x = elementwise.floats(tape, x, "interpolate")
+    x = arithmetic.floats(tape, x, "interpolate")
     wanted = pair(size) if size is not None else tuple(x.shape[2 + i] * pair(scale_factor)[i] for i in (0, 1)) if x.dim() == 4 else (0, 0)
     if x.dim() != 4 or mode != "nearest" or any(wanted[i] % x.shape[2 + i] for i in (0, 1)) or 0 in wanted:
         raise refusal(f"interpolate of {tuple(x.shape)} with mode={mode!r} to {size or scale_factor}", "nearest, whole multiples")

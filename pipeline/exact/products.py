@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.exact import elementwise, grid
+from pipeline.exact import arithmetic, grid
 from pipeline.exact.arguments import pair
 from pipeline.exact.convolutions import convolution
 from pipeline.exact.errors import Unsupported, refusal
@@ -201,7 +201,7 @@ def matmul(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
         d_b = (ia.mT @ ig).float().mul_(ua * ug) if tape.learns_from(b) else None
         return None if d_a is None else _unspread(d_a, a), None if d_b is None else _unspread(d_b, b)
 
-    return tape.lay(tape.record(y, (a, b), backward), elementwise.axis_of_spread(tape, y, a, b))
+    return tape.lay(tape.record(y, (a, b), backward), arithmetic.axis_of_spread(tape, y, a, b))
 
 
 def _matrices(x: Tensor) -> tuple[Tensor, Tensor]:

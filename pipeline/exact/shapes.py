@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.exact import elementwise, grid
+from pipeline.exact import arithmetic, grid
 from pipeline.exact.arguments import sizes
-from pipeline.exact.elementwise import SpreadWeight
+from pipeline.exact.arithmetic import SpreadWeight
 from pipeline.exact.errors import refusal
 from pipeline.exact.tape import Gradient, Sums, Tape
 from pipeline.exact.trees import tree
@@ -113,7 +113,7 @@ def to(tape: Tape, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
             raise refusal(f"a conversion to {given}", "float32")
     if tape.value(x) is None:
         return x.to(*arguments, **named)
-    return elementwise.floats(tape, x, "a conversion")
+    return arithmetic.floats(tape, x, "a conversion")
 
 
 def float32(tape: Tape, x: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ def pad(tape: Tape, x: Tensor, pad: Sequence[int], mode: str = "constant", value
     """The exact form of torch.nn.functional.pad by a number."""
     if mode != "constant" or min(pad, default=0) < 0:
         raise refusal(f"pad with mode={mode!r}, pad={tuple(pad)}", "mode='constant', none below 0")
-    x = elementwise.floats(tape, x, "pad")
+    x = arithmetic.floats(tape, x, "pad")
     if not any(pad):
         return x
     inside = [slice(None)] * x.dim()
@@ -243,7 +243,7 @@ class Images(int):
 def joined(tape: Tape, tensors: Sequence[Tensor], dim: int = 0, axis: int | None = None) -> Tensor:
     """The exact form of torch.cat."""
     dim = dim if axis is None else axis
-    tensors = [elementwise.floats(tape, x, "cat") for x in tensors]
+    tensors = [arithmetic.floats(tape, x, "cat") for x in tensors]
     y = torch.cat(tensors, dim)
     for x in tensors:
         tape.check_within_images(x, (dim,), "cat")
@@ -252,7 +252,7 @@ def joined(tape: Tape, tensors: Sequence[Tensor], dim: int = 0, axis: int | None
 
 def stack(tape: Tape, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """The exact form of torch.stack."""
-    tensors = [elementwise.floats(tape, x, "stack") for x in tensors]
+    tensors = [arithmetic.floats(tape, x, "stack") for x in tensors]
     y = torch.stack(list(tensors), dim)
     axis = next((axis for x in tensors if (axis := tape.axis(x)) is not None), None)
     if axis is not None and axis >= dim % y.dim():
@@ -363,14 +363,14 @@ def put(tape: Tape, x: Tensor, index: Any, value: Any) -> Tensor:
     def backward(g: Tensor) -> list[Gradient]:
         rest = g.clone()
         rest[index] = 0
-        return [rest] if given is None else [rest, elementwise.spread(tape, y, given, g[index])]
+        return [rest] if given is None else [rest, arithmetic.spread(tape, y, given, g[index])]
 
     return tape.record(y, (x,) if given is None else (x, given), backward)
 
 
 def pixel_shuffle(tape: Tape, x: Tensor, upscale_factor: int) -> Tensor:
     """The exact form of torch.nn.functional.pixel_shuffle."""
-    x = elementwise.floats(tape, x, "pixel_shuffle")
+    x = arithmetic.floats(tape, x, "pixel_shuffle")
     return tape.record(F.pixel_shuffle(x, upscale_factor), (x,), lambda g: (F.pixel_unshuffle(g, upscale_factor),))
 
 

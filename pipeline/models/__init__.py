@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline import sources
 from pipeline.errors import UserError, shown
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.initialisation import initial_values
@@ -119,12 +120,22 @@ def _loaded(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     folder = str(path.parent.resolve())
     sys.path.insert(0, folder)  # for what it imports from beside it
+    before = set(sys.modules)
     try:
         with mistakes_explained(Model(name=str(path))):
             spec.loader.exec_module(module)
     finally:
         sys.path.remove(folder)
+    _refuse_unseen(path, {getattr(sys.modules[name], "__file__", None) for name in sys.modules.keys() - before})
     return module
+
+
+def _refuse_unseen(path: Path, imported: set[str | None]) -> None:
+    """Refuse what a network imports from elsewhere in the project: after an edit there DVC would train nothing again."""
+    seen = [NETWORKS.resolve(), Path(sys.prefix).resolve(), *(sources.PACKAGE / name for name in sources.STAGES["train"])]
+    for file in map(Path, filter(None, imported)):
+        if file.resolve().is_relative_to(Path.cwd()) and not any(file.resolve().is_relative_to(each) for each in seen):
+            raise UserError(f"{path} imports {_shortened(str(file))}, whose changes DVC does not see; move it into {NETWORKS}/")
 
 
 def source(model: Model, numerics: str) -> str:
@@ -147,6 +158,13 @@ def source(model: Model, numerics: str) -> str:
     return digest.hexdigest()
 
 
+def changed(model: Model, trained: object) -> str:
+    """A line where the sources of a file's network are others than those with the digest `trained`; else nothing."""
+    if ".py:" not in model.name or source(model, "") == trained:
+        return ""
+    return f"{NETWORKS}/ has changed since the training: what {model.name} computes may be something else now"
+
+
 @contextlib.contextmanager
 def mistakes_explained(model: Model) -> Iterator[None]:
     """Turn what goes wrong in a network that is not the pipeline's into one line with the network's own line."""
@@ -160,6 +178,8 @@ def mistakes_explained(model: Model) -> Iterator[None]:
         said = " ".join(str(error).split())[:300] or type(error).__name__
         where = line or f"model.name {model.name}"
         remedy = "mend the network, its model.arguments, or the size of the images"
+        if isinstance(error, ModuleNotFoundError):
+            remedy = f"install it for {sys.executable}, or do without"
         raise UserError(f"{where}: {type(error).__name__}: {said}; {remedy}") from error
 
 

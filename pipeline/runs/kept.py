@@ -266,7 +266,7 @@ def _run(
         if sums[name] != recorded.get(name):
             raise UserError(f"{folder / name}: changed after the run, or of another run (its SHA-256 is not the one in {IDENTITY})")
     if sums[HISTORY] != model.history:
-        raise UserError(f"{folder / HISTORY}: not the history of {MODEL}: changed, or of another training; run `dvc repro` again")
+        raise UserError(f"{folder / HISTORY}: not the history of {MODEL}: changed, or of another training; {outputs.again(folder)}")
     _check_parts(folder, model, metrics, predictions)
     return Run(folder, identity, environment, metrics, history, predictions, model.weights, sums)
 
@@ -281,8 +281,8 @@ def _document(folder: Path) -> _Document:
     version = schema.decode(_Format, content, str(path)).format
     if version != FORMAT:
         raise UserError(
-            f"{path}: format {version!r:.20}; this version reads format {FORMAT}: make the run again with `dvc repro`, "
-            "or read it with the version that made it"
+            f"{path}: format {version!r:.20}; this version reads format {FORMAT}: read it with the version that made it; "
+            f"here {outputs.again(folder)}"
         )
     return schema.decode(_Document, content, str(path))
 
@@ -292,7 +292,7 @@ def _check_parts(folder: Path, model: Model, metrics: Metrics, predictions: list
     if metrics.fingerprint != model.fingerprint:
         raise UserError(
             f"{folder / METRICS}: of weights with the fingerprint {metrics.fingerprint:.12}..., but those in {MODEL} have "
-            f"{model.fingerprint:.12}...; run `dvc repro` again"
+            f"{model.fingerprint:.12}...; {outputs.again(folder)}"
         )
     if metrics.numerics != (trained_with := model.provenance.numerics):
         raise UserError(f"{folder / METRICS}: computed with {metrics.numerics:.20}, but {MODEL} was trained with {trained_with}")

@@ -91,6 +91,13 @@ def write_training(folder: Path, weights: Tensors, history: Iterable[Step], prov
     write(folder, training_parts(weights, history, provenance))
 
 
+def again(folder: Path) -> str:
+    """How a damaged part of a run is had again: DVC makes those of outputs/, and knows nothing of kept runs."""
+    if folder == OUTPUTS:
+        return "make it again with `dvc repro`"
+    return f"put it back, or delete {folder}: `dvc repro` with its settings makes the run again, and `compare` keeps it"
+
+
 def check_weights(weights: Tensors, problem: str) -> None:
     """Raise UserError, which begins with `problem`, where weights are not such as `read_model` takes: before a training as after it."""
     for name, array in weights.items():
@@ -137,7 +144,7 @@ def _tensors(path: Path, content: bytes | bytearray) -> tensors.Content:
     try:
         return tensors.parse(content if isinstance(content, bytearray) else bytearray(content))
     except tensors.Damaged as reason:
-        raise UserError(f"{path}: damaged, or not a safetensors file ({reason}); make it again with `dvc repro`") from None
+        raise UserError(f"{path}: damaged, or not a safetensors file ({reason}); {again(path.parent)}") from None
 
 
 def read_history(folder: Path) -> list[Step]:
@@ -149,7 +156,7 @@ def history(path: Path, content: bytes) -> list[Step]:
     """The history in the bytes of a file, which is called `path` in errors. Raises UserError as `read_history` does."""
     rows = _read_csv(path, content, Step._fields, lambda a, b, c: Step(_count(a), _count(b), _float32(c)))
     if any(later.step <= earlier.step for earlier, later in itertools.pairwise(rows)):
-        raise UserError(f"{path}: damaged: the column 'step' must increase; run `dvc repro` again")
+        raise UserError(f"{path}: damaged: the column 'step' must increase; {again(path.parent)}")
     return rows
 
 
@@ -191,7 +198,7 @@ def predictions(path: Path, content: bytes) -> list[Prediction]:
     """The predictions in the bytes of a file, which is called `path` in errors. Raises UserError as `read_predictions` does."""
     rows = _read_csv(path, content, Prediction.__struct_fields__, lambda a, b, c, d: Prediction(_count(a), b, c, _float32(d)))
     if any(p.index != i for i, p in enumerate(rows)):
-        raise UserError(f"{path}: damaged: the column 'index' must count from 0; run `dvc repro` again")
+        raise UserError(f"{path}: damaged: the column 'index' must count from 0; {again(path.parent)}")
     return rows
 
 

@@ -80,10 +80,6 @@ class Updates:
         watched = [t for of in self.trained.values() for t in self.optimizer.state[of].values() if t.shape == of.shape and t.dim()]
         return torch.stack([extreme for t in watched or self.trained.values() for extreme in t.aminmax()]).abs().amax()
 
-    def begin(self) -> None:
-        """Bring the state to the beginning; the weights are the trainer's."""
-        raise NotImplementedError
-
     def continue_at(self, number: int) -> None:
         """Note that the next step is `number` (from 0)."""
 
@@ -128,10 +124,6 @@ class ExactUpdates(Updates):
         weights.grad = torch.cat(parts)
         self.optimizer.step()
 
-    def begin(self) -> None:
-        """As the base's."""
-        self.optimizer.reset()  # type: ignore[attr-defined]
-
 
 class NativeUpdates(Updates):
     """torch.optim's optimizer of the model's parameters, and torch.optim.lr_scheduler's schedule."""
@@ -169,12 +161,6 @@ class NativeUpdates(Updates):
         self.optimizer.step()
         if self._scheduler:
             self._scheduler.step()
-
-    def begin(self) -> None:
-        """As the base's."""
-        for weights in self.trained.values():
-            for tensor in self.optimizer.state[weights].values():
-                tensor.zero_()
 
     def continue_at(self, number: int) -> None:
         """As the base's. The rates of some schedules come from those before, so the scheduler takes its steps again."""

@@ -211,7 +211,10 @@ class Rendezvous:
         silent = ", ".join(str(rank) for rank in range(self.count) if rank not in living)
         if not silent:
             return Lost(f"{without_fault} ({first_line(error)}); {remedy}")
-        return Lost(f"worker {silent} of {self.count} died or hangs ({first_line(error)}); {_AGAIN}")
+        return Lost(
+            f"worker {silent} of {self.count} died or hangs ({first_line(error)}); {_AGAIN}, with a larger {TIMEOUT} "
+            f"where a step takes more than its {self._timeout:g} seconds"
+        )
 
     def _failure(self) -> Lost | None:
         """What another worker ended of, if one did: what it said, or what worker 0 sees of one that it started."""

@@ -1,4 +1,4 @@
-"""Exact forms of what computes each element by itself: every operation a float32 rounding of its own.
+"""Exact forms of arithmetic, comparisons and choices, element by element: every operation a float32 rounding of its own.
 
 Python numbers become tensors first, rounded to float32: a kernel that divides by a number may multiply by its reciprocal. The gradient
 of an operand that was spread over axes is summed over them: of an activation by trees, of a weight on integers (`SpreadWeight`).
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pipeline.exact import grid, transcendental
 from pipeline.exact.errors import refusal
-from pipeline.exact.later import Later
 from pipeline.exact.tape import Gradient, Sums, Tape
 from pipeline.exact.trees import tree
 
@@ -144,7 +143,7 @@ def reverse_divide(tape: Tape, a: Operand, b: Operand) -> Tensor:
     return divide(tape, b, a)  # type: ignore[no-any-return]
 
 
-def _unary(name: str, compute: Callable[..., Tensor], gradient: Callable[..., Tensor]) -> Any:
+def unary(name: str, compute: Callable[..., Tensor], gradient: Callable[..., Tensor]) -> Any:
     """A form of one operand and numbers: `compute(x, *numbers)`, `gradient(g, x, y, *numbers)`."""
 
     def form(tape: Tape, x: Tensor, *numbers: Any) -> Tensor:
@@ -156,76 +155,29 @@ def _unary(name: str, compute: Callable[..., Tensor], gradient: Callable[..., Te
     return form
 
 
-def _where(condition: Tensor, g: Tensor) -> Tensor:
+def chosen(condition: Tensor, g: Tensor) -> Tensor:
+    """The gradient `g` where the condition holds, else 0."""
     return torch.where(condition, g, torch.zeros_like(g))
 
 
-def _in_double(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def in_double(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """A function of float64 for float32, rounded once."""
     return lambda x: function(x.double()).float()
 
 
-def _sigmoid(x: Tensor) -> Tensor:
-    e = transcendental.exp(-x.abs())
-    return torch.where(x >= 0, torch.ones_like(e), e) / (1 + e)
-
-
-def _tanh(x: Tensor) -> Tensor:
-    e = transcendental.exp(-2 * x.abs())
-    return torch.where(x < 0, e - 1, 1 - e) / (1 + e)
-
-
-def _softplus(x: Tensor) -> Tensor:
-    return x.clamp_min(0) + transcendental.log(1 + transcendental.exp(-x.abs()))
-
-
-sigmoid = _unary("sigmoid", _in_double(_sigmoid), lambda g, x, y: g * (y * (1 - y)))
-tanh = _unary("tanh", _in_double(_tanh), lambda g, x, y: g * (1 - y * y))
-exp = _unary("exp", _in_double(transcendental.exp_of_any), lambda g, x, y: g * y)
-log = _unary("log", _in_double(transcendental.log_of_any), lambda g, x, y: g / (x + 0))
-sqrt = _unary("sqrt", transcendental.square_root, lambda g, x, y: g / (y + y + 0))
-absolute = _unary("abs", torch.abs, lambda g, x, y: g * x.sign())
-negative = _unary("negation", torch.neg, lambda g, x, y: g.neg())
-square = _unary("square", lambda x: x * x, lambda g, x, y: g * (x + x))
-_clamped = _unary(
+exp = unary("exp", in_double(transcendental.exp_of_any), lambda g, x, y: g * y)
+log = unary("log", in_double(transcendental.log_of_any), lambda g, x, y: g / (x + 0))
+sqrt = unary("sqrt", transcendental.square_root, lambda g, x, y: g / (y + y + 0))
+absolute = unary("abs", torch.abs, lambda g, x, y: g * x.sign())
+negative = unary("negation", torch.neg, lambda g, x, y: g.neg())
+square = unary("square", lambda x: x * x, lambda g, x, y: g * (x + x))
+_clamped = unary(
     "clamp",
     lambda x, low, high: x.clamp(low, high),
-    lambda g, x, y, low, high: _where(
+    lambda g, x, y, low, high: chosen(
         (x >= (-torch.inf if low is None else low)).logical_and(x <= (torch.inf if high is None else high)), g
     ),
 )
-_bounded = _unary(
-    "hardtanh", lambda x, low, high: x.clamp(low, high), lambda g, x, y, low, high: _where((x > low).logical_and(x < high), g)
-)
-_leaky = _unary(
-    "leaky_relu",
-    lambda x, slope: torch.where(x > 0, x, x * number(x, slope)),
-    lambda g, x, y, slope: torch.where(x > 0, g, g * number(g, slope)),
-)
-_elu = _unary(
-    "elu",
-    lambda x, alpha, scale, rate: torch.where(
-        x > 0, x * number(x, scale), _expm1(x.clamp_max(0) * number(x, rate)) * number(x, alpha * scale)
-    ),
-    lambda g, x, y, alpha, scale, rate: torch.where(x > 0, g * number(g, scale), g * number(g, rate) * (y + number(y, alpha * scale))),
-)
-_softplused = _unary("softplus", _in_double(_softplus), lambda g, x, y: g * _in_double(_sigmoid)(x))
-_of_gelu = _unary("gelu", lambda x: x * _in_double(transcendental.normal_probability)(x),
-                  lambda g, x, y: g * _in_double(_gelu_slope)(x))  # fmt: skip
-_of_silu = _unary("silu", lambda x: x * _in_double(_sigmoid)(x), lambda g, x, y: g * _silu_slope(x))
-
-
-def _expm1(x: Tensor) -> Tensor:
-    return (transcendental.exp(x.double()) - 1).float()
-
-
-def _gelu_slope(x: Tensor) -> Tensor:
-    return transcendental.normal_probability(x) + x * transcendental.normal_density(x)
-
-
-def _silu_slope(x: Tensor) -> Tensor:
-    s = _in_double(_sigmoid)(x)
-    return s * (1 + x * (1 - s))
 
 
 def clamp(tape: Tape, x: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
@@ -238,80 +190,6 @@ def clamp(tape: Tape, x: Tensor, min: float | None = None, max: float | None = N
 def clamp_min(tape: Tape, x: Tensor, min: float) -> Tensor:
     """The exact form of torch.clamp_min."""
     return clamp(tape, x, min)
-
-
-def hardtanh(tape: Tape, x: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
-    """The exact form of hardtanh."""
-    return _bounded(tape, x, min_val, max_val)  # type: ignore[no-any-return]
-
-
-def relu6(tape: Tape, x: Tensor) -> Tensor:
-    """The exact form of relu6."""
-    return hardtanh(tape, x, 0.0, 6.0)
-
-
-def hardsigmoid(tape: Tape, x: Tensor) -> Tensor:
-    """The exact form of hardsigmoid: relu6(x + 3) / 6."""
-    return divide(tape, relu6(tape, add(tape, x, 3.0)), 6.0)  # type: ignore[no-any-return]
-
-
-def hardswish(tape: Tape, x: Tensor) -> Tensor:
-    """The exact form of hardswish: x relu6(x + 3) / 6."""
-    return divide(tape, multiply(tape, x, relu6(tape, add(tape, x, 3.0))), 6.0)  # type: ignore[no-any-return]
-
-
-def leaky_relu(tape: Tape, x: Tensor, negative_slope: float = 0.01) -> Tensor:
-    """The exact form of leaky_relu."""
-    return _leaky(tape, x, negative_slope)  # type: ignore[no-any-return]
-
-
-def prelu(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
-    """The exact form of prelu: x where x > 0, else weight x; one weight, or one a channel."""
-    x = floats(tape, x, "prelu")
-    weight = tape.input(weight, "prelu")
-    if weight.numel() > 1:
-        shape = [1, -1, *[1] * (x.dim() - 2)]
-        weight = tape.record(weight.view(shape), (weight,), lambda g: (g.flatten(),), shares=weight)
-    return where(tape, x > 0, x, multiply(tape, x, weight))
-
-
-def elu(tape: Tape, x: Tensor, alpha: float = 1.0) -> Tensor:
-    """The exact form of elu."""
-    return _elu(tape, x, alpha, 1.0, 1.0)  # type: ignore[no-any-return]
-
-
-def celu(tape: Tape, x: Tensor, alpha: float = 1.0) -> Tensor:
-    """The exact form of celu."""
-    return _elu(tape, x, alpha, 1.0, 1 / alpha)  # type: ignore[no-any-return]
-
-
-def selu(tape: Tape, x: Tensor) -> Tensor:
-    """The exact form of selu, with the constants of torch.nn.SELU."""
-    return _elu(tape, x, 1.6732632423543772848170429916717, 1.0507009873554804934193349852946, 1.0)  # type: ignore[no-any-return]
-
-
-def softplus(tape: Tape, x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
-    """The exact form of softplus with the usual beta; its threshold only guards against overflow, which there is none of."""
-    if beta != 1:
-        raise refusal(f"softplus with beta={beta}", "beta=1")
-    return _softplused(tape, x)  # type: ignore[no-any-return]
-
-
-def gelu(tape: Tape, x: Tensor, approximate: str = "none") -> Tensor:
-    """The exact form of gelu. Raises Unsupported for its approximation by tanh."""
-    if approximate != "none":
-        raise refusal(f"gelu with approximate={approximate!r}", "approximate='none'")
-    return _of_gelu(tape, x)  # type: ignore[no-any-return]
-
-
-def silu(tape: Tape, x: Tensor) -> Tensor:
-    """The exact form of silu: x sigmoid(x)."""
-    return _of_silu(tape, x)  # type: ignore[no-any-return]
-
-
-def mish(tape: Tape, x: Tensor) -> Tensor:
-    """The exact form of mish: x tanh(softplus(x))."""
-    return multiply(tape, x, tanh(tape, softplus(tape, x)))  # type: ignore[no-any-return]
 
 
 def power(tape: Tape, x: Tensor, exponent: float) -> Tensor:
@@ -334,7 +212,7 @@ def where(tape: Tape, condition: Tensor, a: Operand, b: Operand) -> Tensor:
     y = torch.where(condition, a, b)
 
     def backward(g: Tensor) -> tuple[Gradient, ...]:
-        return (None, spread(tape, y, a, _where(condition, g)), spread(tape, y, b, _where(~condition, g)))
+        return (None, spread(tape, y, a, chosen(condition, g)), spread(tape, y, b, chosen(~condition, g)))
 
     return tape.record(y, (condition, a, b), backward)
 
@@ -345,7 +223,7 @@ def masked_fill(tape: Tape, x: Tensor, mask: Tensor, value: float) -> Tensor:
         raise refusal("masked_fill with a tensor", "a number")
     x, mask = floats(tape, x, "masked_fill"), tape.input(mask, "masked_fill")
     y = x.masked_fill(mask, value)
-    return tape.record(y, (x, mask), lambda g: (spread(tape, y, x, _where(~mask, g)), None))
+    return tape.record(y, (x, mask), lambda g: (spread(tape, y, x, chosen(~mask, g)), None))
 
 
 def compare(operation: Callable[[Any, Any], Tensor]) -> Any:
@@ -358,38 +236,6 @@ def compare(operation: Callable[[Any, Any], Tensor]) -> Any:
 
     form.__doc__ = "The exact form of a comparison."
     return form
-
-
-def relu(tape: Tape, x: Tensor) -> Tensor:
-    """The exact form of torch.relu."""
-    x = floats(tape, x, "relu")
-    if tape.value(x) is None:
-        return torch.relu(x)
-    later = Rectified(x)
-    return tape.record(later.placeholder(), (x,), later.backward)
-
-
-class Rectified(Later):
-    """The output of a ReLU, computed when it is first used. Max-pooling takes its input: maxima and ReLU may change places."""
-
-    def __init__(self, x: Tensor) -> None:
-        super().__init__(x)
-        self.rectified_gradient: Tensor | None = None
-        """That which max-pooling gives, 0 already where the output is."""
-
-    def compute(self) -> Tensor:
-        """The output."""
-        return torch.relu(self.source)
-
-    def backward(self, g: Tensor) -> tuple[Tensor]:
-        """The gradient where the output is positive, else 0."""
-        return (g if g is self.rectified_gradient else rectified(g, self.source),)
-
-
-def rectified(g: Tensor, x: Tensor) -> Tensor:
-    """The gradient `g` where ReLU's input or output `x` is positive, else 0."""
-    result: Tensor = torch.ops.aten.threshold_backward.default(g, x, 0)
-    return result
 
 
 def total(tape: Tape, x: Tensor, dims: Sequence[int]) -> Tensor:
