@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo repro test test-cuda test-machine-code test-arm64 check format compare results claims pictures gpu-kit bench scaling seeds torture lock image-cpu image-cuda run-cpu run-cuda
+.PHONY: help setup demo repro test test-cuda test-machine-code test-arm64 check format compare results claims pictures gpu-kit networks bench scaling seeds torture lock image-cpu image-cuda run-cpu run-cuda
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -77,6 +77,9 @@ pictures: $(READY) ## draw the README's picture from the kept runs in results/
 
 gpu-kit: $(READY) ## put all that a machine with a GPU and no network needs into .cache/gpu-kit
 	$(BIN)/python -m tools.gpu_kit
+
+networks: $(READY) ## train each of torchvision's classification networks exactly, and make the table of docs/networks.md
+	$(BIN)/python -m tools.networks
 
 bench: $(READY) ## measure the tutorial's script, native and exact side by side
 	$(BIN)/python -m tools.bench

@@ -1,0 +1,151 @@
+"""`make networks`: docs/networks.md's table of networks that train exactly: every classification builder of torchvision's.
+
+Each takes two training steps and an evaluation on three small images, as one share and as two. `python -m tools.networks NAME...` prints
+the rows of some.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+from torchvision import models as torchvision_models
+from torchvision.models import RegNet, VisionTransformer
+from torchvision.models.regnet import BlockParams
+from torchvision.ops import StochasticDepth
+
+from pipeline import check, revision, sources
+from pipeline.comparison import markdown
+from pipeline.device import CPU
+from pipeline.errors import UserError
+from pipeline.exact.engine import Exact
+from pipeline.exact.group import ALONE
+from pipeline.exact.initialisation import initial_values
+from pipeline.exact.masks import Draws
+from pipeline.params import Model
+from tools import markers
+
+PAGE = Path("docs/networks.md")
+CLASSES, SEED = 10, 0
+SIZE = 64
+SIZES = {"inception_v3": 96, "maxvit_t": 224, "googlenet": 96, "alexnet": 80, "vit_h_14": 56}
+"""Of those that take no images of SIZE."""
+NARROWER: dict[str, Callable[[], nn.Module]] = {
+    "vit_h_14": lambda: VisionTransformer(56, 14, 4, 16, 1280, 5120, num_classes=CLASSES),
+    "regnet_y_128gf": lambda: RegNet(
+        BlockParams.from_init_params(depth=4, w_0=456, w_a=160.83, w_m=2.52, group_width=264, se_ratio=0.25), num_classes=CLASSES
+    ),
+}
+"""Those whose weights take more memory than a usual machine has: the same operations with fewer layers."""
+
+
+class Row(NamedTuple):
+    """What was seen of a network."""
+
+    name: str
+    size: int
+    weights: int
+    exchanges: int
+    error: float
+    """Of the first step's gradients: the largest difference from float64's autograd, of the largest gradient of its weight; the median
+    over the weights."""
+    float32_error: float
+    """The same of float32's autograd."""
+    fingerprint: str
+
+
+def names() -> list[str]:
+    """The classification builders of torchvision."""
+    return list(torchvision_models.list_models(module=torchvision_models))
+
+
+def row(name: str) -> Row:
+    """Train and evaluate one.
+
+    Raises:
+        UserError: it cannot be computed exactly, or not with the same bits in two shares or image by image.
+    """
+    size = SIZES.get(name, SIZE)
+    subject = check.Subject(Model(name=name), (3, size, size), CLASSES, SEED, CPU)
+    if name in NARROWER:
+        with initial_values(SEED):
+            network = NARROWER[name]()
+    else:
+        network = check.built(subject)
+    training, after = check.trained(network, subject)
+    together, alone = check.evaluated(after, subject, check.IMAGES), check.evaluated(after, subject, 1)
+    in_shares, exchanges = check.trained_in_shares(network, subject, 2)
+    if (training, together) != (in_shares, alone):
+        raise UserError(f"{name}: other bits in shares ({training:.12}, {in_shares:.12}) or alone ({together:.12}, {alone:.12})")
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    return Row(name, size, weights, exchanges, *errors(network, subject), training)
+
+
+def errors(network: nn.Module, subject: check.Subject) -> tuple[float, float]:
+    """How far exact gradients, and float32's of autograd, are from float64's of autograd, without dropout: `Row.error`."""
+    network.train()
+    for module in network.modules():
+        if isinstance(module, nn.Dropout | StochasticDepth):
+            module.p = 0.0
+    images, labels = check.drawn(subject)
+    _, exact = Exact().loss_and_gradients(
+        copy.deepcopy(network), images, labels, ALONE, len(images), draws=Draws(0, torch.zeros(1, dtype=torch.int64))
+    )
+    usual = _by_autograd(copy.deepcopy(network), images.float() / 255, labels)
+    right = _by_autograd(network.double(), (images.float() / 255).double(), labels)
+    return _median_error(exact, right), _median_error(usual, right)
+
+
+def _by_autograd(network: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor | None]:
+    given = network(images)
+    main, *beside = given if isinstance(given, tuple) else (given,)
+    loss = F.cross_entropy(main, labels)
+    for logits in beside:
+        loss = loss + 0.3 * F.cross_entropy(logits, labels)
+    return list(torch.autograd.grad(loss, list(network.parameters()), allow_unused=True))
+
+
+def _median_error(gradients: list[Tensor | None], right: list[Tensor | None]) -> float:
+    found = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(gradients, right, strict=True) if a is not None and b is not None]
+    return median(each for each in found if each == each)  # a gradient that is 0 has no relative error
+
+
+def main() -> None:
+    """Print the rows of the named networks; without names put those of all into the page. Exit code 2 if one is not exact."""
+    wanted, rows, failed = sys.argv[1:] or names(), [], []
+    for name in wanted:
+        try:
+            rows.append(row(name))
+            print(*rows[-1], flush=True)
+        except UserError as reason:
+            failed.append(name)
+            print(f"{name}: {reason}", file=sys.stderr, flush=True)
+        gc.collect()
+    if not sys.argv[1:]:
+        markers.replace(PAGE, "networks", table(rows, failed))
+    sys.exit(2 if failed else 0)
+
+
+def table(rows: list[Row], failed: list[str]) -> str:
+    """The page's table."""
+    heads = ["network", "images", "weights", "exchanges a step", "error", "float32's", "hash"]
+    cells = [
+        [f"{r.name}{' (narrower)' * (r.name in NARROWER)}", f"{r.size} x {r.size}", f"{r.weights:,}", str(r.exchanges), f"{r.error:.1e}",
+         f"{r.float32_error:.1e}", f"`{r.fingerprint:.12}`"] for r in rows
+    ]  # fmt: skip
+    of = f"{len(rows)} of {len(rows) + len(failed)} builders"
+    seen = f"torchvision {torchvision.__version__}, {of}, at {revision.describe(sources.PACKAGE)}."
+    return "\n".join([seen + (f" Not exact: {', '.join(failed)}." if failed else ""), "", *markdown.table(heads, cells)])
+
+
+if __name__ == "__main__":
+    main()
