@@ -29,8 +29,8 @@ def test_the_page_has_a_row_for_each_builder_but_two_at_most():
 @pytest.mark.parametrize(
     "name",
     [
-        "densenet121", "efficientnet_b0", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18",
-        "shufflenet_v2_x0_5", "squeezenet1_1", "squeezenet1_0", "swin_t",
+        "densenet121", "efficientnet_b0", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf",
+        "resnet18", "shufflenet_v2_x0_5", "squeezenet1_0", "squeezenet1_1", "swin_t",
     ],
 )  # fmt: skip
 def test_a_network_of_torchvisions_trains_to_the_hash_that_the_page_names(name):
