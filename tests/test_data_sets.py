@@ -189,9 +189,8 @@ def test_of_a_redirect_or_a_refusal_no_body_is_read_of_whatever_size_and_nothing
 
 def test_a_transfer_that_is_never_stalled_and_never_done_is_given_up(tmp_path):
     drips = Policy(window_seconds=1, window_bytes=1, retries=0, longest_seconds=2)
-    with Server(bytes(10**6), server.trickle_after(1)) as slow, open(tmp_path / "file", "wb") as file:
-        with pytest.raises(transfer.Failed, match=r"^too slow: \d+ bytes in 2 s$"):
-            transfer._Transfer(slow.url, file, drips).complete("file")
+    with Server(bytes(10**6), server.trickle_after(1)) as slow, pytest.raises(transfer.Failed, match=r"^too slow: \d+ bytes in 2 s$"):
+        transfer._Transfer(slow.url, (tmp_path / "file").open("wb"), drips).complete("file")
 
 
 @pytest.mark.fault(2)

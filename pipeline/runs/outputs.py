@@ -25,6 +25,8 @@ HISTORY = "history.csv"
 METRICS = "metrics.json"
 PREDICTIONS = "predictions.csv"
 PARTS = (MODEL, HISTORY, METRICS, PREDICTIONS)
+_MOST = {".json": schema.LARGEST_BYTES, ".csv": 2**27}
+"""Bytes that are read of a part, by its kind; in CSV some four million rows."""
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 Row = TypeVar("Row")
@@ -210,9 +212,9 @@ def write(folder: Path, parts: Mapping[str, bytes]) -> None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A part of a run. Raises UserError when it is missing or cannot be read."""
+    """A part of a run. Raises UserError when it is missing, larger than its kind may be, or cannot be read."""
     try:
-        return bytes(paths.read(path))
+        return bytes(paths.read(path, _MOST.get(path.suffix, paths.LARGEST_BYTES)))
     except FileNotFoundError:
         raise UserError(f"{path}: not found; this is not a whole run") from None
     except OSError as error:
@@ -254,4 +256,6 @@ def _float32(text: str) -> float:
     value = float(text)
     if not abs(value) <= LARGEST_FLOAT32:
         raise ValueError(f"{value} where a finite float32 must be")
+    if float(str(np.float32(value))) != value:  # it would count as equal to a number that it is not
+        raise ValueError(f"{shown(text)} where the shortest form of a float32 must be")
     return value
