@@ -151,7 +151,7 @@ def fingerprint(
     from pipeline.runs import outputs
 
     for folder in runs or [outputs.OUTPUTS]:
-        print(f"{tensors.fingerprint(outputs.read_weights(folder))}  {folder}")
+        print(f"{tensors.fingerprint(outputs.read_weights(folder))}  {printable(str(folder))}")
 
 
 @app.command()

@@ -268,7 +268,7 @@ def _exact(run: Run, again: Run) -> tuple[Verdict, str]:
         return "different", apart
     return "identical", (
         f"all {len(run.history):,} logged losses, {len(run.weights)} tensors, {len(run.predictions):,} predictions and the metrics are "
-        "equal to the last bit"
+        f"{bits.to_the_last_bit(bits.zeros_apart(run, again))}"
     )
 
 

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from pipeline import files, paths, schema
-from pipeline.errors import printable, shown
+from pipeline.errors import UserError, printable, shown
 
 Tensors = Mapping[str, np.ndarray]
 METADATA = "__metadata__"
@@ -45,9 +45,14 @@ def fingerprint(tensors: Tensors) -> str:
 
     Before each tensor's bytes stands the line `name dtype AxBxC`. Zeros count as +0.0, so the sign of a zero, which no
     result depends on, does not count.
+
+    Raises:
+        UserError: a name could be taken for more than itself in that line.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
+        if not is_name(name):
+            raise UserError(f"a tensor is called {shown(name)}; a fingerprint is of names that can be shown and hold no space")
         array = np.asarray(tensors[name])
         if array.dtype.kind == "f":
             array = array + array.dtype.type(0)
@@ -55,6 +60,11 @@ def fingerprint(tensors: Tensors) -> str:
         for part in _parts(array):
             digest.update(part)
     return digest.hexdigest()
+
+
+def is_name(name: str) -> bool:
+    """Whether a tensor may be called so: a space or the end of a line in it would end it in a fingerprint's line."""
+    return name.isprintable() and " " not in name
 
 
 def _parts(array: np.ndarray) -> Iterator[memoryview]:

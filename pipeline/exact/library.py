@@ -141,6 +141,8 @@ def of_arrays(arrays: dict[str, np.ndarray]) -> str:
     """The same over named arrays."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
+        if not name.isprintable() or " " in name:
+            raise ValueError(f"a tensor is called {name!r}; a fingerprint is of names that can be shown and hold no space")
         array = np.asarray(arrays[name])
         if array.dtype.kind == "f":
             array = array + array.dtype.type(0)

@@ -96,6 +96,8 @@ def write_training(folder: Path, weights: Tensors, history: Iterable[Step], prov
 def check_weights(weights: Tensors, problem: str) -> None:
     """Raise UserError, which begins with `problem`, where weights are not such as `read_model` takes: before a training as after it."""
     for name, array in weights.items():
+        if not tensors.is_name(name):
+            raise UserError(f"{problem}: {shown(name)} is called so; allowed: a name that can be shown and holds no space")
         if array.dtype not in (np.float32, np.int64):  # int64: how many batches a norm has seen
             raise UserError(f"{problem}: {shown(name)} is {array.dtype}, not float32")
         if not np.isfinite(array).all():
