@@ -164,9 +164,12 @@ class _Transfer:
         from requests.adapters import HTTPAdapter
         from urllib3.util import Retry
 
+        class Session(requests.Session):
+            def get_redirect_target(self, resp: object) -> None:
+                """Nowhere: else requests reads and unpacks what comes with a redirect, whatever its size, though it is not to follow it."""
+
         retry = Retry(self.policy.retries, backoff_factor=0.5, respect_retry_after_header=False)
-        with requests.Session() as session:
-            session.get_redirect_target = lambda _: None  # else requests reads and unpacks what comes with a redirect, whatever its size
+        with Session() as session:
             for scheme in ("http://", "https://"):
                 session.mount(scheme, HTTPAdapter(max_retries=retry))
             url = self.url

@@ -89,4 +89,4 @@ class Pairs:
 
 def _bytes(tensor: Tensor) -> memoryview:
     """The memory of a tensor that lies in one piece."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
