@@ -13,7 +13,7 @@ import msgspec
 import torch
 
 from pipeline import device as devices
-from pipeline import evaluation, files, native_evidence, numerics, params, private, sources
+from pipeline import evaluation, files, models, native_evidence, numerics, params, private, sources
 from pipeline.comparison import bits, verdict, wording
 from pipeline.comparison.report import AGREEING, Verdict
 from pipeline.data import dataset, synthetic
@@ -202,6 +202,9 @@ def _differences(run: Run, ours: dict[str, Any]) -> Iterable[str]:
     for what, theirs, name in (("training", run.identity.code, "train"), ("evaluation", run.identity.evaluation_code, "evaluate")):
         if theirs is not None and theirs != (here := sources.digest(name)):
             yield f"the code of the {what} ({theirs:.12}... there, {here:.12}... here)"
+    network, wanted = run.identity.provenance.network, run.identity.source
+    if (here := models.source(network, run.identity.numerics)) != (there := "" if isinstance(wanted, msgspec.UnsetType) else wanted):
+        yield f"the source of {network.name} ({there or 'none'} there, {here or 'none'} here)"
     trained = run.environment.train
     if trained is None:
         yield "where it was trained is not known"
