@@ -101,13 +101,18 @@ def test_files_that_a_forger_planted_in_outputs_and_runs_are_neither_read_nor_ch
 
 
 @pytest.mark.parametrize(
-    "at", ["networks/../{}/net.py", "networks/a/../../{}/net.py", "{}/net.py", "./{}/net.py", "networks/./../{}/net.py"]
+    "name", ["networks/../x/n.py:N", "networks/a/../../x/n.py:N", "x/n.py:N", "./x/n.py:N", "/x/n.py:N", "networks.py:N"]
 )
+def test_no_name_of_a_network_leads_out_of_the_folder_of_networks(name):
+    with pytest.raises(UserError, match="a file of your own belongs into networks/"):
+        models.build(params.Model(name=name), (3, 8, 8), 10)
+
+
 @pytest.mark.parametrize("words", [["reproduce"], ["evaluate", "--run"], ["predict"]], ids=lambda words: words[0])
-def test_no_program_that_came_with_a_run_is_started_for_its_network(words, at, original, here):
-    network = params.Model(name=at.format("forged") + ":Net")
+def test_no_program_that_came_with_a_run_is_started_for_its_network(words, original, here):
+    network = params.Model(name="networks/../forged/net.py:Net")
     run = claim(original["exact"], here / "forged", provenance=lambda p: structs.replace(p, model=network))
-    (here / "networks" / "a").mkdir(parents=True)
+    (here / "networks").mkdir()
     (run / "net.py").write_text("open('started', 'w')\nfrom pipeline.models.simple_cnn import SimpleCNN as Net\n")
     (here / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     images = ["x.png"] if words == ["predict"] else []
