@@ -177,6 +177,8 @@ def forget_dead_containers(tmp: Path) -> IO[str] | None:
 
 def clean(rwlock: Path) -> None:
     """Drop containers' entries from DVC's rwlock, and the whole file if DVC was killed while writing it."""
+    if rwlock.exists() and not rwlock.is_file():
+        return  # DVC says what it thinks of it; opening a pipe would wait for its other end
     try:
         found = json.loads(rwlock.read_text())
         kept = {
@@ -185,7 +187,7 @@ def clean(rwlock: Path) -> None:
         }
     except FileNotFoundError:
         return
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
         rwlock.unlink()
         return
     if kept != {"read": {}, "write": {}, **found}:

@@ -128,7 +128,10 @@ def evaluate(
     run: Annotated[Optional[Path], typer.Option(help="Evaluate this kept run instead of outputs/, and change no file.")] = None,
     device: Annotated[Optional[str], typer.Option(help="Compute here instead of on the device of params.yaml.")] = None,
 ) -> None:
-    """Evaluate the trained weights on the test images: the third stage; keeps the finished run under runs/."""
+    """Evaluate the trained weights on the test images: the third stage; keeps the finished run under runs/.
+
+    With --run exit code 3 if the run records something else.
+    """
     from pipeline import inputs
 
     if run is None and device is not None:
@@ -138,8 +141,8 @@ def evaluate(
 
     if run is None:
         evaluation.stage(given)
-    else:
-        evaluation.evaluate_kept(run, device or given.params.device, given.params.evaluate.batch_size)
+    elif not evaluation.evaluate_kept(run, device or given.params.device, given.params.evaluate.batch_size):
+        raise typer.Exit(ANSWER_IS_NO)
 
 
 @app.command()
@@ -151,7 +154,7 @@ def fingerprint(
     from pipeline.runs import outputs
 
     for folder in runs or [outputs.OUTPUTS]:
-        print(f"{tensors.fingerprint(outputs.read_weights(folder))}  {folder}")
+        print(f"{tensors.fingerprint(outputs.read_weights(folder))}  {printable(str(folder))}")
 
 
 @app.command()

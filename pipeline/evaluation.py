@@ -14,7 +14,7 @@ from pipeline import device as devices
 from pipeline import files, models, numerics, tensors
 from pipeline.data import dataset
 from pipeline.data.batches import Batches
-from pipeline.errors import UserError
+from pipeline.errors import UserError, printable
 from pipeline.inputs import LOCK, Inputs
 from pipeline.params import Evaluate
 from pipeline.params import Model as Network
@@ -86,8 +86,8 @@ def _check_trained_as(model: Model, described: provenance.Provenance) -> None:
         raise UserError(f"{OUTPUTS / HISTORY}: not the history of {MODEL} beside it; run `dvc repro`, which makes both again")
 
 
-def evaluate_kept(folder: Path, device_name: str, batch_size: int) -> None:
-    """Evaluate a kept run on any device, change no file, and say whether the metrics are those it records.
+def evaluate_kept(folder: Path, device_name: str, batch_size: int) -> bool:
+    """Evaluate a kept run on any device, change no file; say and return whether predictions and metrics are those that it records.
 
     Raises:
         UserError: the run is damaged, or data/ holds another data set than its.
@@ -116,7 +116,8 @@ def evaluate_kept(folder: Path, device_name: str, batch_size: int) -> None:
     equal = not changed and all(np.float32(a.confidence) == np.float32(b.confidence) for a, b in pairs)  # the file has the shortest form
     same = evaluation.metrics == run.metrics and equal
     verdict = "identical to" if same else f"{changed} of {len(pairs)} predictions differ from"
-    print(f"on {device_name}: {verdict} what {folder} records")
+    print(printable(f"on {device_name}: {verdict} what {folder} records"))
+    return same
 
 
 def _report(metrics: Metrics, name: str) -> None:

@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,12 +122,16 @@ def _claimed(part: Path) -> Iterator[IO[bytes]]:
 
     One name for all writers of a file, so that what a killed one left does not pile up; the kernel's lock tells it from
     what another process is writing now, and that one is waited for. Where the file system has no locks, the name has this
-    process's number in it, and what a killed process left stays.
+    process's number in it, and what a killed process left stays. So it does where everybody may write, or where a link or another
+    user's file has the name: there it is a name that nobody knows before.
     """
+    exclusive = 0
     while True:
+        if not exclusive and not _ours(part):
+            part, exclusive = part.with_name(f"{part.name.removesuffix('.part')}.{os.urandom(8).hex()}.part"), os.O_EXCL
         paths.only_a_file(part)
-        with open(part, "ab") as file:  # empties nothing before it is ours
-            if not _lock(file, fcntl.LOCK_EX) and not part.name.endswith(own := f".{os.getpid()}.part"):
+        with open(part, "ab", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | exclusive, 0o666)) as file:  # noqa: B023
+            if not exclusive and not _lock(file, fcntl.LOCK_EX) and not part.name.endswith(own := f".{os.getpid()}.part"):
                 part.unlink(missing_ok=True)
                 part = part.with_name(part.name.removesuffix(".part") + own)
                 continue
@@ -142,10 +147,21 @@ def _claimed(part: Path) -> Iterator[IO[bytes]]:
             return
 
 
+def _ours(part: Path) -> bool:
+    """Whether a file of this name is, or would be, this user's alone: no link, in a folder where not everybody may write."""
+    if part.parent.stat().st_mode & stat.S_IWOTH:
+        return False
+    try:
+        status = part.lstat()
+    except FileNotFoundError:
+        return True
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_nlink == 1
+
+
 def _is(path: Path, file: IO[bytes]) -> bool:
     """Whether `path` still names the open `file`."""
     try:
-        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+        return os.path.samestat(os.lstat(path), os.fstat(file.fileno()))
     except FileNotFoundError:
         return False
 
@@ -178,6 +194,7 @@ def write_output(path: Path, content: bytes) -> None:
         UserError: it is a folder, a socket or a block device, or cannot be written.
     """
     with explained(path):
+        paths.refuse_strangers(path)
         kind = paths.kind(path)
         if (number := _standard_stream(path)) is not None:
             (sys.stdout, sys.stderr)[number - 1].flush()

@@ -34,6 +34,35 @@ def only_a_file(path: Path) -> None:
         raise UserError(f"{path}: is {other}, where a file is to be written; move it away or name another")
 
 
+def refuse_strangers(path: Path) -> None:
+    """Raise UserError where another user's link, pipe or device is on the way to `path`, in a folder where everybody may write.
+
+    What the user names is followed through links, and such a one would lead into his own files. It is the rule of Linux's
+    protected_symlinks, which does not see what is resolved before it is opened.
+    """
+    at, left, links = Path.cwd(), list(reversed(path.parts)), 0
+    while left and links < MOST_LINKS:
+        here = at / left.pop()
+        try:
+            status, folder = here.lstat(), at.stat()
+        except OSError:
+            return  # whoever opens it is told
+        if (
+            folder.st_mode & stat.S_IWOTH
+            and status.st_uid not in (os.geteuid(), folder.st_uid)
+            and not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode))
+        ):
+            kind = "a link" if stat.S_ISLNK(status.st_mode) else KINDS.get(stat.S_IFMT(status.st_mode), "something")
+            raise UserError(f"{path}: {here} is {kind} of another user's ({status.st_uid}) where everybody may write; name another place")
+        if stat.S_ISLNK(status.st_mode):
+            links += 1
+            left += reversed(Path(os.readlink(here)).parts)
+        else:
+            at = Path(os.path.realpath(here))
+
+
+MOST_LINKS = 40
+"""On the way to a file; Linux follows as many."""
 LARGEST_BYTES = 2**30
 """What is read of a file at once: a run's files are a thousandth of it."""
 

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -178,11 +179,22 @@ def write_json(network: Network, given: Iterable[Answer]) -> None:
 
 
 def write_csv(network: Network, given: Iterable[Answer]) -> None:
-    """CSV, a row an image, with the names' own bytes; a confidence in the form in which predictions.csv has it."""
+    """CSV, a row an image, with the names' own bytes; a confidence in the form in which predictions.csv has it.
+
+    No name is a formula in a spreadsheet, which would compute it: such a file is called `./=...`, and before such a class stands a '.
+    On a terminal names are shown on one line, without what would steer it.
+    """
     heads = ("predicted", "confidence", "second", "second_confidence", "third", "third_confidence")
     _write_row("image", *heads[: 2 * len(network.classes)])
     for answer in given:
-        _write_row(answer.image, *(cell for one in answer.best for cell in one))
+        image = f"./{answer.image}" if _is_formula(answer.image) and answer.image != STDIN else answer.image
+        best = ((f"'{name}" if _is_formula(name) else name, confidence) for name, confidence in answer.best)
+        _write_row(printable(image) if sys.stdout.isatty() else image, *(cell for one in best for cell in one))
+
+
+def _is_formula(name: str) -> bool:
+    """Whether spreadsheets would compute a cell that holds it; a plain number stays what it is."""
+    return name[:1] in ("=", "+", "-", "@", "\t", "\r") and not re.fullmatch(r"[+-]\d+(\.\d+)?", name)
 
 
 def _write_row(*cells: object) -> None:

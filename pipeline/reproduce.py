@@ -206,6 +206,9 @@ def _differences(run: Run, ours: dict[str, Any]) -> Iterable[str]:
     for what, theirs, name in (("training", run.identity.code, "train"), ("evaluation", run.identity.evaluation_code, "evaluate")):
         if theirs is not None and theirs != (here := sources.digest(name)):
             yield f"the code of the {what} ({theirs:.12}... there, {here:.12}... here)"
+    network, wanted = run.identity.provenance.network, run.identity.source
+    if (here := models.source(network, run.identity.numerics)) != (there := "" if isinstance(wanted, msgspec.UnsetType) else wanted):
+        yield f"the source of {network.name} ({there or 'none'} there, {here or 'none'} here)"
     trained = run.environment.train
     if trained is None:
         yield "where it was trained is not known"
@@ -272,7 +275,7 @@ def _exact(run: Run, again: Run) -> tuple[Verdict, str]:
         return "different", apart
     return "identical", (
         f"all {len(run.history):,} logged losses, {len(run.weights)} tensors, {len(run.predictions):,} predictions and the metrics are "
-        "equal to the last bit"
+        f"{bits.to_the_last_bit(bits.zeros_apart(run, again))}"
     )
 
 

@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 
 from pipeline import files, paths, schema
-from pipeline.errors import printable, shown
-from pipeline.exact.arrays import fingerprint as fingerprint
+from pipeline.errors import UserError, printable, shown
+from pipeline.exact import arrays
 from pipeline.exact.arrays import parts
 
 Tensors = Mapping[str, np.ndarray]
@@ -36,6 +36,18 @@ class Content(NamedTuple):
 
     tensors: dict[str, np.ndarray]
     metadata: dict[str, str]
+
+
+def fingerprint(tensors: Tensors) -> str:
+    """The fingerprint of named tensors, as `exact.arrays.fingerprint` gives it.
+
+    Raises:
+        UserError: a name could be taken for more than itself.
+    """
+    try:
+        return arrays.fingerprint(tensors)
+    except ValueError as reason:
+        raise UserError(str(reason)) from None
 
 
 def write(path: Path, tensors: Tensors, metadata: tuple[str, str] | None = None) -> None:

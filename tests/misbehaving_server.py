@@ -1,6 +1,7 @@
 """An HTTP server on the loopback that does what it is told: a list of answers, one for each request, the last for all that follow."""
 
 import contextlib
+import gzip
 import http.server
 import threading
 
@@ -15,7 +16,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self, content, *answers):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content, self.answers = content, list(answers or [whole])
-        self.requests, self.over = [], threading.Event()
+        self.requests, self.over, self.sent = [], threading.Event(), 0
 
     @property
     def url(self):
@@ -124,6 +125,20 @@ def page(handler, _content):
     body = b"<html>Please log in</html>"
     handler.start(200, Content_Length=len(body), Content_Type="text/html")
     handler.wfile.write(body)
+
+
+def laden(code, **headers):
+    """An answer with a body without end, said to be compressed; the server counts what it could send of it."""
+
+    def answer(handler, _content):
+        handler.start(code, Content_Encoding="gzip", **headers)
+        block = gzip.compress(bytes(2**20))
+        with contextlib.suppress(OSError):
+            while not handler.server.over.is_set():
+                handler.wfile.write(block)
+                handler.server.sent += len(block)
+
+    return answer
 
 
 def redirect(url):

@@ -106,6 +106,13 @@ def test_records_of_another_version_are_no_evidence_and_said(tmp_path, capsys):
         claims.load(tmp_path)
 
 
+def test_what_a_record_says_is_shown_in_the_readme_as_it_is_and_does_nothing():
+    hostile = record(processor="a|b <img src=x> @someone https://example.com [x](y)", torch="2.14.1|<b>")
+    (row,) = (line for line in claims.table([hostile]).splitlines() if "example" in line)
+    assert row.replace("\\|", "").count("|") == 4
+    assert r"a\|b \<img src=x\> \@&#8203;someone https:&#8203;//example.com \[x\](y), 2026-01-02, PyTorch 2.14.1\|\<b\>" in row
+
+
 def test_the_readmes_table_is_that_of_the_records():
     assert markers.read(ROOT / "README.md", "claims") == claims.table(claims.load(ROOT / machine.RECORDS))
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from pipeline import params, tensors
@@ -102,6 +104,15 @@ def test_markdown_shows_names_as_they_are(compare: Compare) -> None:
     assert "**2 against 1: ✅ identical**" in out
 
 
+def test_nothing_that_a_run_says_is_a_link_a_mention_or_a_reference_on_github(compare: Compare) -> None:
+    live = "@someone #12 https://example.com/x http://a.b www.example.com GH-7 owner/repo#3 a@b.example `code @x"
+    _, out, _ = compare(keep(), keep(device="cuda", hardware=live), "--markdown")
+    line = next(line for line in out.splitlines() if "example.com" in line)
+    shown = re.sub(r"\\(\W)", r"\1", line.replace("&#8203;", "\u200b"))  # as GitHub has it when it looks for them
+    assert not re.search(r"@\w|#\d|://|www\.|GH-\d", shown)
+    assert shown.replace("\u200b", "").count(live) == 1
+
+
 def test_runs_whose_folders_have_one_name_are_shown_by_their_paths(compare: Compare) -> None:
     first, other = keep(), keep(seed=1)
     second = shutil.copytree(first, Path("elsewhere") / first.name)
@@ -117,6 +128,15 @@ def test_a_p_value_too_small_for_a_float_is_not_shown_as_zero() -> None:
     for p, shown in ((0.0, "p < 1e-300"), (1e-300, "p = 1e-300")):
         rare = msgspec.structs.replace(pair, predictions=msgspec.structs.replace(pair.predictions, mcnemar_p=p))
         assert wording.details(rare, report)[-1].endswith(f"McNemar's exact test {shown}")
+
+
+def test_equal_runs_whose_zeros_differ_by_their_sign_are_not_called_equal_to_the_last_bit(compare: Compare) -> None:
+    zero = {name: np.zeros_like(array) for name, array in weights().items()}
+    minus = {**zero, "fc1.bias": -zero["fc1.bias"]}
+    _, out, _ = compare(keep(tensors=zero), keep(tensors=minus, device="cuda"), "--markdown")
+    assert "equal to the last bit, but for the sign of 4 zeros\n" in out
+    _, out, _ = compare(keep(tensors=zero), keep(tensors=zero, device="cuda"), "--markdown")
+    assert "equal to the last bit\n" in out
 
 
 def test_json_and_markdown_exclude_each_other(compare: Compare) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -174,6 +175,22 @@ def test_a_transfer_that_fails_is_one_line_with_the_reason_and_nothing_is_left_h
     with Server(contents["cifar-10-python.tar.gz"], answer) as bad:
         monkeypatch.setenv(transfer.MIRROR, bad.url.rpartition("/")[0])
         assert reason in str(refused(cache))
+
+
+@pytest.mark.parametrize(("code", "headers"), [(302, {"Location": "/again"}), (503, {}), (404, {})])
+def test_of_a_redirect_or_a_refusal_no_body_is_read_of_whatever_size_and_nothing_is_unpacked(code, headers, tmp_path):
+    with Server(b"the file", server.laden(code, **headers), server.whole) as good, open(tmp_path / "file", "wb") as file:
+        with pytest.raises(transfer.Failed, match="HTTP 404") if code == 404 else contextlib.nullcontext():
+            transfer._Transfer(good.url, file, Policy(window_seconds=5, retries=1)).complete("file")
+        assert good.sent < 2**24, "what lies in the sockets' buffers"
+        assert len(good.requests) == (1 if code == 404 else 2)
+    assert (tmp_path / "file").read_bytes() == (b"" if code == 404 else b"the file")
+
+
+def test_a_transfer_that_is_never_stalled_and_never_done_is_given_up(tmp_path):
+    drips = Policy(window_seconds=1, window_bytes=1, retries=0, longest_seconds=2)
+    with Server(bytes(10**6), server.trickle_after(1)) as slow, pytest.raises(transfer.Failed, match=r"^too slow: \d+ bytes in 2 s$"):
+        transfer._Transfer(slow.url, (tmp_path / "file").open("wb"), drips).complete("file")
 
 
 @pytest.mark.fault(2)

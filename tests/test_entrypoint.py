@@ -49,11 +49,22 @@ def test_what_a_living_container_holds_is_left_in_place(tmp):
 
 
 @pytest.mark.fault(23)
-@pytest.mark.parametrize("torn", ["", '{"write": {"/w/out', "[]", '{"write": {"/w/outputs": 7}}'])
-def test_a_lock_file_torn_by_a_kill_is_removed(tmp, torn):
-    (tmp / "rwlock").write_text(torn)
+@pytest.mark.parametrize(
+    "torn",
+    ["", '{"write": {"/w/out', "[]", "7", '{"write": {"/w/outputs": 7}}', '{"write": {"/w/outputs": {"pid": 1}}}', '{"read": {"/w": [[]]}}',
+     '{"read": {"/w": [{}]}}', '{"read": 7}', '{"read": {"/w": 7}}', "[" * 100_000, "\udcff"],
+    ids=lambda torn: ascii(torn[:30]),
+)  # fmt: skip
+def test_a_lock_file_torn_by_a_kill_or_strange_is_removed(tmp, torn):
+    (tmp / "rwlock").write_text(torn, errors="surrogateescape")
     entrypoint.forget_dead_containers(tmp)
     assert not (tmp / "rwlock").exists()
+
+
+def test_a_pipe_in_the_place_of_the_lock_file_is_left_to_dvc(tmp):
+    os.mkfifo(tmp / "rwlock")
+    entrypoint.forget_dead_containers(tmp)
+    assert (tmp / "rwlock").is_fifo()
 
 
 def test_the_lock_file_is_not_touched_while_dvc_edits_it(tmp):

@@ -58,6 +58,17 @@ def test_the_figures_of_the_torture_run_are_there():
     assert int(figures[1]) >= 50
 
 
+def test_each_row_of_the_security_policy_names_tests_that_are_there():
+    rows = [line.split("|")[1:-1] for line in (ROOT / "SECURITY.md").read_text().splitlines() if line.startswith("| ")]
+    there = {name for path in (ROOT / "tests").glob("test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)}
+    assert len(rows) > 20
+    for surface, checked, tests in rows[1:]:
+        named = re.findall(r"`(test_\w+)`", tests)
+        assert named, surface
+        assert set(named) <= there, (surface, set(named) - there)
+        assert checked.strip()
+
+
 def test_the_security_policy_names_each_kind_of_input_as_trusted_or_not():
     policy = Path(ROOT / "SECURITY.md").read_text()
     for name in ("archive", "safetensors", "run.json", "params.yaml", "dvc.yaml", "checkpoint", "advisory"):

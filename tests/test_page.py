@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline import offline
@@ -161,6 +162,23 @@ def test_the_classes_of_every_run_are_in_the_table_of_accuracies(alone: None) ->
     rows = re.findall(r'<tr><th scope="row">(\w+)</th><td>(.*?)</td><td>(.*?)</td></tr>', _written(keep(), other))
     shown = {name: cells for name, *cells in rows}
     assert (shown["airplane"], shown["plane"]) == (["61.00 %", ""], ["", "61.00 %"])
+
+
+def test_a_page_grows_with_the_number_of_classes_and_not_with_its_square(alone: None) -> None:
+    def size(count: int) -> int:
+        given = {"data": replaced(DATA, {"classes": [f"class {n:04}" for n in range(count)]}), "actual": range(count)}
+        runs = verdict.load([keep(**given, predicted=range(count)), keep(**given, predicted=[*range(1, count), 0], device="cuda")])
+        return len(page.render(verdict.report(runs, SETTINGS), runs, None))
+
+    few, some, many = map(size, (figures.MOST_CLASSES + 1, 1000, 3000))
+    assert few < some < few + 900 * 1000
+    assert many - some < 2.5 * (some - few)
+
+
+def test_losses_of_any_size_that_a_float32_has_can_be_drawn(alone: None) -> None:
+    largest, smallest = (float(str(np.float32(size))) for size in (3e38, 1e-45))
+    runs = verdict.load([keep(history=[0.0] * 40), keep(history=[largest, smallest, *losses()[2:]], seed=1)])
+    assert b"Difference of the losses" in page.render(verdict.report(runs, SETTINGS), runs, None)
 
 
 def test_a_folder_whose_name_is_no_unicode_does_not_stop_the_page(alone: None) -> None:

@@ -254,3 +254,71 @@ def test_a_stage_succeeds_on_a_file_system_that_cannot_fsync_a_folder_and_has_no
     assert done.returncode == 0, done.stderr
     assert "this file system has no locks" in done.stderr
     assert [p.name for p in (folder / "data").iterdir()] == ["dataset.safetensors"]
+
+
+def everybodys(folder: Path) -> Path:
+    """A folder like /tmp, where another user has put what is there."""
+    folder.mkdir()
+    folder.chmod(0o1777)
+    return folder
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another user")
+@pytest.mark.parametrize("what", ["link", "dangling link", "link to a folder", "pipe"])
+def test_what_another_user_put_where_everybody_may_write_is_not_written_into(what, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious").write_text("old")
+    shared, path = everybodys(tmp_path / "shared"), tmp_path / "shared" / "page.html"
+    trap = path
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "link to a folder":
+        trap, path = shared / "out", shared / "out" / "precious"
+        trap.symlink_to(tmp_path / "mine")
+    else:
+        path.symlink_to(tmp_path / "mine" / ("precious" if what == "link" else "new"))
+    os.chown(trap, 12345, 12345, follow_symlinks=False)
+    for named in (path, shared / ".." / "shared" / path.relative_to(shared)):
+        with pytest.raises(UserError, match=r"is a (link|pipe) of another user's \(12345\) where everybody may write; name another place$"):
+            files.write_output(named, b"new")
+    assert (tmp_path / "mine" / "precious").read_text() == "old"
+    assert [one.name for one in (tmp_path / "mine").iterdir()] == ["precious"]
+    os.chown(trap, 0, 0, follow_symlinks=False)
+    if what == "link":
+        files.write_output(path, b"new")
+        assert (tmp_path / "mine" / "precious").read_text() == "new", "the user's own link is followed"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another user")
+@pytest.mark.parametrize("sticky", [True, False])
+@pytest.mark.parametrize("trap", ["a link", "a hard link", "a pipe", "another user's file"])
+def test_what_stands_under_a_temporary_name_is_neither_written_nor_waited_for(trap, sticky, tmp_path):
+    (tmp_path / "precious").write_text("old")
+    folder = everybodys(tmp_path / "shared") if sticky else tmp_path / "own"
+    folder.mkdir(exist_ok=True)
+    part = folder / ".page.html.part"
+    match trap:
+        case "a link":
+            part.symlink_to(tmp_path / "precious")
+        case "a hard link":
+            os.link(tmp_path / "precious", part)
+        case "a pipe":
+            os.mkfifo(part)
+        case _:
+            part.write_text("theirs")
+            os.chown(part, 12345, 12345)
+    files.write_output(folder / "page.html", b"new")
+    assert (folder / "page.html").read_bytes() == b"new"
+    assert (tmp_path / "precious").read_text() == "old"
+    assert sorted(one.name for one in folder.iterdir()) == [".page.html.part", "page.html"]
+
+
+def test_where_everybody_may_write_a_temporary_name_is_known_to_nobody_before_and_gone_when_it_fails(tmp_path):
+    shared = everybodys(tmp_path / "shared")
+    names = set()
+    for _ in range(2):
+        with contextlib.suppress(KeyError), files.replacing(shared / "page.html") as file:
+            names.add(file.name)
+            raise KeyError
+    assert len(names) == 2
+    assert list(shared.iterdir()) == []

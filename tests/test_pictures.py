@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data import pictures
+from pipeline.data import damage, pictures
 from pipeline.errors import UserError
 from pipeline.exact import draws
 from tests.folders import ENCODINGS, encoded
@@ -319,6 +319,22 @@ def test_a_png_whose_pixels_end_early_between_sound_checksums_is_refused():
 def test_what_no_pixel_of_a_png_depends_on_may_be_large_or_broken(chunk, checksum):
     first, *others = chunked(encoded("PNG"))
     assert outcome(joined([first, chunk, *others], wrong=chunk[0] if checksum == "wrong" else b"")) == outcome(encoded("PNG"))
+
+
+def test_the_scans_of_a_jpeg_are_counted_and_too_many_are_refused_before_they_are_decoded(monkeypatch):
+    whole = encoded("JPEG progressive")
+    count = damage._scans(whole)
+    thumbnail = b"\xff\xe1" + (2 + 400 * 4).to_bytes(2, "big") + b"\xff\xda\x00\x02" * 400  # what a segment holds is no scan
+    assert damage._scans(whole[:2] + thumbnail + whole[2:]) == count == 10
+    assert damage._scans(whole + b"\xff\xda\x00\x02" * 400) == count, "nor is what follows the end, as a phone's video"
+    assert (damage._scans(encoded("JPEG")), damage._scans(encoded("JPEG")[:200])) == (1, 0)
+    last = whole.rindex(b"\xff\xda")
+    many = whole[:last] + whole[last:-2] * 2_000 + whole[-2:]
+    assert damage._scans(many) == damage.MOST_SCANS + 1
+    monkeypatch.setattr(Image.Image, "load", pytest.fail)
+    monkeypatch.setattr("simplejpeg.decode_jpeg", pytest.fail)
+    with pytest.raises(UserError, match=r"^file: damaged or truncated \(more than 100 scans\)$"):
+        pictures.read(io.BytesIO(many), "file")
 
 
 def test_one_channel_is_the_weighted_sum_of_the_colours_rounded_once():

@@ -137,6 +137,20 @@ def test_names_with_commas_newlines_and_bytes_that_are_no_text_come_back_whole(c
     assert "\N{REPLACEMENT CHARACTER}" in table
 
 
+def test_no_cell_of_the_csv_is_a_formula_and_a_terminal_is_not_steered(folder: Path, capsysbinary: Any, monkeypatch: Any) -> None:
+    classes = ["=1+1", "+49", "@x"]
+    names = ["=cmd|'/c calc'!A0.png", "-2+3.png", "+x.png", "@x.png", "-", "-5", "plain.png", "a\x1b[31m.png"]
+    given = [predict.Answer(name, [(name, np.float32(0.25)) for name in classes]) for name in names]
+    predict.write_csv(predict.Network(outputs.read_model(folder / "run"), "cpu"), given)
+    shown = rows(capsysbinary.readouterr().out)
+    images = ["./=cmd|'/c calc'!A0.png", "./-2+3.png", "./+x.png", "./@x.png", "-", "-5", "plain.png", "a\x1b[31m.png"]
+    assert [row["image"] for row in shown] == images
+    assert {(row["predicted"], row["second"], row["third"]) for row in shown} == {("'=1+1", "+49", "'@x")}
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    predict.write_csv(predict.Network(outputs.read_model(folder / "run"), "cpu"), given)
+    assert b"\x1b" not in capsysbinary.readouterr().out
+
+
 def test_json_says_whose_answers_they_are(command: Command, folder: Path) -> None:
     done = command("run", "images/00003.png", "--json", folder=folder)
     content = json.loads(done.stdout)

@@ -11,7 +11,7 @@ from msgspec import structs
 from pipeline import reproduce
 from pipeline.runs import outputs
 from pipeline.training.trainer import LoggedStep, Trainer
-from tests.conftest import command
+from tests.conftest import ROOT, command
 from tests.reproductions import claim, in_full, loss_changed, said, slightly, trained_with
 
 
@@ -117,6 +117,14 @@ def test_a_training_that_diverges_where_the_run_claims_a_history_is_different(or
     monkeypatch.setattr(Trainer, "read_step_log", lambda self: [LoggedStep(math.inf, 1.0)] * 3)
     assert not reproduce.reproduce(original["exact"])
     assert said(capsys) == f"different: training stopped at step 1: the loss is inf; {original['exact']} claims that it went on"
+
+
+def test_an_evaluation_that_gives_other_predictions_than_a_run_records_is_exit_code_3(original, here):
+    (here / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    claim(original["exact"], here / "forged", predictions=lambda rows: [structs.replace(p, predicted=p.actual) for p in rows])
+    done = command("evaluate", "--run", "forged", "--device", "cpu", folder=here)
+    assert (done.returncode, done.stderr) == (3, "")
+    assert done.stdout.endswith("of 40 predictions differ from what forged records\n")
 
 
 def test_different_is_exit_code_3(original, here):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from msgspec import structs
 
-from pipeline import reproduce
+from pipeline import reproduce, tensors
 from pipeline.data import dataset, synthetic
+from pipeline.errors import UserError
 from pipeline.runs import kept, outputs
 from pipeline.workers import launch
 from tests.conftest import command
@@ -212,9 +214,51 @@ def test_a_key_that_is_given_twice_is_refused(document, original, here):
 @pytest.mark.parametrize("document", ["run.json", "environment.json", "metrics.json"])
 def test_a_document_of_more_than_a_mebibyte_is_refused_by_its_size(document, original, here):
     copy = claim(original["exact"], here / "copy")
-    with (copy / document).open("a") as file:
-        file.write(" " * 2**20)
-    refused("bytes; at most 1048576 are read", copy)
+    with (copy / document).open("r+b") as file:
+        file.truncate(2**29)  # half a gibibyte that takes no room on the disk
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=rf"/{document}: 536870912 bytes; at most 1048576 are read$"):
+            kept.load(copy)
+        assert tracemalloc.get_traced_memory()[1] < 2**26, "nothing of it was read"
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("part", [outputs.HISTORY, outputs.PREDICTIONS])
+def test_a_table_that_is_too_large_is_refused_before_it_is_read(part, original, here):
+    copy = claim(original["exact"], here / "copy")
+    with (copy / part).open("r+b") as file:
+        file.truncate(2**29)
+    refused(f"{part}: 536870912 bytes; at most 134217728 are read", copy)
+
+
+@pytest.mark.parametrize("loss", ["1e-320", "2.30000001", "0.1000000000000001"])
+def test_a_number_that_only_rounds_to_a_float32_is_refused_for_it_would_count_as_equal(loss, original, here):
+    copy = claim(original["exact"], here / "copy")
+    first, row, *others = (copy / outputs.HISTORY).read_text().splitlines()
+    (copy / outputs.HISTORY).write_text("\n".join([first, f"{row.rpartition(',')[0]},{loss}", *others, ""]))
+    refused(f"history.csv: damaged: '{loss}' where the shortest form of a float32 must be", copy)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        ("[" * 100_000, "nested more than 10 deep"),
+        ('{"name": 7, "classes": ["a", "b"]}', "'name' is 7; allowed: 1 to 64 letters"),
+        ('{"name": "\\u001b[31m", "classes": ["a", "b"]}', "'name' is '\\x1b[31m'; allowed"),
+        ('{"name": "x", "classes": ["a", "\\u202eb"]}', "'classes[1]' is "),
+        ('{"name": "x", "classes": 7}', "'classes' is 7; allowed: a list of 1 to 8192 names"),
+        ('{"name": "x", "classes": ["a", "b"], "classes": ["c", "d"]}', "the key 'classes' is given twice"),
+    ],
+    ids=["deep", "no text", "an escape", "turned", "no list", "twice"],
+)
+def test_what_a_file_of_a_data_set_says_of_it_has_bounds(metadata, reason, here):
+    tensors.write(Path("set"), small_set().tensors(), ("dataset", metadata))
+    with pytest.raises(UserError) as refusal:
+        dataset.load(Path("set"))
+    assert reason in str(refusal.value)
+    assert str(refusal.value).isprintable()
 
 
 @pytest.mark.parametrize("part", [*outputs.PARTS, kept.IDENTITY, kept.ENVIRONMENT])

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from pipeline import evaluation, reproduce
+from pipeline import evaluation, models, params, reproduce
 from pipeline.errors import UserError
 from pipeline.runs import kept, outputs
 from pipeline.training import checkpoint, loop
+from tests.conftest import ROOT, command
 from tests.reproductions import claim, content, said
 
 
@@ -97,6 +98,47 @@ def test_files_that_a_forger_planted_in_outputs_and_runs_are_neither_read_nor_ch
     before = {name: data for name, data in content(here).items() if "reproduce/" not in name}
     assert not reproduce.reproduce(run)
     assert {name: data for name, data in content(here).items() if "reproduce/" not in name} == before
+
+
+@pytest.mark.parametrize(
+    "name", ["networks/../x/n.py:N", "networks/a/../../x/n.py:N", "x/n.py:N", "./x/n.py:N", "/x/n.py:N", "networks.py:N"]
+)
+def test_no_name_of_a_network_leads_out_of_the_folder_of_networks(name):
+    with pytest.raises(UserError, match="a file of your own belongs into networks/"):
+        models.build(params.Model(name=name), (3, 8, 8), 10)
+
+
+@pytest.mark.parametrize("words", [["reproduce"], ["evaluate", "--run"], ["predict"]], ids=lambda words: words[0])
+def test_no_program_that_came_with_a_run_is_started_for_its_network(words, original, here):
+    network = params.Model(name="networks/../forged/net.py:Net")
+    run = claim(original["exact"], here / "forged", provenance=lambda p: structs.replace(p, model=network))
+    (here / "networks").mkdir()
+    (run / "net.py").write_text("open('started', 'w')\nfrom pipeline.models.simple_cnn import SimpleCNN as Net\n")
+    (here / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    images = ["x.png"] if words == ["predict"] else []
+    done = command(*words, "forged", *images, folder=here)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "a file of your own belongs into networks/" in done.stderr
+    assert not (here / "started").exists()
+
+
+@pytest.mark.parametrize("wanted", ["system", "Path", "nn", "absent", "load"])
+def test_of_a_file_of_networks_a_run_can_name_networks_alone(wanted, here):
+    (here / "networks").mkdir()
+    (here / "networks" / "own.py").write_text("from os import system\nfrom pathlib import Path\nfrom torch import load, nn\n"
+                                              "class Net(nn.Linear): pass\ndef made(): return nn.Linear(1, 1)\n")  # fmt: skip
+    with pytest.raises(UserError, match=rf"own\.py has no {wanted}; it has Net$"):
+        models.build(params.Model(name=f"networks/own.py:{wanted}", arguments={"command": "touch started"}), (3, 8, 8), 10)
+    assert models.build(params.Model(name="networks/own.py:made"), (3, 8, 8), 10).in_features == 1
+    assert not (here / "started").exists()
+
+
+@pytest.mark.parametrize("argument", [{"weights": "DEFAULT"}, {"pretrained": True}, {"weights_backbone": "DEFAULT"}])
+def test_no_run_names_weights_that_are_downloaded(argument):
+    with pytest.raises(
+        UserError, match=r"^model\.arguments has .*, which would load other weights; every network begins with those of its"
+    ):
+        models.build(params.Model(name="resnet18", arguments=argument), (3, 32, 32), 1000)
 
 
 def test_a_run_that_is_swapped_while_it_is_computed_again_gets_no_verdict(original, here, monkeypatch):

@@ -13,6 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import tensors
+from pipeline.errors import UserError
+from pipeline.exact import library
+from pipeline.runs import outputs
 
 ARRAYS = {
     "bytes": np.arange(6, dtype=np.uint8).reshape(1, 2, 3), "flag": np.array([True, False, True]), "none": np.zeros((0, 4), np.float32),
@@ -102,6 +105,19 @@ def test_a_file_that_is_not_whole_is_refused_with_what_is_wrong(tmp_path, conten
     assert said in str(refused.value)
     with pytest.raises(safetensors.SafetensorError):
         safetensors.numpy.load(content)
+
+
+@pytest.mark.parametrize("name", ["a b", "a\nb", "a float32 0\nb", "a\x1b", "a\u00a0b", "a\u2028", "\ud800"])
+def test_a_name_that_could_be_taken_for_another_has_no_fingerprint(name):
+    with pytest.raises(
+        UserError, match=r"^a tensor is called .*; a fingerprint is of names that can be shown and hold no space$"
+    ) as refusal:
+        tensors.fingerprint({"a": np.zeros(0, np.float32), name: np.zeros(0, np.float32)})
+    assert str(refusal.value).isprintable()
+    with pytest.raises(UserError, match=r"^the network: .* is called so; allowed: a name that can be shown and holds no space$"):
+        outputs.check_weights({name: np.zeros(0, np.float32)}, "the network")
+    with pytest.raises(ValueError, match=r"^a tensor is called .*; a fingerprint is of names that can be shown and hold no space$"):
+        library.of_arrays({name: np.zeros(0, np.float32)})
 
 
 def test_a_type_that_numpy_lacks_is_refused(tmp_path):

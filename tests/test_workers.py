@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import signal
+import socket
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +25,7 @@ from pipeline.params import Train
 from pipeline.runs import provenance
 from pipeline.training import loop, signals
 from pipeline.training.trainer import Trainer
-from pipeline.workers import ALONE, Group, processes, rank, rendezvous, store
+from pipeline.workers import ALONE, Group, pairs, processes, rank, rendezvous, store
 from pipeline.workers.processes import Processes
 from tests import goldens
 from tests.conftest import ROOT
@@ -209,6 +211,33 @@ def test_alone_no_signal_waits_for_anyone():
     assert ALONE.stop_signal(None) is None
 
 
+def test_between_two_workers_sums_maxima_and_copies_are_whole_whatever_they_are_of():
+    ours, theirs = socket.socketpair()
+    big = torch.arange(300_000, dtype=torch.int64)  # more than a socket holds at once
+    both = [pairs.Pairs(0, [ours], 60), pairs.Pairs(1, [theirs], 60)]
+
+    def take_part(number):
+        total, largest, copied = big + number, torch.tensor([1, 5 - 9 * number], dtype=torch.int32), torch.full((2, 3), float(number)).t()
+        both[number].all_reduce(total, torch.distributed.ReduceOp.SUM)
+        both[number].all_reduce(largest, torch.distributed.ReduceOp.MAX)
+        both[number].broadcast(copied, 0)
+        both[number].broadcast(torch.zeros(0), 0)
+        return torch.equal(total, 2 * big + 1), largest.tolist(), copied.tolist()
+
+    with ThreadPoolExecutor() as threads:
+        assert list(threads.map(take_part, (0, 1))) == [(True, [1, 5], [[0.0, 0.0]] * 3)] * 2
+    both[1].close()
+    with pytest.raises(RuntimeError, match=r"^from worker 1: the connection was closed$"):
+        both[0].all_reduce(torch.zeros(1), torch.distributed.ReduceOp.SUM)
+
+
+@pytest.mark.parametrize("number", ["", "x", "99999", "0", "-1"])
+def test_a_socket_that_worker_0_did_not_hand_on_is_refused(number, monkeypatch):
+    monkeypatch.setenv(pairs.SOCKET, number)
+    with pytest.raises(UserError, match=f"^{pairs.SOCKET} in the environment is '{number}', which worker 0 alone can set; unset it$"):
+        pairs.inherited()
+
+
 # --- ranks, devices, threads ----------------------------------------------------------------------------------------
 
 
@@ -322,6 +351,6 @@ def test_of_workers_that_survive_another_one_speaks_also_where_worker_0_comes_to
         monkeypatch.setattr(sys, "stderr", sys.__stderr__ if number == 0 else None)
         own = store.Messages(held, drawn=number == 1)
         own.newest()
-        survivor = rendezvous.Rendezvous(rank.Worker(number, 3, number, 3, starts_others=False), own, None, 1)
+        survivor = rendezvous.Rendezvous(rank.Worker(number, 3, number, 3, starts_others=False), own, None, [], 1)
         spoke[number] = str(survivor.lost(RuntimeError("gone"))).partition(" (")[0], sys.stderr is sys.__stderr__
     assert spoke == {1: ("worker 0, 2 of 3 died or hangs", True), 0: ("worker 2 of 3 died or hangs", False)}

@@ -146,6 +146,20 @@ def test_workers_in_params_give_the_weights_of_one_process_and_only_worker_0_spe
     assert json.loads(facts.read_text())["workers"] == 2
 
 
+@pytest.mark.skipif(not Path("/proc/self/net/tcp").exists(), reason="needs Linux's list of sockets")
+def test_workers_that_are_started_here_listen_nowhere_so_no_stranger_can_take_a_place_or_end_the_training(folder, fingerprint):
+    process, other = paused(folder)
+    held = {os.readlink(path) for pid in (process.pid, other) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    rows = [line.split() for name in ("tcp", "tcp6", "udp", "udp6") for line in Path(f"/proc/self/net/{name}").read_text().splitlines()[1:]]
+    assert [row[1] for row in rows if f"socket:[{row[9]}]" in held] == []
+    named = [row.split() for row in Path("/proc/self/net/unix").read_text().splitlines()[1:]]
+    assert [row[7] for row in named if f"socket:[{row[6]}]" in held and len(row) > 7] == [], "no name to connect to"
+    assert (folder / WORKERS).stat().st_mode & 0o077 == 0, "what they say to each other is for this user alone"
+    (folder / PAUSE).unlink()
+    assert ended(process)[0] == 0
+    assert_trained(folder, fingerprint)
+
+
 def test_one_process_starts_no_other_and_loads_none_of_what_several_need(folder, fingerprint):
     set_params(folder, workers=1)
     code = (

@@ -46,6 +46,22 @@ def test_the_tests_run_on_x86_64_arm64_and_macos_with_the_oldest_python_that_is_
     assert min(matrix["python"]) == oldest == "3.11"
 
 
+def test_no_job_that_runs_a_pull_requests_code_holds_a_token_that_may_write():
+    of_pull_requests = {name: workflow for name, workflow in WORKFLOWS.items() if "pull_request" in workflow["on"]}
+    assert set(of_pull_requests) == {"ci", "compare"}
+    writing = []
+    for name, workflow in of_pull_requests.items():
+        for job, described in workflow["jobs"].items():
+            allowed = {**workflow["permissions"], **described.get("permissions", {})}
+            if "write" in allowed.values():
+                writing.append((name, job))
+                assert all("uses" not in step and "${{" not in step["run"] for step in described["steps"])
+    assert writing == [("compare", "post")]
+    assert all(
+        step["with"]["persist-credentials"] is False for name in WORKFLOWS for step in steps(name) if "checkout" in step.get("uses", "")
+    )
+
+
 def test_a_workflow_that_never_ran_says_so():
     for path in FILES:
         assert "Never run so far" in path.read_text().split("name:")[0], path

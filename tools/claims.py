@@ -175,11 +175,11 @@ def _machine(record: Record, outcome: Outcome) -> str:
     """The processor or GPU, without what its maker adds to every name, and the date."""
     name = re.sub(r"\((R|TM)\)| (CPU|Processor)\b", "", record.accelerators.get(outcome.device, record.processor))
     emulated = "emulated: " if record.emulator else ""
-    return f"{emulated}{name}, {record.date}".replace("|", "\\|")
+    return markdown.escaped(f"{emulated}{name}, {record.date}")
 
 
 def _release(record: Record) -> str:
-    return record.torch.partition("+")[0]
+    return markdown.escaped(record.torch.partition("+")[0])
 
 
 def _numbers(release: str) -> list[int]:

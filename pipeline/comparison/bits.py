@@ -21,6 +21,24 @@ def first_difference(claimed: Run, computed: Run) -> str | None:
     )
 
 
+def zeros_apart(first: Run, other: Run) -> int:
+    """In how many zeros two runs that are equal differ by the sign, on which no result depends: in losses, weights, predictions, loss."""
+
+    def numbers(run: Run) -> np.ndarray:
+        losses, confidences = (
+            [getattr(row, name) for row in rows] for rows, name in ((run.history, "loss"), (run.predictions, "confidence"))
+        )
+        weights = (np.signbit(run.weights[name]).ravel() for name in sorted(run.weights))
+        return np.concatenate([np.signbit([*losses, *confidences, run.metrics.loss]), *weights])
+
+    return int(np.count_nonzero(numbers(first) != numbers(other)))
+
+
+def to_the_last_bit(zeros: int) -> str:
+    """How equal two runs are."""
+    return "equal to the last bit" + (f", but for the sign of {zeros:,} zero{'s' if zeros > 1 else ''}" if zeros else "")
+
+
 def first_step_apart(claimed: list[Step], computed: list[Step]) -> str | None:
     """The first row in which two histories differ, with both losses in full; None where all are equal."""
     for number, (theirs, ours) in enumerate(itertools.zip_longest(claimed, computed), 1):

@@ -21,6 +21,8 @@ LABEL = 14
 """Characters of a class's name on an axis."""
 LEGEND = 60
 """Characters of a run's name beside a plot."""
+MOST_CLASSES = 100
+"""Of a plot by class: a matrix of so many in both directions can be read, and has a bounded size."""
 COLOURS = 8
 """Runs' colours in page.html; they come again after that."""
 
@@ -81,7 +83,7 @@ def loss_differences(pairs: tuple[Pair, ...], runs: list[Run], names: list[str])
         "yaxis": {"title": {"text": "difference from run 1"}, "type": "log", "exponentformat": "power"},
     }
     sizes = [size for line in curves for size in line["y"] if size]
-    if sizes and (decades := math.log10(max(sizes) / min(sizes))) > 2:
+    if sizes and (decades := math.log10(max(sizes)) - math.log10(min(sizes))) > 2:
         layout["yaxis"]["dtick"] = math.ceil(decades / 8)  # whole powers of ten
     said = "; ".join(sentences)
     text = f"There is no difference to draw: {said}."
@@ -93,6 +95,8 @@ def loss_differences(pairs: tuple[Pair, ...], runs: list[Run], names: list[str])
 def per_class(runs: list[Run], names: list[str]) -> Figure:
     """Every run's accuracy for each class."""
     classes = class_names(runs)
+    if len(classes) > MOST_CLASSES:
+        return Figure("per-class", "Accuracy by class", f"The table below gives the accuracy for each of {len(classes)} classes.", [], {})
     bars = []
     for number, run in enumerate(runs, 1):
         accuracies = run.metrics.accuracy_per_class
@@ -122,16 +126,19 @@ def confusion(run: Run, number: int, names: list[str]) -> Figure:
     """A run's test images by their class and the predicted one."""
     named = (name for p in run.predictions for name in (p.actual, p.predicted))
     classes = list(dict.fromkeys([*run.metrics.accuracy_per_class, *named]))
-    place = {name: i for i, name in enumerate(classes)}
-    counts = np.zeros((len(classes), len(classes)), int)
-    for p in run.predictions:
-        counts[place[p.actual], place[p.predicted]] += 1
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     mistakes = Counter((p.actual, p.predicted) for p in run.predictions if p.actual != p.predicted)
     text = f"Run {number}: no image was taken for another class."
     if mistakes:
         (actual, predicted), count = mistakes.most_common(1)[0]
         text = f"R{names[number - 1][1:]}; its most frequent mistake: {actual} taken for {predicted}, {count} times."
+    key, title = f"confusion-{number}", f"Confusion, run {number}"
+    if len(classes) > MOST_CLASSES:
+        return Figure(key, title, f"{text} There are {len(classes)} classes, and only up to {MOST_CLASSES} are drawn.", [], {}, wide=False)
+    place = {name: i for i, name in enumerate(classes)}
+    counts = np.zeros((len(classes), len(classes)), int)
+    for p in run.predictions:
+        counts[place[p.actual], place[p.predicted]] += 1
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     labels = [_literal(name) for name in classes]
     heat = {
         "type": "heatmap",
@@ -155,7 +162,7 @@ def confusion(run: Run, number: int, names: list[str]) -> Figure:
         "xaxis": {**_class_axis(classes), "title": {"text": "predicted"}, "tickangle": -60, "showgrid": False},
         "yaxis": {**_class_axis(classes), "title": {"text": "actual"}, "autorange": "reversed", "showgrid": False},
     }
-    return Figure(f"confusion-{number}", f"Confusion, run {number}", text, [heat], layout, wide=False)
+    return Figure(key, title, text, [heat], layout, wide=False)
 
 
 def class_names(runs: list[Run]) -> list[str]:

@@ -28,8 +28,12 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def escaped(text: str) -> str:
-    """`text` as markdown that shows it as it is."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~&@])", r"\\\1", printable(text))
+    """`text` as markdown that shows it as it is, and does nothing on GitHub: no link, no mention, no reference to an issue.
+
+    GitHub looks for those in the text that is shown, where no backslash stands any more, so they are broken by a space without width.
+    """
+    text = re.sub(r"([\\`*_{}\[\]<>#|~&@])", r"\\\1", printable(text))
+    return re.sub(r"(?i)([@#]|:(?=//)|www(?=\.)|gh-(?=\d))", r"\1&#8203;", text)
 
 
 def code(text: str) -> str:

@@ -146,6 +146,8 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
     losses: Losses
     predictions: Predictions | None
     """None where the runs were evaluated on other images."""
+    zeros: int = 0
+    """Of equal runs, the zeros that differ by their sign."""
 
 
 class Report(msgspec.Struct, frozen=True):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.comparison import measures, paired_statistics
+from pipeline.comparison import bits, measures, paired_statistics
 from pipeline.comparison.report import ORDER, Pair, Report, Summary, Verdict
 from pipeline.errors import UserError
 from pipeline.params import Compare
@@ -109,4 +109,5 @@ def compare(first: Run, other: Run, settings: Compare, *, second: int = 2) -> Pa
         weights=weights,
         losses=losses,
         predictions=predictions,
+        zeros=bits.zeros_apart(first, other) if verdict == "identical" else 0,
     )

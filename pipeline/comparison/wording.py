@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pipeline.comparison.bits import to_the_last_bit
 from pipeline.comparison.report import Inequality, LossPair, Pair, Report, Summary
 from pipeline.runs.provenance import abbreviated
 
@@ -85,7 +86,7 @@ def reason(pair: Pair, report: Report) -> str:
             for d in deciding
         )
     if pair.inequality is None and pair.verdict == "identical":
-        return "weights, logged losses, predictions and metrics are equal to the last bit"
+        return f"weights, logged losses, predictions and metrics are {to_the_last_bit(pair.zeros)}"
     if pair.inequality and pair.promise_broken:
         both = f"both are {report.runs[pair.first - 1].numerics}, on the same data, with the same seed and settings"
         return f"the promise is broken: {both}, yet {_inequality(pair.inequality, pair)}"

@@ -6,6 +6,7 @@ refuses a PNG for what no pixel depends on. Of WebP, GIF and BMP it refuses what
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -20,6 +21,12 @@ _PASSES = ((0, 8, 0, 8), (4, 8, 0, 8), (0, 4, 4, 8), (2, 4, 0, 4), (0, 2, 2, 4),
 """First column and step, first row and step of the passes of an interlaced PNG (8.2)."""
 _LOST = ("Corrupt JPEG data", "Premature end", "Inconsistent progression")
 """How libjpeg's warnings begin that say that a part of the picture is lost (jerror.h)."""
+
+
+MOST_SCANS = 100
+"""Of a JPEG. Progressive ones have some ten; each is decoded over the whole picture, so many in a small file take minutes."""
+_END_OF_SCAN = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
+"""What follows the pixels of a scan: a marker, but for those that stand among them."""
 
 
 class Damaged(Exception):
@@ -104,9 +111,28 @@ def _check_jpeg(content: bytes) -> None:
     """Libjpeg warns of what it makes up for; its binding here raises the first warning."""
     import simplejpeg
 
+    if _scans(content) > MOST_SCANS:
+        raise Damaged(f"more than {MOST_SCANS} scans")
     try:
         space = simplejpeg.decode_jpeg_header(content)[2]
         simplejpeg.decode_jpeg(content, {"CMYK": "CMYK", "YCCK": "CMYK", "Gray": "GRAY"}.get(space, "RGB"))
     except ValueError as error:
         if str(error).startswith(_LOST):
             raise Damaged(str(error)) from None
+
+
+def _scans(content: bytes) -> int:
+    """How many scans a JPEG has, up to its end or to what is none; each byte is looked at once, and MOST_SCANS + 1 are enough."""
+    at, count = 2, 0
+    while count <= MOST_SCANS and content[at : at + 1] == b"\xff":
+        kind = content[at + 1]
+        if kind == 0xFF:  # a marker may be filled up with these
+            at += 1
+        elif kind == 0xD9:  # the end; a phone's video may follow
+            break
+        else:
+            at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+            if kind == 0xDA:
+                count += 1
+                at = found.start() if (found := _END_OF_SCAN.search(content, at)) else len(content)
+    return count

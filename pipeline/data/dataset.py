@@ -26,16 +26,26 @@ Shape = tuple[int, int, int]
 TUTORIAL: Shape = (3, 32, 32)
 
 
+Classes = Annotated[tuple[schema.Phrase, ...], msgspec.Meta(min_length=1, max_length=8192, description="a list of 1 to 8192 names")]
+
+
 class Description(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A data set without its images."""
 
     name: schema.Name
     digest: schema.Digest
     """The fingerprint of the images and labels."""
-    classes: Annotated[tuple[schema.Phrase, ...], msgspec.Meta(min_length=1, max_length=8192, description="a list of 1 to 8192 names")]
+    classes: Classes
     """In the order of the labels."""
     shape: Shape = TUTORIAL
     """Of each image; not written where it is the tutorial's, so that runs made before there were others keep their digests."""
+
+
+class _Named(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What stands in a data set's file beside the tensors; their bounds are a Description's."""
+
+    name: schema.Name
+    classes: Classes
 
 
 @dataclass(frozen=True)
@@ -133,10 +143,10 @@ def load(path: Path = DATASET) -> Dataset:
     """
     try:
         content, metadata = tensors.read(path, mapped=True)
-        described = json.loads(metadata["dataset"])
+        described = schema.decode(_Named, metadata["dataset"].encode(), str(path))
         return Dataset(
-            described["name"],
-            tuple(described["classes"]),
+            described.name,
+            described.classes,
             *(content[name] for name in ("train_images", "train_labels", "test_images", "test_labels")),
         )
     except FileNotFoundError:

@@ -93,7 +93,8 @@ def read(data: params.Data) -> Dataset:
 
 def name_of(folder: str) -> str:
     """What metrics and runs call a set: the folder's name, in letters that every path may have."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", os.path.basename(os.path.abspath(os.path.expanduser(folder)))).strip(".-")[:57] or "pictures"
+    own = re.sub(r"[^A-Za-z0-9._-]+", "-", os.path.basename(os.path.abspath(os.path.expanduser(folder))))
+    name = own.lstrip("._-").rstrip(".-")[:57] or "pictures"
     return f"{name}-folder" if name.lower() in SOURCES.__args__ else name  # type: ignore[attr-defined]
 
 

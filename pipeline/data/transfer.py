@@ -15,7 +15,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import urljoin
 
 from pipeline import files
@@ -28,6 +28,7 @@ URL = r"(?i:https?)://[^\s/\x00-\x1f\x7f-\x9f\ud800-\udfff][^\s\x00-\x1f\x7f-\x9
 LARGEST_BYTES = 2**36
 MOST_REDIRECTS = 5
 _SHOWN_SECONDS = 0.2
+_BUSY = (429, 500, 502, 503, 504)
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Policy:
     """A transfer that brings less in a window, from looking up the name to the last byte, has stalled."""
     retries: int = 2
     """Of a request that finds no server, or one that is busy."""
+    longest_seconds: float = 6 * 3600.0
+    """A transfer that lasts longer is given up, however it goes on."""
 
 
 POLICY = Policy()
@@ -129,12 +132,15 @@ class _Transfer:
                 waited += _SHOWN_SECONDS
                 if waited >= self.policy.window_seconds:
                     raise Failed(f"no answer in {self.policy.window_seconds:g} s")
-            waited = 0.0
+            waited, lasted = 0.0, 0.0
             with progress(f"downloading {name}", -(-self.total // 10**6), "MB") as show:
                 while worker.is_alive():
                     worker.join(_SHOWN_SECONDS)
                     show(self.received // 10**6, "")
                     waited += _SHOWN_SECONDS
+                    lasted += _SHOWN_SECONDS
+                    if lasted >= self.policy.longest_seconds:
+                        raise Failed(f"too slow: {self.received} bytes in {lasted:.0f} s")
                     if waited >= self.policy.window_seconds:
                         if self.received - before < self.policy.window_bytes:
                             raise Failed(f"stalled: {self.received - before} bytes in {waited:.0f} s, after {before} bytes")
@@ -158,18 +164,17 @@ class _Transfer:
         from requests.adapters import HTTPAdapter
         from urllib3.util import Retry
 
-        busy = (429, 500, 502, 503, 504)
-        retry = Retry(
-            self.policy.retries, backoff_factor=0.5, status_forcelist=busy, respect_retry_after_header=False, raise_on_status=False
-        )
-        with requests.Session() as session:
+        class Session(requests.Session):
+            def get_redirect_target(self, resp: object) -> None:
+                """Nowhere: else requests reads and unpacks what comes with a redirect, whatever its size, though it is not to follow it."""
+
+        retry = Retry(self.policy.retries, backoff_factor=0.5, respect_retry_after_header=False)
+        with Session() as session:
             for scheme in ("http://", "https://"):
                 session.mount(scheme, HTTPAdapter(max_retries=retry))
             url = self.url
             for _ in range(MOST_REDIRECTS + 1):
-                headers = {"Accept-Encoding": "identity", "User-Agent": "pipeline"}
-                response = session.get(url, headers=headers, stream=True, allow_redirects=False, timeout=2 * self.policy.window_seconds)
-                with response:
+                with self._asked(session, url) as response:
                     if not response.is_redirect:
                         return self._write(response)
                     onward = urljoin(url, response.headers["location"])  # its body is not read
@@ -177,6 +182,15 @@ class _Transfer:
                     raise Failed(f"redirected from https to {without_secrets(onward)}")
                 url = onward
             raise Failed(f"more than {MOST_REDIRECTS} redirects")
+
+    def _asked(self, session: Any, url: str) -> Any:
+        """The response of a server that is not busy, or of the last attempt; no body is read, and that of the others never is."""
+        headers = {"Accept-Encoding": "identity", "User-Agent": "pipeline"}
+        for attempt in range(self.policy.retries + 1):
+            response = session.get(url, headers=headers, stream=True, allow_redirects=False, timeout=2 * self.policy.window_seconds)
+            if response.status_code not in _BUSY or attempt == self.policy.retries or self.given_up.wait(0.5 * 2**attempt):
+                return response
+            response.close()
 
     def _write(self, response: object) -> None:
         from urllib3.exceptions import ProtocolError

@@ -17,9 +17,14 @@ def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
 
     Before each array's bytes stands the line `name dtype AxBxC`. Zeros count as +0.0, so the sign of a zero, which no
     result depends on, does not count.
+
+    Raises:
+        ValueError: a name could be taken for more than itself in that line.
     """
     digest = hashlib.sha256()
     for name in sorted(arrays):
+        if not is_name(name):
+            raise ValueError(f"a tensor is called {name!r:.80}; a fingerprint is of names that can be shown and hold no space")
         array = np.asarray(arrays[name])
         if array.dtype.kind == "f":
             array = array + array.dtype.type(0)
@@ -27,6 +32,11 @@ def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
         for part in parts(array):
             digest.update(part)
     return digest.hexdigest()
+
+
+def is_name(name: str) -> bool:
+    """Whether an array may be called so: a space or the end of a line in it would end it in a fingerprint's line."""
+    return name.isprintable() and " " not in name
 
 
 def parts(array: np.ndarray) -> Iterator[memoryview]:

@@ -60,6 +60,8 @@ def _found(model: Model, shape: Shape, classes: int) -> Callable[[], Any]:
         make = _of_file(model.name)
     else:
         make = _of_torchvision(model.name)
+        if loads := [each for each in ("weights", "weights_backbone", "pretrained") if each in model.arguments]:
+            raise UserError(f"model.arguments has {loads[0]}, which would load other weights; every network begins with those of its seed")
         if shape[0] != 3:
             raise UserError(f"model.name is {model.name}, for images of 3 channels, and these have {shape[0]}; set data.channels: 3")
     known = {
@@ -99,7 +101,7 @@ def _of_torchvision(name: str) -> Callable[..., Any]:
 def _of_file(name: str) -> Callable[..., Any]:
     file, _, wanted = name.rpartition(":")
     path = Path(file)
-    if NETWORKS not in path.parents:
+    if NETWORKS not in path.parents or ".." in path.parts:  # a received run names a network too, and must not name what came with it
         raise UserError(
             f"model.name is {shown(name)}; a file of your own belongs into {NETWORKS}/, whose changes DVC sees: {NETWORKS}/{path.name}"
         )
@@ -107,7 +109,8 @@ def _of_file(name: str) -> Callable[..., Any]:
         raise UserError(f"model.name is {shown(name)}; there is no such file")
     module = _loaded(path)
     made = getattr(module, wanted, None)
-    if not callable(made):
+    of_its_own = getattr(made, "__module__", None) == module.__name__  # not what it imports, which may do anything with any arguments
+    if not callable(made) or not (of_its_own or (isinstance(made, type) and issubclass(made, nn.Module))):
         there = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, nn.Module)]
         raise UserError(f"model.name is {shown(name)}; {path} has no {wanted}; it has {', '.join(there) or 'no network'}")
     return made  # type: ignore[no-any-return]

@@ -14,7 +14,7 @@ from typing import Any
 
 import libcst as cst
 
-from pipeline import files
+from pipeline import files, paths
 from pipeline.errors import UserError
 from pipeline.port import cannot, checkpoints, moved, placement, precision, runtime  # noqa: F401 - each registers its rules
 from pipeline.port.cannot import PACKAGES
@@ -162,6 +162,7 @@ def write(ported: Sequence[Ported]) -> None:
     changed = [each for each in ported if each.changed]
     for each in changed:
         target = Path(os.path.realpath(each.source.path))
+        paths.refuse_strangers(each.source.path)
         with files.explained(target):
             if not os.access(target.parent, os.W_OK) or not os.access(target, os.W_OK):
                 raise PermissionError(13, os.strerror(13), str(target))

@@ -76,7 +76,7 @@ def await_evaluation(model: Model, facts: Facts) -> None:
 def of_training(model: Model) -> Facts | None:
     """The environment in which exactly these weights were trained here, or None: never another's."""
     path = _waiting(model)
-    return schema.decode(Facts, path.read_bytes(), str(path)) if path.exists() else None
+    return schema.decode(Facts, read_bytes(path), str(path)) if path.exists() else None
 
 
 def _waiting(model: Model) -> Path:

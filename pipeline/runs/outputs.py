@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline import files, paths, schema, tensors
 from pipeline.errors import UserError, shown
+from pipeline.exact import arrays
 from pipeline.runs.provenance import Provenance
 from pipeline.tensors import Tensors
 
@@ -25,6 +26,8 @@ HISTORY = "history.csv"
 METRICS = "metrics.json"
 PREDICTIONS = "predictions.csv"
 PARTS = (MODEL, HISTORY, METRICS, PREDICTIONS)
+_MOST = {".json": schema.LARGEST_BYTES, ".csv": 2**27}
+"""Bytes that are read of a part, by its kind; in CSV some four million rows."""
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 Row = TypeVar("Row")
@@ -101,6 +104,8 @@ def again(folder: Path) -> str:
 def check_weights(weights: Tensors, problem: str) -> None:
     """Raise UserError, which begins with `problem`, where weights are not such as `read_model` takes: before a training as after it."""
     for name, array in weights.items():
+        if not arrays.is_name(name):
+            raise UserError(f"{problem}: {shown(name)} is called so; allowed: a name that can be shown and holds no space")
         if array.dtype not in (np.float32, np.int64):  # int64: how many batches a norm has seen
             raise UserError(f"{problem}: {shown(name)} is {array.dtype}, not float32")
         if not np.isfinite(array).all():
@@ -217,9 +222,9 @@ def write(folder: Path, parts: Mapping[str, bytes]) -> None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A part of a run. Raises UserError when it is missing or cannot be read."""
+    """A part of a run. Raises UserError when it is missing, larger than its kind may be, or cannot be read."""
     try:
-        return bytes(paths.read(path))
+        return bytes(paths.read(path, _MOST.get(path.suffix, paths.LARGEST_BYTES)))
     except FileNotFoundError:
         raise UserError(f"{path}: not found; this is not a whole run") from None
     except OSError as error:
@@ -261,4 +266,6 @@ def _float32(text: str) -> float:
     value = float(text)
     if not abs(value) <= LARGEST_FLOAT32:
         raise ValueError(f"{value} where a finite float32 must be")
+    if float(str(np.float32(value))) != value:  # it would count as equal to a number that it is not
+        raise ValueError(f"{shown(text)} where the shortest form of a float32 must be")
     return value

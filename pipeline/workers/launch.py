@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,9 +19,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import files
+from pipeline import files, private
 from pipeline.errors import UserError
 from pipeline.params import PARAMS
+from pipeline.workers.pairs import SOCKET
 from pipeline.workers.rank import Worker
 
 FILE = "PIPELINE_WORKERS_FILE"
@@ -37,6 +39,8 @@ class Others:
         self.file = file
         """Where all meet."""
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.sockets: list[socket.socket] = []
+        """Worker 0's, one to each of them."""
 
     def ended(self) -> tuple[int, str] | None:
         """A worker that has ended, and how; None while all run."""
@@ -59,13 +63,17 @@ def started(worker: Worker, folder: Path) -> Iterator[Others]:
     shutil.rmtree(folder, ignore_errors=True)
     with files.explained(folder):
         files.make_folder(folder.parent)
-        folder.mkdir(mode=0o700)  # what is in it says where the workers listen
+        folder.mkdir(mode=0o700)
+    if not private.alone(folder.lstat()):
+        print(f"{folder}: this file system has no owners; whoever can write there can disturb the workers", file=sys.stderr, flush=True)
     try:
         for rank in range(1, worker.count):
-            others.processes.append(_start(rank, worker, others.file))
+            _start(rank, worker, others)
         yield others
         _wait(others.processes)
     finally:
+        for one in others.sockets:
+            one.close()
         for process in others.processes:
             if process.stdin:
                 process.stdin.close()
@@ -76,13 +84,19 @@ def started(worker: Worker, folder: Path) -> Iterator[Others]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(rank: int, worker: Worker, file: Path) -> subprocess.Popen[bytes]:
+def _start(rank: int, worker: Worker, others: Others) -> None:
     count = worker.count
-    own = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count, FILE: file.resolve()}
-    environment = {**os.environ, **{name: str(value) for name, value in own.items()}}
+    own = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count, FILE: others.file.resolve()}
     command = [sys.executable, "-m", "pipeline", *worker.command]
     try:
-        return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        ours, theirs = socket.socketpair()
+        others.sockets.append(ours)
+        with theirs:
+            environment = {**os.environ, **{name: str(value) for name, value in own.items()}, SOCKET: str(theirs.fileno())}
+            process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+            )
+        others.processes.append(process)
     except OSError as error:
         raise UserError(f"worker {rank} of {count} cannot be started: {error.strerror}; set fewer workers in {PARAMS}") from error
 

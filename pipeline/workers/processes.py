@@ -1,4 +1,4 @@
-"""A group of several processes, over torch.distributed: gloo between CPUs, NCCL between GPUs.
+"""A group of several processes: over sockets of their own (`pairs`), or over torch.distributed, gloo between CPUs, NCCL between GPUs.
 
 A step takes two collectives: one maximum, one sum. Whether to stop rides on the sum, so that all workers know it after the same step.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,13 +22,20 @@ _MAGNITUDE = 0x7FFFFFFF  # all bits of a float32 but its sign
 
 
 class Processes(Group):
-    """One of several workers: this process. The default process group of torch.distributed is initialised."""
+    """One of several workers: this process."""
 
     def __init__(
-        self, rank: int, count: int, device: torch.device, hardware: tuple[str, ...], lost: Callable[[RuntimeError], UserError]
+        self,
+        rank: int,
+        count: int,
+        device: torch.device,
+        hardware: tuple[str, ...],
+        lost: Callable[[RuntimeError], UserError],
+        between: Any = dist,
     ) -> None:
-        """`lost` turns the failure of a collective into what is to be raised."""
+        """`lost` turns the failure of a collective into what is to be raised; collectives are `between`'s: Pairs, or torch.distributed."""
         self.rank, self.count, self.hardware, self._lost = rank, count, hardware, lost
+        self._between = between
         self._own_vote = torch.zeros(1, device=device)
         self._votes = torch.zeros(1, device=device)
 
@@ -49,7 +57,7 @@ class Processes(Group):
     def copy_first(self, tensor: Tensor) -> None:
         """As Group's."""
         try:
-            dist.broadcast(tensor, 0)
+            self._between.broadcast(tensor, 0)
         except RuntimeError as error:
             raise self._lost(error) from error
 
@@ -62,6 +70,6 @@ class Processes(Group):
 
     def _all_reduce(self, tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
         try:
-            dist.all_reduce(tensor, operation)
+            self._between.all_reduce(tensor, operation)
         except RuntimeError as error:
             raise self._lost(error) from error

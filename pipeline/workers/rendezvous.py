@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ from pipeline import device as devices
 from pipeline.errors import Interrupted, UserError, shown
 from pipeline.params import PARAMS
 from pipeline.workers import launch, store
+from pipeline.workers.pairs import Pairs
 from pipeline.workers.processes import Processes
 from pipeline.workers.rank import Worker
 from pipeline.workers.store import SAY_SECONDS, Messages, first_line, until
@@ -57,13 +59,7 @@ def joined(worker: Worker, folder: Path) -> Iterator[Callable[[torch.device, Map
                 raise reason from error
             raise
         finally:
-            _disconnect()
-
-
-def _disconnect() -> None:
-    """Close this worker's connections: those who wait for it are told at once, and gloo's threads do not end the process with an abort."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+            met.disconnect()
 
 
 def _timeout_seconds() -> float:
@@ -77,9 +73,12 @@ def _timeout_seconds() -> float:
 class Rendezvous:
     """Workers that came together, as one of them sees it."""
 
-    def __init__(self, worker: Worker, messages: Messages, others: launch.Others | None, timeout_seconds: float) -> None:
+    def __init__(
+        self, worker: Worker, messages: Messages, others: launch.Others | None, sockets: list[socket.socket], timeout_seconds: float
+    ) -> None:
         self.rank, self.count, self._others, self._timeout = worker.rank, worker.count, others, timeout_seconds
         self._messages = messages
+        self._pairs = Pairs(worker.rank, sockets, timeout_seconds) if sockets else None
         self._group: Processes | None = None
 
     def join(self, device: torch.device, described: Mapping[str, object]) -> Processes:
@@ -95,15 +94,17 @@ class Rendezvous:
                 hardware = self._gather(mine)
             else:
                 self._announce(mine)
-            dist.init_process_group(
-                store=self._messages.store, rank=self.rank, world_size=self.count, timeout=timedelta(seconds=self._timeout),
-                **devices.collectives(device),
-            )  # fmt: skip
+            how = devices.collectives(device)
+            own = self._pairs if how["backend"] == "gloo" else None
+            if not own:
+                dist.init_process_group(
+                    store=self._messages.store, rank=self.rank, world_size=self.count, timeout=timedelta(seconds=self._timeout), **how
+                )
         except RuntimeError as error:
             variables = " ".join(f"{name}={value}" for name, value in sorted(os.environ.items()) if name.endswith("_SOCKET_IFNAME"))
             remedy = f"try it without {variables}" if variables else "see that they reach each other's ports"
             raise self.lost(error, "the workers cannot connect", remedy) from error
-        self._group = Processes(self.rank, self.count, device, hardware, self.lost)
+        self._group = Processes(self.rank, self.count, device, hardware, self.lost, own or dist)
         return self._group
 
     def _gather(self, mine: dict[str, Any]) -> tuple[str, ...]:
@@ -167,6 +168,13 @@ class Rendezvous:
             self._messages.count("through", 1)
             until(lambda: self._messages.count("through", 0) >= self.count, REPORT_SECONDS)
 
+    def disconnect(self) -> None:
+        """Close this worker's connections: those who wait for it are told at once, and gloo's threads do not end it with an abort."""
+        if self._pairs:
+            self._pairs.close()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
     def tell(self, error: BaseException) -> UserError | None:
         """Tell the others that this worker ends because of `error`; the failure of another's that is behind it, if one is."""
         with contextlib.suppress(RuntimeError):
@@ -181,7 +189,7 @@ class Rendezvous:
                     reason = f"{type(error).__name__}: {error}"
                 until(lambda: bool(self._messages.newest()), REPORT_SECONDS)
                 self._messages.say(f"failed/{self.rank}", " ".join(reason.split()))
-                _disconnect()
+                self.disconnect()
                 until(lambda: self._messages.said("failed/0") is not None, REPORT_SECONDS)
         return None
 

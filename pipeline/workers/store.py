@@ -22,7 +22,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.errors import UserError, shown
-from pipeline.workers import launch
+from pipeline.workers import launch, pairs
 from pipeline.workers.rank import Worker
 
 SAY_SECONDS = 3.0
@@ -64,8 +64,12 @@ class Messages:
         return self.store.add(key, add)
 
 
-def opened(worker: Worker, folder: Path, held: contextlib.ExitStack, seconds: float) -> tuple[Messages, launch.Others | None]:
+def opened(
+    worker: Worker, folder: Path, held: contextlib.ExitStack, seconds: float
+) -> tuple[Messages, launch.Others | None, list[socket.socket]]:
     """The messages of a worker and the others, and those that had to be started here for it, until `held` is left.
+
+    Where worker 0 started them, with this worker's sockets, as `pairs.Pairs` takes them.
 
     Raises:
         UserError: it cannot be reached within `seconds`, or a worker cannot be started.
@@ -80,15 +84,16 @@ def opened(worker: Worker, folder: Path, held: contextlib.ExitStack, seconds: fl
         os.environ.setdefault("GLOO_SOCKET_IFNAME", launch.LOOPBACK)  # the machine's name need not resolve
     others: launch.Others | None = None
     store: Store
+    sockets: list[socket.socket] = []
     if worker.starts_others:
         others = held.enter_context(launch.started(worker, folder))
-        store = FileStore(str(others.file), worker.count)
+        store, sockets = FileStore(str(others.file), worker.count), others.sockets
     elif file := os.environ.get(launch.FILE):
         launch.end_with_worker_0()
-        store = FileStore(file, worker.count)
+        store, sockets = FileStore(file, worker.count), pairs.inherited()
     else:
         store = _reached(worker, seconds)
-    return Messages(store, drawn=worker.rank == 0), others
+    return Messages(store, drawn=worker.rank == 0), others, sockets
 
 
 def _reached(worker: Worker, seconds: float) -> Store:
