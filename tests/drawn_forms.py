@@ -19,14 +19,14 @@ Shape = tuple[int, ...]
 
 
 def conv2d(d: Drawing, shape: Shape, number: int) -> Any:
-    kind = d.one_of("plain", "plain", "any", "channels", "whole", "same")
+    kind = d.one_of("plain", "plain", "dilated", "any", "channels", "whole", "same")
     channels, sizes = shape[0], shape[1:]
     groups = {"any": d.one_of(*(g for g in range(1, channels + 1) if channels % g == 0)), "channels": channels}.get(kind, 1)
     stride, dilation, padding = (1, 1), (1, 1), (0, 0)
     if kind in ("any", "channels"):
         stride, dilation, padding = ((d.int(1, 3), d.int(1, 3)), (d.int(1, 2), d.int(1, 2)), (d.int(0, 2), d.int(0, 2)))
-    elif kind == "plain":
-        padding = (d.int(0, 1), d.int(0, 1))
+    elif kind in ("plain", "dilated"):
+        dilation, padding = (1, 1) if kind == "plain" else (d.int(1, 2), d.int(1, 2)), (d.int(0, 1), d.int(0, 1))
     kernel = tuple(d.int(1, min(4, (size + 2 * p - 1) // by + 1)) for size, p, by in zip(sizes, padding, dilation, strict=True))
     if kind == "same":
         kernel, padding = tuple(d.one_of(1, 3) for _ in sizes), "same"
