@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo repro test test-cuda test-machine-code test-arm64 check format compare results claims pictures gpu-kit networks bench scaling seeds torture lock image-cpu image-cuda run-cpu run-cuda
+.PHONY: help setup demo repro test test-cuda test-machine-code test-arm64 check format compare results claims pictures gpu-kit networks bench scaling seeds torture properties lock image-cpu image-cuda run-cpu run-cuda
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -92,6 +92,9 @@ seeds: $(READY) ## train ten seeds with exact and native numerics on the set in 
 
 torture: $(READY) ## kill dvc repro 50 times at random moments; each time the next must end in the right bits
 	$(BIN)/python -m tests.torture
+
+properties: $(READY) ## draw 10,000 networks, and compare exact numerics with their second implementation on each
+	PIPELINE_TEST_NETWORKS=10000 $(BIN)/python -m pytest tests/test_exact_properties.py
 
 lock: $(READY) ## lock the requirements again
 	cd requirements && for set in run dev export uv; do \

@@ -23,11 +23,11 @@ def batch_norm(x: Given, running_mean: Array | None, running_var: Array | None, 
     """Running statistics change in place."""
     x, *affine = of(x, *(v for v in (weight, bias) if v is not None))
     channels = (1, -1, *[1] * (x.array.ndim - 2))
-    n = F64(x.array.size // x.shape[1])
+    n = F64(x.array.size // max(1, x.shape[1]))
 
     def per_channel(values: Array) -> Array:
         s = tree(values, *range(2, values.ndim))
-        return tree_over_batch(tree(s.reshape(x.tape.images, -1, s.shape[1]), 1))
+        return tree_over_batch(tree(s.reshape(x.tape.images, len(s) // x.tape.images, s.shape[1]), 1))
 
     def spread_out(values: Array) -> Array:
         return values.astype(F32).reshape(channels)

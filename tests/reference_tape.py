@@ -5,6 +5,7 @@ NumPy alone, written from docs/exact-numerics.md, sharing no line with pipeline/
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -163,8 +164,8 @@ def weighted(x: Given, weight: Given, bias: Given, forward: Any, d_x: Any, d_w: 
 
     def back(g: Array) -> list[Array | None]:
         a = magnitude(g, *range(2, g.ndim))
-        ug = grid(a.max(1, keepdims=True))
-        uh, ub = grid((a * u.astype(F32)).max(0, keepdims=True)), grid(a.max(0, keepdims=True))
+        ug = grid(a.max(1, keepdims=True, initial=2.0**-40))
+        uh, ub = (grid(m.max(0, keepdims=True, initial=2.0**-98)) for m in (a * u.astype(F32), a))
         of_w = d_w(integers(g, uh / u), xs).astype(F32)
         per_channel = uh.astype(F32).reshape(-1, *[1] * (w.array.ndim - 1))
         of_b = times(integers(g, ub).sum((0, *range(2, g.ndim))), ub.reshape(-1))
@@ -178,8 +179,8 @@ def linear(x: Given, weight: Given, bias: Given = None) -> Value:
     if len(x.shape) == 2:
         return weighted(x, weight, bias, lambda x, w: x @ w.T, lambda g, w: g @ w, lambda h, x: h.T @ x)
     shape = x.shape[:-1]
-    rows = moved(x, lambda a: a.reshape(-1, a.shape[-1]))
-    return moved(linear(rows, weight, bias), lambda a: a.reshape(*shape, -1))
+    rows = moved(x, lambda a: a.reshape(math.prod(shape), a.shape[-1]))
+    return moved(linear(rows, weight, bias), lambda a: a.reshape(*shape, a.shape[-1]))
 
 
 def conv2d(x: Given, weight: Given, bias: Given = None, stride: Any = (1, 1), padding: Any = (0, 0), dilation: Any = (1, 1),

@@ -115,3 +115,37 @@ def test_a_sum_of_2_to_the_25_products_of_operands_is_refused_and_one_less_is_no
         with pytest.raises(error):
             products.linear(Tape(turned), turned, wide)
     assert TERMS * products.INT64_FACTOR == 2**25
+
+
+def test_a_batch_of_2_to_the_25_products_is_refused_and_one_less_is_not():
+    products._check_batch(Matmul(), 1, 2**25 - 1)
+    with pytest.raises(Unsupported, match="33554431 are the most"):
+        products._check_batch(Matmul(), 1, 2**25)
+
+
+@pytest.mark.parametrize(("left", "right"), [((1, 2**15 + 1), (2**15 + 1, 1)), ((2**15 + 1, 1), (1, 1)), ((1, 1), (1, 2**15 + 1))])
+def test_matrices_of_activations_longer_than_2_to_the_15_on_any_side_are_refused(left, right):
+    tape = Tape(x := torch.zeros(1, 1))
+    a, b = (tape.record(torch.zeros(1, 1, 1).expand(1, *sizes), (x,), lambda g: (None,)) for sizes in (left, right))
+    with pytest.raises(Unsupported, match="sizes of at most 32768"):
+        products.matmul(tape, a, b)
+
+
+def test_no_part_of_a_batch_adds_more_products_than_float64_holds_and_the_parts_are_added_in_int64_where_all_are_more():
+    x, weight = torch.ones(9, 1, 7, 7), torch.ones(1, 1, 1, 1)
+    for terms, images in ((100, 2), (49, 1), (48, 1), (2**15, 9)):
+        layer = products.WeightedSum(Tape(x, {"w": weight}, 9), Convolution(terms=terms), x, weight, None)
+        assert max(9 if part is None else part.stop - part.start for part in layer.parts) == images
+        assert layer.fit_float64 == (terms == 2**15)
+    layer.fit_float64 = False
+    assert layer._total([torch.tensor(2.0**53, dtype=torch.float64), torch.ones((), dtype=torch.float64)]).item() == 2**53 + 1
+
+
+@pytest.mark.parametrize(("rows", "fit"), [(2**34, True), (2**34 + 1, False), (2**44, False), (2**44 + 1, None)])
+def test_sums_for_a_weight_beside_activations_are_float64_up_to_2_to_the_34_terms_and_int64_up_to_2_to_the_44(rows, fit):
+    tape = Tape(x := torch.ones(1, 1), {"w": torch.ones(1)}, rows)
+    if fit is None:
+        with pytest.raises(Unsupported, match=f"a sum of {rows} products"):
+            arithmetic.SpreadWeight(tape, torch.ones(1), x, x)
+    else:
+        assert arithmetic.SpreadWeight(tape, torch.ones(1), x, x).fit_float64 == fit

@@ -95,10 +95,17 @@ def test_an_images_magnitude_is_its_largest_however_it_lies_in_memory(shape, bat
     assert torch.equal(grid.image_magnitudes(x), wanted)
 
 
-def test_no_images_have_no_magnitudes_and_the_largest_of_them_is_0():
+def test_no_images_have_no_magnitudes_and_the_largest_of_them_is_the_least_that_any_may_be():
     none = grid.image_magnitudes(torch.zeros(0, 3, 4, 4))
     assert none.shape == (0,)
-    assert grid.largest(none) == 0
+    assert grid.largest(none) == 2.0**-98
+    least = grid.choose(torch.tensor(2.0**-40))
+    assert least.unit * 2.0**-40 == 2.0**-98
+
+
+def test_a_tensor_without_numbers_has_the_grid_of_the_least_magnitude():
+    for unit in (grid.of_tensor(torch.empty(0, 3)).unit, grid.choose(grid.magnitude(torch.empty(0, 3))).unit):
+        assert unit == 2.0**-58
 
 
 def test_placing_rounds_half_to_even():

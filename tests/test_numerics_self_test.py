@@ -151,6 +151,15 @@ class Planted(Dispatched):
         fraction, exponent = torch.frexp(result)
         return torch.ldexp((fraction * 2.0**32).trunc(), exponent - 32)
 
+    def _products_of_one_term(self, name, func, args, kwargs):
+        """As a library might compute where strides are ambiguous."""
+        result = func(*args, **kwargs)
+        return result + 1 if name == "bmm" and args[0].shape[-1] == 1 else result
+
+    def _byte_products_of_two_terms(self, name, func, args, kwargs):
+        result = func(*args, **kwargs)
+        return result + 1 if name == "_int_mm" and args[0].shape[-1] == 2 else result
+
     def _contracted(self, name, func, args, kwargs):
         """A product whose rounding waits for the sum that follows."""
         if name in ("mul", "mul_"):
@@ -194,7 +203,7 @@ class Planted(Dispatched):
         return func(*args, **kwargs)
 
     def _library_exp(self, name, func, args, kwargs):
-        if name == "add_" and args[0].dtype == torch.float64 and args[0].numel() == 2:
+        if name == "add_" and args[0].dtype == torch.float64 and args[0].shape == (2,):
             return args[0].add_(args[1]).mul_(1 + 2.0**-52)
         return func(*args, **kwargs)
 
@@ -207,6 +216,8 @@ FAULTS = {
     "byte_products_in_float32": "the weight gradient of conv2d by digits of bytes",
     "float32_sums": "the weight gradient of conv2d over rows",
     "products_of_32_bits": "linear in float64",
+    "products_of_one_term": "conv2d over windows",
+    "byte_products_of_two_terms": "the weight gradient of conv2d by digits of bytes",
     "contracted": "a product and a sum in torch.float32",
     "flushed_subnormals": "a product that is subnormal",
     "reciprocals": "a quotient in float32",

@@ -11,7 +11,16 @@ from pipeline.exact import digits, hardware, reductions
 from pipeline.exact.convolutions import convolution
 from pipeline.exact.digits import ConvolutionOfBytes
 from pipeline.exact.draws import random_integers
-from pipeline.exact.reductions import BYTE_TERMS, TERMS, Convolution, ConvolutionByRows, ConvolutionByTurnedRows, Matmul, in_lines
+from pipeline.exact.reductions import (
+    BYTE_TERMS,
+    TERMS,
+    Convolution,
+    ConvolutionByRows,
+    ConvolutionByTurnedRows,
+    ConvolutionOfChannels,
+    Matmul,
+    in_lines,
+)
 from tests.chaos import Chaos
 from tests.steps import ints
 
@@ -127,6 +136,20 @@ def test_gradients_by_digits_are_exact_with_bytes_and_operands_at_their_bounds(b
     assert set(d_bias.tolist()) == {64 * 784 * value}
 
 
+@pytest.mark.parametrize("value", [2.0**19, -(2.0**19), 64.0, -64.0, 63 * (1 + 2**7) + 31 * 2.0**14, 65 * (1.0 + 2**7)])
+def test_digits_are_at_most_64_so_that_16_bits_hold_two_products_and_add_up_to_the_number(value):
+    found = digits._digits(torch.full((2,), value)).double()
+    assert found.abs().max() <= 2**6
+    assert sum(digit * 2 ** (7 * i) for i, digit in enumerate(found)).tolist() == [value] * 2
+
+
+def test_gradients_by_digits_of_one_place_are_taken_otherwise(monkeypatch):
+    monkeypatch.setattr(digits, "_digits", None)
+    x, g = torch.full((1, 1, 3, 3), 255, dtype=torch.uint8), torch.full((1, 1, 1, 1), 2.0**19)
+    d_w, d_bias = OF_BYTES.gradients(g, OF_BYTES.operand(x, torch.Size((1, 1, 3, 3))), torch.Size((1, 1, 3, 3)))
+    assert (set(d_w.flatten().tolist()), d_bias.tolist()) == ({255 * 2.0**19}, [2.0**19])
+
+
 def test_gradients_by_digits_of_more_places_than_int32_holds_are_taken_otherwise(monkeypatch):
     x, g, w = torch.full((2, 1, 9, 9), 255, dtype=torch.uint8), torch.full((2, 1, 7, 7), 2.0**19), torch.Size((1, 1, 3, 3))
     assert digits.TERMS * 2**7 * 2**6 < 2**31 <= (digits.TERMS + 1) * 2**7 * 2**6
@@ -178,7 +201,10 @@ def test_the_fast_convolution_is_chosen_where_it_applies_and_float64_holds_its_s
     x, w = torch.zeros(1, 3, 32, 32), torch.Size((6, 3, 5, 5))
     once = (1, 1), (0, 0), (1, 1)
     assert isinstance(convolution(*once, 1, x, w, TERMS), ConvolutionByRows)
-    assert type(convolution((2, 2), (0, 0), (1, 1), 1, x, w, TERMS)) is Convolution
+    for stride, padding, dilation in (((2, 2), (0, 0), (1, 1)), ((1, 1), (0, 0), (2, 1)), ((1, 1), (0, 5), (1, 1))):
+        assert type(convolution(stride, padding, dilation, 1, x, w, TERMS)) is Convolution
+    assert type(convolution(*once, 3, x, torch.Size((3, 1, 5, 5)), TERMS)) is ConvolutionOfChannels
+    assert type(convolution(*once, 3, x, torch.Size((6, 1, 5, 5)), TERMS)) is Convolution
     assert type(convolution(*once, 1, x, w, 783)) is Convolution  # 784 places
     assert type(convolution(*once, 1, x, torch.Size((6, 1311, 5, 5)), TERMS)) is Convolution
     assert type(convolution(*once, 1, x, torch.Size((1311, 3, 5, 5)), TERMS)) is Convolution

@@ -6,6 +6,7 @@ of an operand that was spread over axes is summed over them: of an activation by
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,13 +63,13 @@ class SpreadWeight(Sums):
         dims = [i for i, size in enumerate(shape) if size == 1]
         others = [i for i, size in enumerate(shape) if size != 1]
         self.shape = weight.shape
-        self.g = g.permute(*dims, *others).reshape(-1, weight.numel())  # float32 [terms, elements]
+        terms = math.prod(g.shape[i] for i in dims)
+        self.g = g.permute(*dims, *others).reshape(terms, weight.numel())  # float32 [terms, elements]
         rows = -(-tape.batch_images * tape.elements(y) // max(1, weight.numel()))
         if rows << grid.OPERAND_BITS > 1 << grid.INT64_BITS:
             raise refusal(f"a sum of {rows} products for a weight of {tuple(weight.shape)}", "a smaller batch")
         self.fit_float64 = rows << grid.OPERAND_BITS <= 1 << grid.FLOAT64_BITS
-        largest = self.g.abs().amax(0) if len(self.g) else self.g.new_zeros(weight.numel())
-        self.magnitudes = largest.clamp_min_(grid.FLOOR) if len(self.g) else largest
+        self.magnitudes = grid.largest(self.g.abs()).clamp_min_(grid.FLOOR)
 
     def integers(self, scales: Tensor) -> Tensor:
         """The sums, one an element."""

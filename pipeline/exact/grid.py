@@ -24,6 +24,8 @@ BYTE_BITS = 8
 FLOOR = 2.0**-40
 """The largest magnitude of a group counts as at least this: the units of two operands multiply to 2^-116 or more, so no result
 of a reduction is ever subnormal, and a group of zeros has a grid."""
+LEAST = FLOOR * 2.0**-58
+"""The least of all magnitudes: FLOOR times the unit of an operand that is no larger."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,18 @@ def channel_magnitudes(x: Tensor) -> Tensor:
 
 
 def largest(magnitudes: Tensor) -> Tensor:
-    """The largest of `magnitudes` [N, ...] over N; 0 of none."""
-    return magnitudes.amax(0) if magnitudes.shape[0] else magnitudes.new_zeros(magnitudes.shape[1:])
+    """The largest of `magnitudes` [N, ...] over N; of none LEAST, which has a grid where no worker has any."""
+    return magnitudes.amax(0) if magnitudes.shape[0] else magnitudes.new_full(magnitudes.shape[1:], LEAST)
+
+
+def magnitude(x: Tensor) -> Tensor:
+    """The largest magnitude in the whole of `x`, or FLOOR: float32, 0-dim; NaN where there is one."""
+    return x.abs().amax().clamp_min_(FLOOR) if x.numel() else x.new_full((), FLOOR)
 
 
 def of_tensor(x: Tensor) -> Grid:
     """The grid of the whole of `x`, float32; on a CPU by a look at the value."""
-    return _seen(x) if hardware.is_cpu(x) else choose(x.abs().amax().clamp_min_(FLOOR))
+    return _seen(x) if hardware.is_cpu(x) and x.numel() else choose(magnitude(x))
 
 
 def _seen(x: Tensor) -> Grid:

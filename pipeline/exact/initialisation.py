@@ -47,9 +47,15 @@ def _normally(tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator: An
     return tensor, ("normal", (mean, std))
 
 
+def _fan(tensor: Tensor, mode: Any) -> int:
+    """PyTorch's fan; 1 of a tensor without elements, for which the number does not matter."""
+    fan: int = nn.init._calculate_correct_fan(tensor, mode)
+    return fan or 1
+
+
 def _kaiming_uniformly(tensor: Tensor, a: float = 0, mode: Any = "fan_in", nonlinearity: Any = "leaky_relu",
                        generator: Any = None) -> tuple[Tensor, Step]:  # fmt: skip
-    fan = nn.init._calculate_correct_fan(tensor, mode)
+    fan = _fan(tensor, mode)
     # the default of Linear and Conv2d, whose gain and sqrt(3) cancel but for the last bit
     usual = (a, nonlinearity) == (math.sqrt(5), "leaky_relu")
     bound = 1 / math.sqrt(fan) if usual else math.sqrt(3.0) * (nn.init.calculate_gain(nonlinearity, a) / math.sqrt(fan))
@@ -58,7 +64,7 @@ def _kaiming_uniformly(tensor: Tensor, a: float = 0, mode: Any = "fan_in", nonli
 
 def _kaiming_normally(tensor: Tensor, a: float = 0, mode: Any = "fan_in", nonlinearity: Any = "leaky_relu",
                       generator: Any = None) -> tuple[Tensor, Step]:  # fmt: skip
-    fan = nn.init._calculate_correct_fan(tensor, mode)
+    fan = _fan(tensor, mode)
     return tensor, ("normal", (0.0, nn.init.calculate_gain(nonlinearity, a) / math.sqrt(fan)))
 
 

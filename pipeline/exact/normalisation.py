@@ -25,7 +25,7 @@ def batch_norm(
     x = arithmetic.floats(tape, x, "batch_norm")
     if x.dim() < 2 or tape.axis(x) != 0:
         raise refusal(f"batch_norm of {x.dim()} dimensions, or where the images are not the first axis", "the images first")
-    rows = tape.elements(x) // math.prod(x.shape[1:])  # of x for each image
+    rows = tape.elements(x) // max(1, math.prod(x.shape[1:]))  # of x for each image
     count = tape.batch_images * rows * math.prod(x.shape[2:])
     learning = training and tape.learns
     if training and not tape.learns:
@@ -46,7 +46,7 @@ def batch_norm(
     if learning:
         of_x = x.double()
         both = per_channel(torch.cat((of_x, of_x * of_x), 1))  # one exchange for both
-        s1, s2 = both.split(x.shape[1])
+        s1, s2 = both.tensor_split(2)
         mean = s1 / n
         var = (s2 / n - mean * mean).clamp_min_(0)
         if running_mean is not None and running_var is not None:
@@ -64,7 +64,7 @@ def batch_norm(
 
     def backward(g: Tensor) -> list[Gradient]:
         of_g = g.double()
-        s0, s1 = per_channel(torch.cat((of_g, of_g * x.double()), 1)).split(x.shape[1])
+        s0, s1 = per_channel(torch.cat((of_g, of_g * x.double()), 1)).tensor_split(2)
         sh = (s1 - mean * s0) * inverse
         gradients: list[Gradient] = [None, *(each.float() for each, t in ((sh, weight), (s0, bias)) if t is not None)]
         if tape.learns_from(x):
@@ -154,6 +154,8 @@ def softmax(tape: Tape, x: Tensor, dim: int | None = None, _stacklevel: int = 3,
         raise refusal(f"softmax with dim={dim}, dtype={dtype}", "one dim, float32")
     x = arithmetic.floats(tape, x, "softmax")
     tape.check_within_images(x, (dim,), "softmax")
+    if not x.shape[dim] and x.dim():
+        raise refusal("softmax over no numbers", "at least one")
     z = x.double()
     e = transcendental.exp(z - z.amax(dim, keepdim=True))
     y = (e / tree(e, dim).unsqueeze(dim)).float()
@@ -171,6 +173,8 @@ def log_softmax(tape: Tape, x: Tensor, dim: int | None = None, _stacklevel: int 
         raise refusal(f"log_softmax with dim={dim}, dtype={dtype}", "one dim, float32")
     x = arithmetic.floats(tape, x, "log_softmax")
     tape.check_within_images(x, (dim,), "log_softmax")
+    if not x.shape[dim] and x.dim():
+        raise refusal("log_softmax over no numbers", "at least one")
     z = x.double()
     z = z - z.amax(dim, keepdim=True)
     e = transcendental.exp(z)

@@ -47,6 +47,8 @@ def conv2d(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None, st
     """The exact form of torch.nn.functional.conv2d, for x [N, I, H, W]. Raises Unsupported for an uneven padding by name."""
     if x.dim() != 4 or weight.dim() != 4:
         raise refusal(f"conv2d on {x.dim()} dimensions with a weight of {weight.dim()}", "4, with 4")
+    if not weight.numel():
+        raise refusal(f"conv2d with a weight of {tuple(weight.shape)}", "at least one channel and one place")
     dilation = pair(dilation)
     if isinstance(padding, str):
         reach = [dilation[i] * (weight.shape[2 + i] - 1) for i in (0, 1)]
@@ -127,7 +129,7 @@ class WeightedSum:
             self.magnitudes = torch.cat(both)
         gradients: list[Gradient] = [None, self] if self.bias is None else [None, self, self]
         if self.needs_input:
-            g_grid = grid.choose(_an_image(of_channels.amax(1), g))
+            g_grid = grid.choose(_an_image(of_channels.amax(1) if g.shape[1] else grid.image_magnitudes(g), g))
 
             def d_x(part: Part) -> Tensor:
                 sums = self.operation.input_gradient(grid.place(_of(g, part), _of(g_grid.scale, part)), self.w, self.x_shape)

@@ -15,7 +15,15 @@ from pipeline.exact import grid, hardware, precision, transcendental
 from pipeline.exact.digits import ConvolutionOfBytes
 from pipeline.exact.errors import Imprecise
 from pipeline.exact.optimizers import SGD
-from pipeline.exact.reductions import BYTE_TERMS, TERMS, Convolution, ConvolutionByRows, ConvolutionByTurnedRows, Matmul
+from pipeline.exact.reductions import (
+    BYTE_TERMS,
+    TERMS,
+    Convolution,
+    ConvolutionByRows,
+    ConvolutionByTurnedRows,
+    ConvolutionOfChannels,
+    Matmul,
+)
 
 _ODD = 2**grid.OPERAND_BITS - 1
 """An operand whose every bit counts: rounded to fewer bits, it is another number."""
@@ -24,6 +32,10 @@ _SLICES = 511 * 2**10 + 511
 _DIGITS = 63 + 63 * 2**7 + 31 * 2**14
 """One with digits as large as they may be and not a power of two (digits.BITS)."""
 _BYTE = 255
+_LEAST = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (1, 3, 2), (3, 1, 1), (2, 3, 3)]
+"""The least sizes of a product, where strides say little: rows of both operands, and what is added."""
+_LEAST_KERNELS = [(1, 1, 1, 1, 1), (2, 1, 1, 1, 1), (3, 1, 2, 1, 1), (1, 2, 1, 3, 3), (1, 1, 1, 3, 2)]
+"""Those of a convolution: images, channels in and out, sides of an image and of the kernel. One sum is of 1 product, of 2, of 3."""
 
 
 def check(on: torch.device) -> None:
@@ -49,40 +61,59 @@ def _proofs(on: torch.device) -> Iterator[tuple[str, Tensor, list[float]]]:
     def float64(*shape: int, value: int = _ODD) -> Tensor:
         return torch.full(shape, float(value), dtype=torch.float64, device=on)
 
-    for images, outputs, terms in ((1, 2, TERMS), (64, 120, 400), (3, 7, 84)):  # the longest that float64 holds, a usual one, an odd one
+    # the longest that float64 holds, a usual one, an odd one, the least
+    for images, outputs, terms in ((1, 2, TERMS), (64, 120, 400), (3, 7, 84), *_LEAST):
         x, w = float64(images, terms), float64(outputs, terms)
         x[0, 0] -= 1  # so not all products are alike
         known = terms * _ODD * _ODD
         g = float64(images, outputs)
         yield "linear in float64", Matmul().forward(x, w)[:1, -1], [known - _ODD]
         yield "linear's input gradient", Matmul().input_gradient(g, w, x.shape)[0, -1:], [outputs * _ODD * _ODD]
-        yield "linear's weight gradient", Matmul().weight_gradient(g, x, w.shape)[-1, :2], [images * _ODD**2 - _ODD, images * _ODD**2]
+        first_two = [images * _ODD**2 - _ODD, images * _ODD**2][:terms]
+        yield "linear's weight gradient", Matmul().weight_gradient(g, x, w.shape)[-1, :2], first_two
     forms = [
         ("conv2d over windows", Convolution),
         ("conv2d over rows", ConvolutionByRows),
         ("conv2d over turned rows", ConvolutionByTurnedRows),
     ]
     for form, convolution in forms:
-        for images in (2, 3):
-            of_floats, x, w, g = convolution(terms=TERMS), float64(images, 6, 14, 14), float64(16, 6, 5, 5), float64(images, 16, 10, 10)
-            operand = of_floats.operand(x, w.shape)
-            yield form, of_floats.forward(operand, w)[1, -1, -1, -1:], [6 * 25 * _ODD * _ODD]
-            yield f"the input gradient of {form}", of_floats.input_gradient(g, w, x.shape)[1, -1, 7, 6:8], [16 * 25 * _ODD * _ODD] * 2
-            d_w = of_floats.weight_gradient(g, operand, w.shape)
-            yield f"the weight gradient of {form}", d_w[-1, -1, -1, -1:], [images * 100 * _ODD * _ODD]
+        for images, inputs, outputs, size, kernel in ((2, 6, 16, 14, 5), (3, 6, 16, 14, 5), *_LEAST_KERNELS):
+            of_floats, x, w = convolution(terms=TERMS), float64(images, inputs, size, size), float64(outputs, inputs, kernel, kernel)
+            g, operand, middle = float64(images, outputs, size - kernel + 1, size - kernel + 1), of_floats.operand(x, w.shape), size // 2
+            yield form, of_floats.forward(operand, w)[-1, -1, -1, -1:], [inputs * kernel**2 * _ODD**2]
+            meets = 1 + min(middle, kernel - 1, size - kernel, size - 1 - middle)  # so many rows of windows, and columns
+            d_x = of_floats.input_gradient(g, w, x.shape)[-1, -1, middle, middle : middle + 1]
+            yield f"the input gradient of {form}", d_x, [outputs * meets**2 * _ODD**2]
+            d_w = of_floats.weight_gradient(g, operand, w.shape)[-1, -1, -1, -1:]
+            yield f"the weight gradient of {form}", d_w, [g[:, 0].numel() * _ODD**2]
     if on.type == hardware.CPU and hardware.multiplies_bytes():
         forms.append(("conv2d by digits", ConvolutionOfBytes))
-    for images in (8, 3):
-        pixels = torch.full((images, 3, 32, 32), _BYTE, dtype=torch.uint8, device=on)
+    for images, inputs, outputs, size, kernel in ((8, 3, 6, 32, 5), (3, 3, 6, 32, 5), *_LEAST_KERNELS):
+        pixels = torch.full((images, inputs, size, size), _BYTE, dtype=torch.uint8, device=on)
         pixels[0, -1, -1, -1] -= 1  # so that no sum is even
         for form, convolution in forms:
-            of_bytes, w, g = convolution(terms=BYTE_TERMS), float64(6, 3, 5, 5, value=_SLICES), float64(images, 6, 28, 28, value=_DIGITS)
-            operand = of_bytes.operand(pixels, w.shape)
-            known_float32 = float(np.float32(3 * 25 * _BYTE * _SLICES))
-            yield f"{form} of bytes", of_bytes.forward_bytes(operand, w)[1, -1, -1, -1:].float(), [known_float32]
-            d_w, d_bias = of_bytes.gradients(g, operand, w.shape)
-            yield f"the weight gradient of {form} of bytes", d_w[-1, -1, -1, -1:], [(images * 784 * _BYTE - 1) * _DIGITS]
-            yield f"the bias gradient of {form} of bytes", d_bias[-1:], [images * 784 * _DIGITS]
+            of_bytes, w = convolution(terms=BYTE_TERMS), float64(outputs, inputs, kernel, kernel, value=_SLICES)
+            g, operand = float64(images, outputs, size - kernel + 1, size - kernel + 1, value=_DIGITS), of_bytes.operand(pixels, w.shape)
+            known_float32 = float(np.float32((inputs * kernel**2 * _BYTE - (images == 1)) * _SLICES))
+            yield f"{form} of bytes", of_bytes.forward_bytes(operand, w)[-1, -1, -1, -1:].float(), [known_float32]
+            (d_w, d_bias), places = of_bytes.gradients(g, operand, w.shape), g[:, 0].numel()
+            yield f"the weight gradient of {form} of bytes", d_w[-1, -1, -1, -1:], [(places * _BYTE - 1) * _DIGITS]
+            yield f"the bias gradient of {form} of bytes", d_bias[-1:], [places * _DIGITS]
+    for matrices, outputs, terms in ((2, 3, TERMS), *_LEAST):
+        product = float64(matrices, outputs, terms) @ float64(matrices, outputs + 1, terms).mT
+        yield "a product of activations", product[-1, -1], [terms * _ODD**2] * (outputs + 1)
+    for images, channels, size, kernel in ((2, 3, 9, 3), (1, 1, 1, 1), (3, 2, 2, 2)):
+        for name, convolution in (("conv2d of channels", ConvolutionOfChannels), ("conv2d in groups", Convolution)):
+            of_groups, x, w = (
+                convolution(terms=TERMS, groups=channels),
+                float64(images, channels, size, size),
+                float64(channels, 1, kernel, kernel),
+            )
+            g, operand = float64(images, channels, size - kernel + 1, size - kernel + 1), of_groups.operand(x, w.shape)
+            yield name, of_groups.forward(operand, w)[-1, -1, -1, -1:], [kernel**2 * _ODD**2]
+            yield f"the input gradient of {name}", of_groups.input_gradient(g, w, x.shape)[-1, -1, 0, :1], [_ODD**2]
+            d_w = of_groups.weight_gradient(g, operand, w.shape)[-1, -1, -1, -1:]
+            yield f"the weight gradient of {name}", d_w, [g[:, 0].numel() * _ODD**2]
     large = 2**40 - 1
     yield "a sum over the batch", Convolution().bias_gradient(float64(8, 2, 32, 32, value=large)), [8 * 1024 * large] * 2
     yield "a sum over classes", float64(3, 1000, value=large).sum(1), [1000 * large] * 3

@@ -341,7 +341,7 @@ class Gathered(Sums):
 
     def __init__(self, weight: Tensor, index: Tensor, g: Tensor) -> None:
         self.shape, self.index, self.g, self.fit_float64 = weight.shape, index.flatten(), g, True
-        self.magnitudes = g.abs().amax().clamp_min_(grid.FLOOR).view(1)
+        self.magnitudes = grid.magnitude(g).view(1)
 
     def integers(self, scales: Tensor) -> Tensor:
         """The sums, of the weight's shape."""
