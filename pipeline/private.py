@@ -19,7 +19,7 @@ def secret() -> bytes:
     with contextlib.suppress(OSError):
         folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "pipeline"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if stat.S_ISDIR((found := folder.lstat()).st_mode) and alone(found):
+        if stat.S_ISDIR((found := folder.lstat()).st_mode) and _alone(found):
             with contextlib.suppress(FileExistsError):
                 new = os.open(own := folder / f".{os.urandom(8).hex()}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
                 with open(new, "wb") as file:
@@ -30,11 +30,11 @@ def secret() -> bytes:
                     own.unlink()
             with open(os.open(folder / "secret", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
                 status, content = os.fstat(file.fileno()), file.read(_BYTES)
-            if stat.S_ISREG(status.st_mode) and alone(status) and len(content) == _BYTES:
+            if stat.S_ISREG(status.st_mode) and _alone(status) and len(content) == _BYTES:
                 return content
     return os.urandom(_BYTES)
 
 
-def alone(status: os.stat_result) -> bool:
+def _alone(status: os.stat_result) -> bool:
     """Whether only this user may read and write it."""
     return status.st_uid == os.getuid() and not status.st_mode & 0o077
