@@ -8,6 +8,7 @@ reads at each step. Weights and gradients that are float64 give float64's result
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -35,6 +36,10 @@ class _Optimizer(torch.optim.Optimizer):
                     _check(name, value)
             for parameter in group["params"]:
                 self.state[parameter].update(self._initial(parameter))
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch.optim's, without loading torch.compile's 700 modules, which takes as long as PyTorch itself."""
+        inspect.unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
 
     def _initial(self, parameter: Tensor) -> dict[str, Tensor]:
         raise NotImplementedError
