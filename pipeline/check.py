@@ -156,8 +156,13 @@ def trained_in_shares(network: nn.Module, subject: Subject, count: int) -> tuple
             shared.barrier.abort()
             raise
 
-    with ThreadPoolExecutor(count) as pool:
-        futures = [pool.submit(one, rank) for rank in range(count)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # each worker's own would wait for each other
+    try:
+        with ThreadPoolExecutor(count) as pool:
+            futures = [pool.submit(one, rank) for rank in range(count)]
+    finally:
+        torch.set_num_threads(threads)
     if errors := [error for future in futures if (error := future.exception())]:
         raise next((error for error in errors if not isinstance(error, threading.BrokenBarrierError)), errors[0])
     hashes = {future.result() for future in futures}

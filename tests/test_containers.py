@@ -21,6 +21,7 @@ from pipeline import demo
 ROOT = Path(__file__).parent.parent
 DOCKER = os.environ.get("DOCKER", "docker")
 LIMITS = "--network none --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --shm-size 64m".split()  # noqa: SIM905
+LIMITS += ["--env", "OMP_WAIT_POLICY=PASSIVE"]  # as tests/conftest.py says
 CALLER = f"{os.getuid()}:{os.getgid()}"
 STRANGER = "12345:54321"  # not in /etc/passwd
 SETTINGS = {"source: cifar10": "source: synthetic", "epochs: 2": "epochs: 1"}

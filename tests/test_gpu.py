@@ -79,7 +79,7 @@ def test_the_kit_holds_the_projects_files_their_commit_and_the_packages(kit):
 @pytest.mark.index
 def test_the_rehearsal_in_a_bare_environment_leaves_runs_the_record_and_what_each_step_said(kit, bare_python, tmp_path):
     folders.write(tmp_path / "small", synthetic.make(60, 20))
-    bare = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "2"}
+    bare = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
     absent = "import importlib.util as u; print([n for n in ('dvc', 'msgspec', 'numpy', 'pytest', 'requests') if u.find_spec(n)])"
     assert subprocess.run([bare_python, "-c", absent], env=bare, capture_output=True, text=True).stdout == "[]\n"
     words = ["--device", "cpu", "--quick", "--folder", tmp_path / "small"]
