@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
 
-from pipeline.exact import elementwise, grid, loss, masks, pooling, products, shapes
+from pipeline.exact import elementwise, grid, loss, masks, normalisation, pooling, products, shapes
 from pipeline.exact.draws import random_integers
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.group import ALONE
 from pipeline.exact.optimizers import SGD, Adam, AdamW
 from pipeline.exact.reductions import BYTE_TERMS, TERMS, Convolution, ConvolutionByRows, Matmul
 from pipeline.exact.tape import Tape
+from tests import reference, reference_tape
 from tests.steps import ints
+from tests.test_exact_reference import values
 
 TINY = 2.0**-60
 """On the grid of the least magnitude, 2^-40, whose unit is 2^-58, this is 0."""
@@ -184,3 +188,33 @@ def test_adam_rounds_each_operation_by_itself_and_snaps_both_moments(kind):
 def test_an_element_whose_draw_is_the_threshold_is_dropped(monkeypatch):
     monkeypatch.setattr(masks, "drawn", lambda *_: torch.tensor([[2**31 - 1, 2**31, 2**31 + 1]]))
     assert masks.kept(Tape(torch.zeros(1, 3)), [1, 3], 0.5, True, torch.device("cpu")).tolist() == [[True, False, False]]
+
+
+def test_the_smoothed_losses_are_added_over_the_classes_as_a_tree():
+    logits = torch.from_numpy(values("logits", (512, 37)))
+    labels = torch.arange(512) % 37
+    z, total, _ = reference.softmax(logits.numpy())
+    wanted = z[np.arange(512), labels.numpy()] * (1 - 0.1) + reference_tape.tree(z, 1) * (0.1 / 37)
+    assert np.array_equal(loss.Softmax(logits).losses(labels, 0.1).numpy(), reference.log(total * 2.0**-40) - wanted)
+
+
+def test_batch_norm_of_one_value_a_channel_is_refused_as_pytorch_has_it_but_not_of_one_in_each_of_two_shares():
+    for images in (1, 2):
+        tape = Tape(x := torch.ones(1, 3, 1, 1), {}, images)
+        with pytest.raises(ValueError, match="Expected more than 1 value per channel") if images == 1 else contextlib.nullcontext():
+            normalisation.batch_norm(tape, x, None, None, training=True)
+
+
+def test_the_units_of_a_sum_are_one_factor_so_that_no_product_on_the_way_overflows():
+    with torch.inference_mode():
+        pixel, weight = torch.full((1, 1), 255, dtype=torch.uint8), torch.full((1, 1), 1.5 * 2.0**127)
+        assert products.linear(Tape(pixel), pixel, weight).item() == 1.5 * 2.0**127
+        tape, found = Tape(images := torch.zeros(1, 1), {}, 1), {}
+        tape.value(images).learns = True
+        for name, value in (("a", 2.0**120), ("b", 1.0)):
+            x = torch.full((1, 1, 1), value)
+            tape.record(x, (images,), lambda g, name=name: (found.setdefault(name, g), (None,))[1])
+            found[f"x {name}"] = x
+        y = products.matmul(tape, found["x a"], found["x b"])
+        tape.walk_back([(y, torch.full_like(y, 2.0**-30))])
+    assert (found["a"].item(), found["b"].item()) == (2.0**-30, 2.0**90)
