@@ -21,7 +21,7 @@ def drawn(label: str, *shape: int) -> Array:
     return ((random_integers(label, 2**22, math.prod(shape)) * 2 + 2**23 + 1) * 2.0**-23).astype(np.float32).reshape(shape)
 
 
-def pairs(f: Any, x: Any, w: Any, b: Any) -> Any:
+def normed(f: Any, x: Any, w: Any, b: Any) -> Any:
     return f.batch_norm(x, *forms.statistics(f, CHANNELS), w, b, True, 0.1, 1e-30)
 
 
@@ -30,16 +30,18 @@ def unlike(f: Any, x: Any) -> Any:
 
 
 ZERO, ONE = np.zeros((1, CHANNELS), np.float32), np.ones((1, CHANNELS), np.float32)
+LARGE = drawn("large", 1, CHANNELS) * np.float32(2**20)
 SIGNS = np.where(np.arange(88) % 2, 1, -1).astype(np.float32).reshape(88, 1)
 Case = tuple[Callable[..., Any], list[Array], list[Array], Array]
 CASES: dict[str, Case] = {
-    # of 0 and t, with a gradient of t's alone: what the gradient of 0 is, is what rounding left of 0
+    # of 0, 0 and t, with a gradient of t's alone: the gradient of 0 is what rounding left of 0
     "the gradient of batch norm": (
-        pairs, [np.concatenate((ZERO, drawn("t", 1, CHANNELS)))], [drawn("gamma", CHANNELS), ZERO[0]],
-        np.concatenate((ZERO, drawn("g", 1, CHANNELS)))),
-    # three equal large numbers have a variance of what rounding left, which may be below 0
+        normed, [np.concatenate((ZERO, ZERO, drawn("t", 1, CHANNELS)))], [drawn("gamma", CHANNELS), ZERO[0]],
+        np.concatenate((ZERO, ZERO, drawn("g", 1, CHANNELS)))),
+    # a thousand numbers that are alike but for one have a variance of what rounding left, which may be below 0
     "a variance below 0": (
-        pairs, [np.concatenate([drawn("large", 1, CHANNELS) * np.float32(2**20)] * 3)], [ONE[0], ZERO[0]], drawn("g", 3, CHANNELS)),
+        normed, [np.concatenate([LARGE] * 999 + [np.nextafter(LARGE, LARGE * 2)])], [ONE[0], ZERO[0]],
+        drawn("g", 1000, CHANNELS) * np.float32(2.0**-40)),
     # 12441^2 * (88 / 87) in float64 is beside the middle of two float32s, on another side than 12441^2 * 88 / 87
     "the unbiased variance": (
         lambda f, x, w, b: f.batch_norm(x, *forms.statistics(f, 1), w, b, True, 1.0, 1e-5), [SIGNS * np.float32(12441)],

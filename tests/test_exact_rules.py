@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import numpy as np
 import pytest
 import torch
 
-from pipeline.exact import activations, arithmetic, grid, loss, pooling, products, shapes
+from pipeline.exact import activations, arithmetic, grid, loss, masks, normalisation, pooling, products, shapes
 from pipeline.exact.draws import random_integers
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.group import ALONE
-from pipeline.exact.optimizers import SGD
+from pipeline.exact.optimizers import SGD, Adam, AdamW
 from pipeline.exact.reductions import BYTE_TERMS, TERMS, Convolution, ConvolutionByRows, Matmul
 from pipeline.exact.tape import Tape
+from tests import reference, reference_tape
+from tests.steps import ints
+from tests.test_exact_reference import values
 
 TINY = 2.0**-60
 """On the grid of the least magnitude, 2^-40, whose unit is 2^-58, this is 0."""
@@ -149,3 +155,66 @@ def test_sums_for_a_weight_beside_activations_are_float64_up_to_2_to_the_34_term
             arithmetic.SpreadWeight(tape, torch.ones(1), x, x)
     else:
         assert arithmetic.SpreadWeight(tape, torch.ones(1), x, x).fit_float64 == fit
+
+
+@pytest.mark.parametrize("kind", [Adam, AdamW])
+def test_adam_rounds_each_operation_by_itself_and_snaps_both_moments(kind):
+    rate, beta1, beta2, eps, decay = (np.float32(x) for x in (0.01, 0.9, 0.999, 1e-8, 0.1))
+    w, g, m, q = (ints(name, 19, 4096).numpy().astype(np.float32) * np.float32(2.0**-20) for name in "wgmq")
+    q, g[:4], m[:2], q[2:4] = q * q, 0, (2.0**-64, 2.0**-63), (2.0**-100, 2.0**-99)
+    weights = torch.from_numpy(w.copy())
+    optimizer = kind([weights], 0.01, (0.9, 0.999), 1e-8, 0.1)
+    state = optimizer.state[weights]
+    for name, moment in (("exp_avg", m), ("exp_avg_sq", q)):
+        state[name].copy_(torch.from_numpy(moment))
+    weights.grad = torch.from_numpy(g)
+    optimizer.step()
+    if kind is Adam:
+        g = g + w * decay
+    else:
+        w = w * np.float32(1 - np.float64(rate) * np.float64(decay))
+    m = m * beta1 + g * np.float32(1 - 0.9)
+    m = np.where(np.abs(m) <= 2.0**-64, np.float32(0), m)
+    q = q * beta2 + (g * g) * np.float32(1 - 0.999)
+    q = np.where(q <= 2.0**-100, np.float32(0), q)
+    step = np.float32(np.float64(rate) / (1 - 0.9))
+    w = w - (m / (np.sqrt(q) / np.sqrt(np.float32(1 - 0.999)) + eps)) * step
+    for found, wanted in ((state["exp_avg"], m), (state["exp_avg_sq"], q), (weights, w)):
+        assert np.array_equal(found.numpy(), wanted)
+    assert kind is Adam or (state["exp_avg"][:2] == 0).tolist() == [True, False]
+    assert kind is Adam or (state["exp_avg_sq"][2:4] == 0).tolist() == [True, False]
+
+
+def test_an_element_whose_draw_is_the_threshold_is_dropped(monkeypatch):
+    monkeypatch.setattr(masks, "drawn", lambda *_: torch.tensor([[2**31 - 1, 2**31, 2**31 + 1]]))
+    assert masks.kept(Tape(torch.zeros(1, 3)), [1, 3], 0.5, True, torch.device("cpu")).tolist() == [[True, False, False]]
+
+
+def test_the_smoothed_losses_are_added_over_the_classes_as_a_tree():
+    logits = torch.from_numpy(values("logits", (512, 37)))
+    labels = torch.arange(512) % 37
+    z, total, _ = reference.softmax(logits.numpy())
+    wanted = z[np.arange(512), labels.numpy()] * (1 - 0.1) + reference_tape.tree(z, 1) * (0.1 / 37)
+    assert np.array_equal(loss.Softmax(logits).losses(labels, 0.1).numpy(), reference.log(total * 2.0**-40) - wanted)
+
+
+def test_batch_norm_of_one_value_a_channel_is_refused_as_pytorch_has_it_but_not_of_one_in_each_of_two_shares():
+    for images in (1, 2):
+        tape = Tape(x := torch.ones(1, 3, 1, 1), {}, images)
+        with pytest.raises(ValueError, match="Expected more than 1 value per channel") if images == 1 else contextlib.nullcontext():
+            normalisation.batch_norm(tape, x, None, None, training=True)
+
+
+def test_the_units_of_a_sum_are_one_factor_so_that_no_product_on_the_way_overflows():
+    with torch.inference_mode():
+        pixel, weight = torch.full((1, 1), 255, dtype=torch.uint8), torch.full((1, 1), 1.5 * 2.0**127)
+        assert products.linear(Tape(pixel), pixel, weight).item() == 1.5 * 2.0**127
+        tape, found = Tape(images := torch.zeros(1, 1), {}, 1), {}
+        tape.value(images).learns = True
+        for name, value in (("a", 2.0**120), ("b", 1.0)):
+            x = torch.full((1, 1, 1), value)
+            tape.record(x, (images,), lambda g, name=name: (found.setdefault(name, g), (None,))[1])
+            found[f"x {name}"] = x
+        y = products.matmul(tape, found["x a"], found["x b"])
+        tape.walk_back([(y, torch.full_like(y, 2.0**-30))])
+    assert (found["a"].item(), found["b"].item()) == (2.0**-30, 2.0**90)
