@@ -10,8 +10,8 @@ import pytest
 import torch
 from msgspec import structs
 
-from pipeline import reproduce, sources
-from pipeline.runs import kept, outputs
+from pipeline import params, reproduce, sources
+from pipeline.runs import kept, outputs, provenance
 from tests.conftest import command
 from tests.reproductions import CLASSES, WIDE, claim, content, said, slightly
 
@@ -194,3 +194,10 @@ def test_a_native_run_with_predictions_left_out_is_different(original, here, cap
 def right(row: outputs.Prediction) -> outputs.Prediction:
     """The same test image, recognised."""
     return structs.replace(row, predicted=row.actual)
+
+
+def test_of_the_settings_of_a_training_those_that_are_as_usual_are_not_said():
+    tutorial = {"epochs": 1, "batch_size": 2, "lr": 0.5, "momentum": 0.0, "log_every": 3}
+    assert provenance.chosen(params.Train(**tutorial)) == tutorial
+    recipe = params.Train(**tutorial, optimizer=params.Optimizer(name="adamw"), augment=params.Augment(flip=True), label_smoothing=0.1)
+    assert provenance.chosen(recipe) == {**tutorial, "optimizer.name": "adamw", "augment.flip": True, "label_smoothing": 0.1}

@@ -64,6 +64,13 @@ def flattened(record: msgspec.Struct, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def chosen(train: Train) -> dict[str, Any]:
+    """The settings of a training that every run has, and what else is not as it is by default, those of sections under dotted names."""
+    required = {field.name: getattr(train, field.name) for field in msgspec.structs.fields(train) if field.required}
+    usual = flattened(Train(**required))
+    return {key: value for key, value in flattened(train).items() if key in required or value != usual[key]}
+
+
 def abbreviated(value: object) -> str:
     """A value for a sentence: 12 digits of a digest are enough."""
     text = str(value)
