@@ -86,7 +86,7 @@ def in_place(arguments: Callable[..., Any]) -> Any:
 
 
 def linear(d: Drawing, shape: Shape, number: int) -> Any:
-    out = d.one_of(1, 2, 3, 4, shape[-1], 1, 2, 3, 4, 0 if d.found[number].rows == 1 else 5)
+    out = d.one_of(1, 2, 3, 4, shape[-1], 1, 2, 3, 4, 0 if len(shape) == d.found[number].rows == 1 else 5)
     return (number,), (d.weight(out, shape[-1]), *d.maybe((out,)))
 
 

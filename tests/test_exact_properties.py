@@ -6,9 +6,12 @@ PIPELINE_TEST_NETWORKS is how many networks are drawn; without it the same few h
 from __future__ import annotations
 
 import os
+import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +26,7 @@ from pipeline.exact.engine import Exact
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.group import ALONE, Group
 from pipeline.exact.masks import Draws
+from pipeline.exact.tape import Tape
 from tests import drawn_networks, reference, reference_tape
 from tests.chaos import Chaos
 from tests.drawn_networks import Model, Network, References, Step, compute, networks
@@ -127,9 +131,23 @@ def another_way(network: Network, name: str) -> Found:
 
 
 def workers(network: Network, count: int) -> list[Found]:
-    """With shares cut anywhere, and sums in any order, but for batch norms, whose trees need runs in order."""
-    chaos = None if network.statistics else network.seed
-    return together(Exchange(count, chaos), partial(of_pipeline, network))
+    """With shares cut anywhere, and sums in any order, but for batch norms, whose trees need runs in order.
+
+    Each must know alike how many numbers an image has in a tensor, also where it has no images: that decides how sums are added.
+    """
+    chaos, record, noted = None if network.statistics else network.seed, Tape.record, defaultdict(list)
+
+    def noting(tape: Tape, y: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
+        result = record(tape, y, *arguments, **named)
+        if tape.of_images(y):
+            noted[threading.current_thread()].append(tape.elements(y))
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tape, "record", noting)
+        found = together(Exchange(count, chaos), partial(of_pipeline, network))
+    assert all(elements == next(iter(noted.values())) for elements in noted.values())
+    return found
 
 
 def check(network: Network, ways: Iterable[str], count: int) -> None:
@@ -162,9 +180,10 @@ def kept(
 FOUND = {
     "a layer without outputs": kept(
         (2, 2, 2), [(0, 8), (0,), (3, 0), (3,)], Step("flatten", (0,)), Step("linear", (1,), (0, 1)), Step("linear", (2,), (2, 3))),
-    "a layer without outputs over places": kept(
-        (3, 1, 1), [(0, 1), (0,), (1, 0), (1,), (3, 3)], Step("linear", (0,), (0, 1)), Step("linear", (1,), (2, 3)),
-        Step("flatten", (2,)), Step("linear", (3,), (4,))),
+    "a row without numbers beside one with": kept(
+        (2, 2, 2), [(3, 8), (3,)], Step("slice", (0,), (), (2,)), Step("cat", (1, 0)), Step("rows", (2,), (), (2,)),
+        Step("batch_norm", (3,), (), (None, None, 0, 0.1, 1e-5)), Step("images", (4,), (), (8,)), Step("linear", (5,), (0, 1)),
+        images=1, statistics=(2,)),
     "a layer without inputs": kept(
         (2, 2, 2), [(3, 0), (3,)], Step("slice", (0,), (), (2,)), Step("flatten", (1,)), Step("linear", (2,), (0, 1))),
     "a layer over no places": kept(
@@ -179,6 +198,8 @@ FOUND = {
     "batch norm of no channels": kept(
         (2, 2, 2), [(3, 0), (3,)], Step("slice", (0,), (), (2,)), Step("batch_norm", (1,), (), (None, None, 0, 0.1, 1e-5)),
         Step("flatten", (2,)), Step("linear", (3,), (0, 1)), statistics=(0,)),
+    "a product of the images themselves": kept(
+        (3, 1, 2), [(3, 4)], Step("sequence", (0,)), Step("matmul", (1, 1)), Step("flatten", (2,)), Step("linear", (3,), (0,))),
     "a kernel as large as its one image": kept(
         (3, 5, 4), [(6, 3, 5, 4), (6,), (10, 6), (10,)], Step("conv2d", (0,), (0, 1), ((1, 1), (0, 0), (1, 1), 1)),
         Step("flatten", (1,)), Step("linear", (2,), (2, 3)), images=1),
@@ -206,6 +227,11 @@ class Applied(nn.Module):
 def test_a_softmax_over_no_numbers_is_refused_by_name(form):
     with pytest.raises(Unsupported, match="softmax over no numbers"):
         Exact().logits(Applied(lambda x: form(x.flatten(1)[:, :0], 1)), torch.zeros(2, 3, 4, 4))
+
+
+def test_a_layer_over_places_without_features_is_refused_by_name():
+    with pytest.raises(Unsupported, match="linear of 4 dimensions without features"):
+        Exact().logits(Applied(lambda x: F.linear(x[:, :, :, :0], torch.zeros(5, 0))), torch.zeros(2, 3, 4, 4))
 
 
 def test_a_convolution_without_channels_is_refused_by_name():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import threading
 from functools import partial
 
 import pytest
@@ -18,6 +19,7 @@ from pipeline.exact.errors import Unsupported
 from pipeline.exact.group import ALONE, Group
 from pipeline.exact.initialisation import initial_values
 from pipeline.exact.masks import Draws
+from pipeline.exact.tape import Tape
 from tests.chaos import Chaos
 from tests.dispatched import Names
 from tests.simulated import Exchange, together
@@ -231,3 +233,21 @@ def test_what_works_along_the_images_is_refused_by_name(mix):
     images, labels = drawn()
     with pytest.raises(Unsupported, match="over the images"):
         Exact().loss_and_gradients(Mixing(mix), images, labels, ALONE, IMAGES)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_share_without_images_knows_how_many_numbers_an_image_has_in_every_tensor(name, monkeypatch):
+    network, record, noted = built(name), Tape.record, {}
+
+    def noting(tape, y, *given, **named):
+        result = record(tape, y, *given, **named)
+        if tape.of_images(y):
+            noted.setdefault(threading.current_thread().name, []).append((tape.elements(y), y.shape))
+        return result
+
+    monkeypatch.setattr(Tape, "record", noting)
+    together(Exchange(5), partial(step, network))
+    counts = [[elements for elements, _ in of] for of in noted.values()]
+    assert len(counts) == 5
+    for number, (wanted, found) in enumerate(zip(counts[1], counts[0], strict=True)):
+        assert wanted == found, (number, noted["worker 0"][number], noted["worker 1"][number])

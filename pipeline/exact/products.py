@@ -35,6 +35,8 @@ def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
         raise refusal(f"linear on {x.dim()} dimensions with a weight of {weight.dim()}", "2 and more, with 2")
     x = tape.input(x, "linear")
     if x.dim() > 2:
+        if not x.shape[-1]:
+            raise refusal(f"linear of {x.dim()} dimensions without features", "2, or at least one feature")
         axis = tape.axis(x)
         rows = tape.record(x.flatten(0, -2), (x,), lambda g: (g.reshape(x.shape),), shares=x, axis=None if axis else axis)
         y = linear(tape, rows, weight, bias)
@@ -183,11 +185,13 @@ def _check_batch(operation: Operation, image_terms: int, rows: int) -> None:
 def matmul(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     """The exact form of torch.matmul: of activations a grid a matrix (the last two axes); with a weight [I, O] it is linear."""
     a, b = tape.input(a, "matmul"), tape.input(b, "matmul")
-    if a.dtype != torch.float32 or b.dtype != torch.float32 or a.dim() < 2 or b.dim() < 2:
+    of_bytes = [x.dtype == torch.uint8 and tape.of_images(x) for x in (a, b)]
+    if not all(x.dim() > 1 and (x.dtype == torch.float32 or given) for x, given in zip((a, b), of_bytes, strict=True)):
         raise refusal(f"matmul of {a.dtype} {list(a.shape)} and {b.dtype} {list(b.shape)}", "float32, 2 dimensions and more")
     if b.dim() == 2 and tape.of_images(a) and not tape.of_images(b):
         turned = tape.record(b.t(), (b,), lambda g: (g.t(),), shares=b)
         return linear(tape, a, turned)
+    a, b = elementwise.floats(tape, a, "matmul"), elementwise.floats(tape, b, "matmul")
     if tape.of_images(a) != tape.of_images(b):
         raise refusal("matmul of an activation with a weight of more than 2 dimensions, or on its left", "a weight [I, O] on its right")
     if max(a.shape[-1], a.shape[-2], b.shape[-1]) > TERMS:

@@ -154,8 +154,12 @@ class Tape:
             elif axis != -1:
                 value.elements = first.elements
             elif y.dim() and not y.shape[0]:  # as many rows of each image as the input has
-                x = next(x for x, each in zip(inputs, values, strict=True) if each is first)
-                value.elements = first.elements // max(1, math.prod(x.shape[1:])) * math.prod(y.shape[1:])
+                told = [
+                    each.elements // row
+                    for x, each in zip(inputs, values, strict=True)
+                    if each is not None and each.of_images and (row := _row(x, each.axis))  # without numbers it does not tell
+                ]
+                value.elements = (told[0] if told else 1) * math.prod(y.shape[1:])
             else:
                 value.elements = math.prod(size for size in y.shape if size)
         if learns:
@@ -206,7 +210,7 @@ class Tape:
     def spread(self, y: Tensor) -> None:
         """Note that `y`, the last that was recorded and made of weights alone, has a row for each image."""
         value: Value = y.exact  # type: ignore[attr-defined]
-        value.of_images = True
+        value.of_images, value.elements = True, math.prod(y.shape[1:])
         if value.learns:
             self._over_images.append(self._over_weights.pop())
 
@@ -278,6 +282,11 @@ class Tape:
         _resolve(waiting, group)
         self._walk(self._over_weights)
         return {value.name: value.gradient for value in self._weights.values()}
+
+
+def _row(x: Tensor, axis: int | None) -> int:
+    """Numbers of one row of the images' axis of `x`."""
+    return math.prod(size for i, size in enumerate(x.shape) if i != (axis or 0))
 
 
 def _add(value: Value, gradient: Tensor) -> None:
