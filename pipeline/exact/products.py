@@ -191,7 +191,7 @@ def matmul(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     if b.dim() == 2 and tape.of_images(a) and not tape.of_images(b):
         turned = tape.record(b.t(), (b,), lambda g: (g.t(),), shares=b)
         return linear(tape, a, turned)
-    a, b = elementwise.floats(tape, a, "matmul"), elementwise.floats(tape, b, "matmul")
+    a, b = arithmetic.floats(tape, a, "matmul"), arithmetic.floats(tape, b, "matmul")
     if tape.of_images(a) != tape.of_images(b):
         raise refusal("matmul of an activation with a weight of more than 2 dimensions, or on its left", "a weight [I, O] on its right")
     if max(a.shape[-1], a.shape[-2], b.shape[-1]) > TERMS:
