@@ -1,7 +1,7 @@
-"""`make networks`: docs/networks.md's table of networks that train exactly: every classification builder of torchvision's.
+"""`make networks`: docs/networks.md's table of torchvision's classification networks that train exactly.
 
-Each takes two training steps and an evaluation on three small images, as one share and as two. `python -m tools.networks NAME...` prints
-the rows of some.
+Each takes two training steps and an evaluation on three small images, as one share and as two. `python -m tools.networks NAME...` makes
+the table of some.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _median_error(gradients: list[Tensor | None], right: list[Tensor | None]) ->
 
 
 def main() -> None:
-    """Print the rows of the named networks; without names put those of all into the page. Exit code 2 if one is not exact."""
+    """Put the rows of the named networks, or of all, into the page. Exit code 2 if one is not exact."""
     torch.set_num_threads(1)  # quicker for so few images, and the same bits
     wanted, rows, failed = sys.argv[1:] or names(), [], []
     for name in wanted:
@@ -131,8 +131,7 @@ def main() -> None:
             failed.append(name)
             print(f"{name}: {reason}", file=sys.stderr, flush=True)
         gc.collect()
-    if not sys.argv[1:]:
-        markers.replace(PAGE, "networks", table(rows, failed))
+    markers.replace(PAGE, "networks", table(rows, failed))
     sys.exit(2 if failed else 0)
 
 
@@ -143,8 +142,8 @@ def table(rows: list[Row], failed: list[str]) -> str:
         [f"{r.name}{' (narrower)' * (r.name in NARROWER)}", f"{r.size} x {r.size}", f"{r.weights:,}", str(r.exchanges), f"{r.error:.1e}",
          f"{r.float32_error:.1e}", f"`{r.fingerprint:.12}`"] for r in rows
     ]  # fmt: skip
-    of = f"{len(rows)} of {len(rows) + len(failed)} builders"
-    seen = f"torchvision {torchvision.__version__}, {of}, at {revision.describe(sources.PACKAGE)}."
+    of = f"{len(rows)} of {len(names())} builders"
+    seen = f"torchvision {torchvision.__version__}, {of}, at commit {revision.describe(sources.PACKAGE)}."
     return "\n".join([seen + (f" Not exact: {', '.join(failed)}." if failed else ""), "", *markdown.table(heads, cells)])
 
 
