@@ -103,13 +103,13 @@ def evaluate_kept(folder: Path, device_name: str, batch_size: int) -> bool:
         raise UserError(f"{folder / PREDICTIONS}: {len(run.predictions)} predictions of the {len(data.test_labels)} test images of "
                         f"'{data.name}': damaged; {outputs.again(folder)}")  # fmt: skip
     described = run.identity.provenance
-    if said := models.changed(described.network, described.source):
-        print(said, file=sys.stderr)
     device = devices.select(device_name)
     devices.prepare(device)
     chosen = numerics.select(run.identity.numerics, device)
     with devices.failures_explained(device):
         evaluation = evaluate(run.weights, data, device, chosen, Evaluate(batch_size=batch_size), described.network)
+    if said := models.changed(described.network, described.source):
+        print(said, file=sys.stderr)
     _report(evaluation.metrics, data.name)
     pairs = list(zip(evaluation.predictions, run.predictions, strict=True))
     changed = sum(a.predicted != b.predicted for a, b in pairs)

@@ -149,7 +149,7 @@ def _cells(folder: Path, draw: Draw) -> None:
 
 
 def _tensors(folder: Path, draw: Draw) -> None:
-    name, number = draw(st.sampled_from(["fc1.bias", "w\n", ""])), draw(st.sampled_from([0, 1, math.nan, 6e4]))
+    name, number = draw(st.sampled_from(["fc1.bias", "w", ""])), draw(st.sampled_from([0, 1, math.nan, 6e4]))
     shape, kind = draw(st.sampled_from([(), (0,), (2, 3)])), draw(st.sampled_from(["f2", "f4", "c8"]))
     _other_weights(folder, {name: np.full(shape, number).astype(kind)})
 

@@ -63,7 +63,7 @@ def test_a_run_without_one_of_its_parts_is_refused_by_its_name(whole, name):
 
 def test_a_part_of_another_run_is_refused(whole):
     rows = (whole / HISTORY).read_text().splitlines()
-    (whole / HISTORY).write_text("\n".join([*rows[:-1], rows[-1] + "1"]) + "\n")
+    (whole / HISTORY).write_text("\n".join([*rows[:-1], rows[-1].rpartition(",")[0] + ",0.5"]) + "\n")
     with pytest.raises(UserError, match=r"history.csv: changed after the run, or of another run"):
         runs.load(whole)
 

@@ -273,11 +273,11 @@ def test_the_self_test_names_what_is_set_that_may_have_done_it(monkeypatch):
         self_test.check(CPU)
 
 
-def test_the_doctor_says_that_the_kernels_are_proved_and_lists_the_forms():
+def test_the_doctor_says_that_the_kernels_are_proved_and_counts_the_forms():
     (finding,) = doctor.examine("numerics")
     assert finding.ok
     assert finding.text.startswith("exact-3 is proved on cpu")
-    assert all(name in finding.text for name in registry.FORMS)
+    assert f"; {len(registry.FORMS)} operations have exact forms" in finding.text
     with Planted("float32_sums"), contextlib.suppress(Imprecise):
         (finding,) = doctor.examine("numerics")
     assert not finding.ok

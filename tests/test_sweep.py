@@ -86,7 +86,7 @@ def words(command: str, given: dict[str, list[str]]) -> list[str]:
 
 def test_the_sweep_sees_the_commands_and_their_paths():
     assert {"download", "train", "evaluate", "fingerprint", "compare", "doctor", "predict", "export"} <= set(COMMANDS)
-    assert {name for name, paths in COMMANDS.items() if not paths} == {"download", "train", "doctor"}
+    assert {name for name, paths in COMMANDS.items() if not paths} == {"download", "train", "doctor", "check"}
     assert words("compare", {"html": ["page"]}) == ["compare", "--html", "page", "A", "B"]
     assert words("evaluate", {"run": [""]}) == ["evaluate", "--run", ""]
     assert words("fingerprint", {"runs": ["x"]}) == ["fingerprint", "x"]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline import tensors
 from pipeline.errors import UserError
-from pipeline.exact import library
+from pipeline.exact import arrays
 from pipeline.runs import outputs
 
 ARRAYS = {
@@ -117,7 +117,7 @@ def test_a_name_that_could_be_taken_for_another_has_no_fingerprint(name):
     with pytest.raises(UserError, match=r"^the network: .* is called so; allowed: a name that can be shown and holds no space$"):
         outputs.check_weights({name: np.zeros(0, np.float32)}, "the network")
     with pytest.raises(ValueError, match=r"^a tensor is called .*; a fingerprint is of names that can be shown and hold no space$"):
-        library.of_arrays({name: np.zeros(0, np.float32)})
+        arrays.fingerprint({name: np.zeros(0, np.float32)})
 
 
 def test_a_type_that_numpy_lacks_is_refused(tmp_path):
