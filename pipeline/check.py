@@ -142,11 +142,7 @@ def trained(network: nn.Module, subject: Subject, noted: Noted | None = None) ->
 
 
 def trained_in_shares(network: nn.Module, subject: Subject, count: int) -> tuple[str, int]:
-    """The same in so many shares: the hash, and how often in a step the workers exchange something.
-
-    Raises:
-        UserError: the workers' weights differ.
-    """
+    """The same in so many shares: the hash, or that the workers' weights differ; and how often in a step they exchange something."""
     shared = _Shared(count)
 
     def one(rank: int) -> str:
@@ -243,7 +239,7 @@ def subject_of(params: Params, name: str | None) -> Subject:
     Raises:
         UserError: the data set cannot be read.
     """
-    model = params.model if name is None else msgspec.structs.replace(params.model, name=name, arguments={})
+    model = params.model if name is None or name == params.model.name else msgspec.structs.replace(params.model, name=name, arguments={})
     data = params.data
     if data.source != "synthetic" and dataset.DATASET.exists():
         described = dataset.load().description
