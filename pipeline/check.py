@@ -11,11 +11,9 @@ import hashlib
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +33,7 @@ from pipeline.exact.draws import random_integers
 from pipeline.exact.engine import Exact
 from pipeline.exact.group import ALONE, Group
 from pipeline.exact.masks import Draws
+from pipeline.exact.threads import Exchange, together
 from pipeline.machine import OLDEST_INSTRUCTIONS
 from pipeline.models import Shape
 from pipeline.params import Model, Params
@@ -100,39 +99,6 @@ class _Counting(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Shared:
-    """What the workers of a group of threads hand to each other."""
-
-    def __init__(self, count: int) -> None:
-        self.count, self.calls = count, 0
-        self.barrier = threading.Barrier(count)
-        self.given: list[Any] = [None] * count
-
-
-class _Worker(Group):
-    """One of several workers that are threads of this process."""
-
-    def __init__(self, shared: _Shared, rank: int) -> None:
-        self._shared, self.rank, self.count = shared, rank, shared.count
-
-    def _of_all(self, mine: Tensor) -> Tensor:
-        shared = self._shared
-        shared.calls += self.rank == 0
-        shared.given[self.rank] = mine
-        shared.barrier.wait()
-        stacked = torch.stack(shared.given)
-        shared.barrier.wait()
-        return stacked
-
-    def maximum(self, magnitudes: Tensor) -> Tensor:
-        """As the base's."""
-        return self._of_all(magnitudes).amax(0)
-
-    def total(self, sums: Tensor) -> Tensor:
-        """As the base's. Integers, so their order does not matter."""
-        return self._of_all(sums).sum(0)
-
-
 # --- the proof ---------------------------------------------------------------------------------------------------
 
 
@@ -143,26 +109,13 @@ def trained(network: nn.Module, subject: Subject, noted: Noted | None = None) ->
 
 def trained_in_shares(network: nn.Module, subject: Subject, count: int) -> tuple[str, int]:
     """The same in so many shares: the hash, or that the workers' weights differ; and how often in a step they exchange something."""
-    shared = _Shared(count)
-
-    def one(rank: int) -> str:
-        try:
-            return _steps(copy.deepcopy(network), subject, _Worker(shared, rank))[0]
-        except BaseException:
-            shared.barrier.abort()
-            raise
-
-    threads = torch.get_num_threads()
+    exchange, threads = Exchange(count), torch.get_num_threads()
     torch.set_num_threads(1)  # each worker's own would wait for each other
     try:
-        with ThreadPoolExecutor(count) as pool:
-            futures = [pool.submit(one, rank) for rank in range(count)]
+        hashes = set(together(exchange, lambda group: _steps(copy.deepcopy(network), subject, group)[0]))
     finally:
         torch.set_num_threads(threads)
-    if errors := [error for future in futures if (error := future.exception())]:
-        raise next((error for error in errors if not isinstance(error, threading.BrokenBarrierError)), errors[0])
-    hashes = {future.result() for future in futures}
-    return hashes.pop() if len(hashes) == 1 else "the workers have other weights than each other", shared.calls // STEPS
+    return hashes.pop() if len(hashes) == 1 else "the workers have other weights than each other", exchange.calls.total() // STEPS
 
 
 def _steps(network: nn.Module, subject: Subject, group: Group, noted: Noted | None = None) -> tuple[str, nn.Module]:

@@ -3,56 +3,38 @@
 from __future__ import annotations
 
 import random
-import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
 
 import torch
 
+from pipeline.exact import threads
+from pipeline.exact.threads import Result
 from pipeline.workers import Group
 from tests import goldens
 from tests.goldens import Weights
 from tests.steps import drawn_set, trainer
 
-Result = TypeVar("Result")
 
-
-class Exchange:
-    """What the workers of a group hand to each other; `chaos` is a seed, None for the plain order."""
+class Exchange(threads.Exchange):
+    """`chaos` is a seed, None for the plain order."""
 
     def __init__(self, count: int, chaos: int | None = None) -> None:
-        self.count, self.chaos = count, chaos
-        self.calls: Counter[str] = Counter()
-        """Collectives so far, by name, as worker 0 counts them."""
-        self._barrier = threading.Barrier(count)
-        self._given: list[Any] = [None] * count
+        super().__init__(count)
+        self.chaos = chaos
 
     def draw(self, *what: object) -> random.Random:
         """Equal for equal names."""
         return random.Random(f"{self.chaos} {what}")
 
-    def of_all(self, rank: int, mine: torch.Tensor, name: str) -> list[torch.Tensor]:
-        """What all hand in at this call, by rank."""
-        if rank == 0:
-            self.calls[name] += 1
-        self._given[rank] = mine
-        self._barrier.wait()
-        given = list(self._given)
-        self._barrier.wait()
-        return given
 
-    def give_up(self) -> None:
-        """Let none wait for one that failed."""
-        self._barrier.abort()
-
-
-class Simulated(Group):
+class Simulated(threads.Worker):
     """One of them. With chaos each worker adds in an order and a grouping of its own, and shares are cut anywhere and dealt to anyone."""
 
+    exchange: Exchange
+
     def __init__(self, exchange: Exchange, rank: int) -> None:
-        self.exchange, self.rank, self.count, self.shares, self.sums = exchange, rank, exchange.count, 0, 0
+        super().__init__(exchange, rank)
+        self.shares, self.sums = 0, 0
 
     def share(self, images: int) -> slice:
         if self.exchange.chaos is None:
@@ -62,9 +44,6 @@ class Simulated(Group):
         cuts = [0, *sorted(draw.randint(0, images) for _ in range(self.count - 1)), images]
         dealt = draw.sample(range(self.count), self.count)[self.rank]
         return slice(cuts[dealt], cuts[dealt + 1])
-
-    def maximum(self, magnitudes: torch.Tensor) -> torch.Tensor:
-        return torch.stack(self.exchange.of_all(self.rank, magnitudes, "maximum")).amax(0)
 
     def total(self, sums: torch.Tensor) -> torch.Tensor:
         parts = self.exchange.of_all(self.rank, sums, "total")
@@ -82,21 +61,7 @@ class Simulated(Group):
 
 def together(exchange: Exchange, work: Callable[[Group], Result]) -> list[Result]:
     """What `work` gives each worker, by rank; the first error of any is raised."""
-
-    def one(rank: int) -> Result:
-        threading.current_thread().name = f"worker {rank}"
-        try:
-            return work(Simulated(exchange, rank))
-        except BaseException:
-            exchange.give_up()
-            raise
-
-    with ThreadPoolExecutor(exchange.count) as pool:
-        futures = [pool.submit(one, rank) for rank in range(exchange.count)]
-    errors = [error for future in futures if (error := future.exception())]
-    if errors:
-        raise next((error for error in errors if not isinstance(error, threading.BrokenBarrierError)), errors[0])
-    return [future.result() for future in futures]
+    return threads.together(exchange, work, Simulated)
 
 
 class Workers(goldens.Pipeline):
