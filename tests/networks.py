@@ -10,6 +10,21 @@ from pipeline import numerics
 from pipeline.workers import ALONE, Group
 from tests.steps import CPU, drawn_set
 
+OWN_FILE = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.layer = nn.Linear(3072, classes)
+
+    def forward(self, x):
+        return self.layer(x.flatten(1))
+"""
+"""A user's file with a small network, for images of 3 x 32 x 32."""
+
 
 class Viewed(nn.Module):
     """A last layer that views its input as rows, as the tutorial's model does, but straight after a convolution."""

@@ -17,6 +17,7 @@ from pipeline.training import stage
 from pipeline.training.trainer import Trainer
 from tests.conftest import ROOT
 from tests.kept_runs import DATA
+from tests.networks import OWN_FILE
 from tests.steps import CPU, drawn_set, run_steps, trained_fingerprint
 from tests.steps import trainer as trainer_of
 
@@ -78,29 +79,14 @@ def test_what_will_be_refused_at_the_end_is_refused_before_any_step(layer, said,
     assert reached == [1] * (said is None)
 
 
-OWN = """
-import torch
-from torch import nn
-
-
-class Net(nn.Module):
-    def __init__(self, classes):
-        super().__init__()
-        self.layer = nn.Linear(3072, classes)
-
-    def forward(self, x):
-        return self.layer(x.flatten(1))
-"""
-
-
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
     """Writes a network, the usual one with a piece of it replaced, and makes the trainer of it."""
     monkeypatch.chdir(tmp_path)
 
     def make(old: str = "", new: str = "", version: str = "exact", name: str = "networks/mine.py:Net") -> Trainer:
-        assert old in OWN
-        files.write_text(tmp_path / "networks" / "mine.py", OWN.replace(old, new) if old else OWN)
+        assert old in OWN_FILE
+        files.write_text(tmp_path / "networks" / "mine.py", OWN_FILE.replace(old, new) if old else OWN_FILE)
         train = Train(epochs=1, batch_size=10, lr=0.01, momentum=0.9, log_every=1)
         devices.prepare(CPU)
         return Trainer(drawn_set(20), CPU, 0, numerics.select(version, CPU), train, network=Model(name=name))

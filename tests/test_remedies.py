@@ -22,22 +22,11 @@ from pipeline.runs.provenance import Provenance
 from tests import kept_runs
 from tests.conftest import ROOT
 from tests.dvc_clone import attempt, make, sh
+from tests.networks import OWN_FILE
 from tests.steps import drawn_set
 
 pytestmark = pytest.mark.fault(73)
 NAME = "networks/own.py:Net"
-NET = """
-from torch import nn
-
-
-class Net(nn.Module):
-    def __init__(self, classes):
-        super().__init__()
-        self.layer = nn.Linear(3072, classes)
-
-    def forward(self, x):
-        return self.layer(x.flatten(1))
-"""
 
 
 @pytest.fixture
@@ -123,7 +112,7 @@ def test_a_synthetic_set_of_another_shape_is_not_asked_of_anybodys_folder():
 @pytest.fixture
 def own(here) -> Path:
     """A run of a network in a file, and the set that it was trained on."""
-    files.write_text(here / "networks" / "own.py", NET)
+    files.write_text(here / "networks" / "own.py", OWN_FILE)
     data, model = drawn_set(20), Model(name=NAME)
     data.save()
     weights = {name: t.numpy() for name, t in models.build(model, data.shape, len(data.classes), 0).state_dict().items()}
