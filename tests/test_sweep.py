@@ -1,4 +1,4 @@
-"""Every command against every state of its streams, its paths and its environment: no case here is thought of by name.
+"""Every command against every state of its paths, and every way to spoil a picture: no case here is thought of by name.
 
 The commands and their paths are read from the command line itself, so a new command is swept from its first day. What must hold
 each time: no traceback, an exit code that docs/faults.md lists, no verdict that is not one, nothing written outside the workspace.
@@ -7,81 +7,23 @@ each time: no traceback, an exit code that docs/faults.md lists, no verdict that
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 import re
 import select
-import shutil
 import signal
 import subprocess
-import sys
 import threading
-import typing
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.models import OptionInfo
 
 from pipeline import cli, files
-from tests import folders, kept_runs, network_runs
-from tests.conftest import ROOT, own_files
+from tests import folders, network_runs
+from tests.sweeping import COMMANDS, LIMIT_SECONDS, check, make_runs, watched, words
 
 pytestmark = pytest.mark.fault(63)
-
-SLOW = {"train", "demo", "doctor", "predict", "reproduce"}
-"""Commands that import PyTorch: swept over fewer cases, but for `evaluate`, which stands for them."""
-IN_PLACE_OF = {"runs": ["A", "B"], "folders": ["A", "B"], "run": ["A"], "images": ["no-image.png"], "to": ["A/model.onnx"]}
-"""What a path that is not the one in question is, by the parameter's name; any other is left out, or is A where it is required."""
-ANSWERED = (0, 2, 3)
-LIMIT_SECONDS = 120
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A path that a command takes."""
-
-    name: str
-    option: str | None
-    """Its option; None for an argument."""
-    required: bool
-    several: bool
-
-
-def commands() -> dict[str, list[Parameter]]:
-    """Command -> the paths that it takes, from the functions that typer calls."""
-    by_command = {}
-    for registered in cli.app.registered_commands:
-        function = registered.callback
-        hints = typing.get_type_hints(function, include_extras=True)
-        paths = []
-        for name, parameter in inspect.signature(function).parameters.items():
-            annotation, info = (
-                typing.get_args(hints[name])[:2] if typing.get_origin(hints[name]) is typing.Annotated else (hints[name], None)
-            )
-            if "Path" in str(annotation) or name == "images":
-                named = getattr(info, "param_decls", None) or ()
-                option = next((word for word in named if word.startswith("--")), f"--{name.replace('_', '-')}")
-                required = parameter.default is inspect.Parameter.empty
-                paths.append(Parameter(name, option if isinstance(info, OptionInfo) else None, required, "list" in str(annotation)))
-        by_command[registered.name or function.__name__.replace("_", "-")] = paths
-    return by_command
-
-
-COMMANDS = commands()
-
-
-def words(command: str, given: dict[str, list[str]]) -> list[str]:
-    """The command line with these paths, and others where they are needed."""
-    line = [command]
-    for parameter in sorted(COMMANDS[command], key=lambda parameter: parameter.option is None):
-        values = given.get(parameter.name) or IN_PLACE_OF.get(parameter.name) or (["A"] if parameter.required else [])
-        for value in values if parameter.several else values[:1]:
-            line += [parameter.option, value] if parameter.option else [value]
-    return line
 
 
 def test_the_sweep_sees_the_commands_and_their_paths():
@@ -92,51 +34,14 @@ def test_the_sweep_sees_the_commands_and_their_paths():
     assert words("fingerprint", {"runs": ["x"]}) == ["fingerprint", "x"]
 
 
-# --- the workspace -------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two kept runs whose weights are identical, A and B, and a params.yaml that needs no network and finds no data."""
-    folder = tmp_path_factory.mktemp("runs")
-    settings = (ROOT / "params.yaml").read_text()
-    (folder / "params.yaml").write_text(settings.replace("source: cifar10", "source: folder"))
-    with contextlib.chdir(folder):
-        for name, hardware in {"A": "A processor", "B": "Another processor"}.items():
-            shutil.move(kept_runs.keep(hardware=hardware), name)
-        shutil.rmtree("runs")
-        shutil.rmtree(".cache")
-    return folder
+    return make_runs(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture
 def workspace(runs, tmp_path, monkeypatch) -> Iterator[Path]:
-    """A copy of `runs` to work in; beside it and in the project nothing may change, and no special file may become another."""
-    folder = tmp_path / "workspace"
-    shutil.copytree(runs, folder)
-    for name in ("home", "beside"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "file").write_text(name)
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(folder / "site"))
-    before, special = own_files(), {path: os.stat(path).st_rdev for path in ("/dev/null", "/dev/full")}
-    yield folder
-    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if folder not in (path, *path.parents)} == {
-        "home",
-        "home/file",
-        "beside",
-        "beside/file",
-    }
-    assert [(tmp_path / name / "file").read_text() for name in ("home", "beside")] == ["home", "beside"]
-    assert own_files() == before
-    assert {path: os.stat(path).st_rdev for path in special} == special
-
-
-def check(line: list[str], code: int, out: str, said: str, allowed: tuple[int, ...]) -> None:
-    shown = f"{line}: exit code {code}\n{out}\n{said}"
-    assert code in allowed, shown
-    assert "Traceback" not in out + said, shown
+    yield from watched(runs, tmp_path, monkeypatch)
 
 
 # --- paths: in this process, for PyTorch is imported once ----------------------------------------------------------------
@@ -282,121 +187,3 @@ def test_wherever_a_picture_is_cut_or_a_bit_of_it_is_changed_it_is_answered_or_r
     assert re.match(f"error: {spoilt}: .+; mend it, or take it out of the folder\\Z", capfd.readouterr().err.splitlines()[-1])
     spoilt.unlink()
     assert answer(["download"]) == 0
-
-
-# --- streams and variables: each in a process of its own, two at a time -----------------------------------------------------
-
-STREAMS = {
-    "closed": (">&- 2>&-", ANSWERED),
-    "full": (">/dev/full 2>/dev/full", (2, 74)),
-    "read by nobody": ("2>&1 | true", (2, 141)),
-}
-NONSENSE = {
-    # PyTorch and its libraries: those that it may die of, one at a time
-    "TORCH_LOGS": "nonsense", "ATEN_CPU_CAPABILITY": "nonsense",
-    "TORCH_CPP_LOG_LEVEL": "nonsense", "TORCH_TRACE": "/no/such/folder", "TORCH_DEVICE_BACKEND_AUTOLOAD": "nonsense",
-    "CUDA_VISIBLE_DEVICES": "nonsense", "CUBLAS_WORKSPACE_CONFIG": "nonsense", "CUDA_LAUNCH_BLOCKING": "nonsense",
-    "MKL_NUM_THREADS": "nonsense", "MKL_CBWR": "nonsense", "ONEDNN_MAX_CPU_ISA": "nonsense",
-    # OpenMP
-    "OMP_NUM_THREADS": "nonsense", "OMP_WAIT_POLICY": "nonsense", "OMP_PROC_BIND": "nonsense", "OMP_STACKSIZE": "nonsense",
-    "OMP_SCHEDULE": "nonsense", "OMP_THREAD_LIMIT": "0", "GOMP_SPINCOUNT": "nonsense",
-    # DVC, Git, Python's libraries, the terminal, us
-    "DVC_SITE_CACHE_DIR": "/proc/no/such", "DVC_GLOBAL_CONFIG_DIR": "/dev/null", "DVC_SYSTEM_CONFIG_DIR": "/dev/null",
-    "DVC_ROOT": "/no/such",
-    "DVC_STAGE": "nonsense", "DVC_NO_ANALYTICS": "nonsense", "GIT_DIR": "/dev/null", "GIT_WORK_TREE": "/no/such",
-    "GIT_CONFIG_COUNT": "nonsense",
-    "GIT_INDEX_FILE": "/dev/null", "TERM": "nonsense", "COLUMNS": "nonsense", "LINES": "-1", "LANG": "nonsense", "LC_ALL": "nonsense",
-    "TZ": "nonsense", "HOME": "/no/such", "TMPDIR": "/no/such", "PATH": "", "http_proxy": "nonsense", "PIPELINE_CIFAR10_MIRROR": "nonsense",
-    "FORCE_COLOR": "nonsense", "NO_COLOR": "",
-}  # fmt: skip
-OF_PYTORCH = list(NONSENSE)[: list(NONSENSE).index("DVC_SITE_CACHE_DIR")]
-DEADLY = ["TORCH_LOGS"]
-WORKERS = (
-    "WORLD_SIZE",
-    "RANK",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "GLOO_SOCKET_IFNAME",
-    "PIPELINE_WORKERS_TIMEOUT",
-)
-WIDTHS = ("0", "1", "-1", "5", "7", "019", "100000", "nonsense", "9" * 30, "8e1", "\u0664\u0664")
-"""What COLUMNS and LINES may be set to from outside."""
-
-
-NO_DVC = """
-import os, subprocess
-start = subprocess.Popen.__init__
-def quick(process, command, *rest, **options):
-    if any("dvc" in str(word) for word in command):
-        command = ["false"]
-    start(process, command, *rest, **options)
-subprocess.Popen.__init__ = quick
-"""
-"""What each process runs first: DVC fails there."""
-
-
-def started(line: list[str], redirection: str, variables: dict[str, str]) -> tuple[int, str, str]:
-    """The exit code of a command in a process of its own, in which DVC fails, and what it prints."""
-    environment = {**os.environ, "PYTHONPATH": f"{Path.cwd()}/site-packages:{ROOT}", **variables}
-    script = [
-        "/bin/bash",
-        "-c",
-        f'set -o pipefail; {"" if "|" in redirection else "exec"} "$@" {redirection}',
-        "bash",
-        sys.executable,
-        "-m",
-        "pipeline",
-        *line,
-    ]
-    done = subprocess.run(script, capture_output=True, env=environment, timeout=LIMIT_SECONDS)
-    return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
-
-
-def sweep(cases: list[tuple[list[str], str, dict[str, str], tuple[int, ...]]]) -> None:
-    """Start the commands with these redirections and variables; each must end with one of these exit codes."""
-    Path("site-packages").mkdir(exist_ok=True)
-    Path("site-packages", "sitecustomize.py").write_text(NO_DVC)
-    with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(lambda case: started(*case[:3]), cases))
-    for (line, redirection, variables, allowed), (code, out, said) in zip(cases, answers, strict=True):
-        told = [*line, redirection, *(list(variables) if len(variables) < 3 else ["many variables"])]
-        check(told, code, out, said, allowed)
-        if line[0] in ("compare", "reproduce"):
-            assert code != 3, f"{told}: nothing here is different, exit code {code}"
-
-
-@pytest.mark.parametrize("state", STREAMS)
-def test_no_state_of_the_streams_gives_a_traceback_or_a_false_verdict(state, workspace):
-    redirection, allowed = STREAMS[state]
-    swept = [command for command in COMMANDS if command not in SLOW or state != "read by nobody"]
-    sweep([(words(command, {}), redirection, {}, allowed) for command in swept])
-
-
-def test_no_nonsense_in_the_variables_gives_a_traceback_or_a_false_verdict_alone(workspace):
-    """Those that PyTorch may die of one at a time, its others several at a time; what is not PyTorch's in turn on every command."""
-    others = [name for name in NONSENSE if name not in OF_PYTORCH]
-    lines = [words(command, {}) for command in COMMANDS if command not in {*SLOW, "evaluate"}]
-    harmless = [name for name in OF_PYTORCH if name not in DEADLY]
-    groups = [[name] for name in DEADLY] + [harmless[first::4] for first in range(4)]
-    cases = [(["evaluate", "--run", "A"], "", {name: NONSENSE[name] for name in group}, (2,)) for group in groups]
-    cases += [(lines[number % len(lines)], "", {name: NONSENSE[name]}, ANSWERED) for number, name in enumerate(others)]
-    cases += [(["compare", "A", "B"], "", {name: NONSENSE[name]}, (0,)) for name in DEADLY]
-    sweep(cases)
-
-
-def test_no_nonsense_in_the_variables_gives_a_traceback_or_a_false_verdict_together(workspace):
-    harmless = {name: value for name, value in NONSENSE.items() if name not in DEADLY}
-    sweep([(words(command, {}), "", harmless, ANSWERED) for command in COMMANDS])
-    blank = dict.fromkeys([*NONSENSE, *WORKERS], "")
-    sweep([(words(command, {}), "", blank, ANSWERED) for command in COMMANDS if command not in SLOW - {"train"}])
-
-
-@pytest.mark.fault(66)
-def test_no_width_that_is_set_from_outside_gives_a_traceback_or_a_column_of_letters(workspace):
-    cases = [(words("compare", {}), "", {"COLUMNS": width, "LINES": width}, (0,)) for width in WIDTHS]
-    sweep([*cases, *((["--help"], "", {"COLUMNS": width, "LINES": width}, (0,)) for width in WIDTHS)])
-    lines = [started(words("compare", {}), "", {"COLUMNS": width})[1].splitlines() for width in ("1", "20", "80")]
-    assert lines[0] == lines[2], "what says nothing is not set"
-    assert [max(map(len, of)) > 30 for of in lines] == [True] * 3
