@@ -27,7 +27,7 @@ class Exchange(threads.Exchange):
         return random.Random(f"{self.chaos} {what}")
 
 
-class Simulated(threads.Worker):
+class Simulated(threads.Worker, Group):
     """One of them. With chaos each worker adds in an order and a grouping of its own, and shares are cut anywhere and dealt to anyone."""
 
     exchange: Exchange
