@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline.exact import convolutions, hardware, products, reductions
+from pipeline.exact import convolutions, hardware, products, reductions, rows
 from pipeline.exact.engine import Exact
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.group import ALONE, Group
@@ -111,8 +111,8 @@ def short_sums(patch: pytest.MonkeyPatch, terms: int = 24) -> None:
 
 
 def an_image_at_a_time(patch: pytest.MonkeyPatch) -> None:
-    for operation in (reductions.Matmul, reductions.Convolution):
-        patch.setattr(operation, "images_at_once", 1)
+    for operation in (reductions.Matmul, reductions.Convolution, rows.ConvolutionByRows):
+        patch.setattr(operation, "images_at_once", lambda *shapes: 1)
 
 
 def in_another_order(patch: pytest.MonkeyPatch) -> Chaos:

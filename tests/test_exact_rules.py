@@ -13,7 +13,8 @@ from pipeline.exact.draws import random_integers
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.group import ALONE
 from pipeline.exact.optimizers import SGD, Adam, AdamW
-from pipeline.exact.reductions import BYTE_TERMS, TERMS, Convolution, ConvolutionByRows, Matmul
+from pipeline.exact.reductions import BYTE_TERMS, TERMS, Convolution, Matmul
+from pipeline.exact.rows import ConvolutionByRows
 from pipeline.exact.tape import Tape
 from tests import reference, reference_tape
 from tests.steps import ints

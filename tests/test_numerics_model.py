@@ -14,6 +14,7 @@ from pipeline.evaluation import evaluate
 from pipeline.exact.draws import random_integers
 from pipeline.exact.engine import Exact
 from pipeline.exact.reductions import Convolution, Matmul
+from pipeline.exact.rows import ConvolutionByRows
 from pipeline.params import Evaluate
 from tests.chaos import Chaos
 from tests.networks import batch, equal, own_network, step
@@ -65,8 +66,8 @@ def test_evaluation_gives_the_same_metrics_and_predictions_with_any_batch_size_a
 def test_the_weights_do_not_change_with_the_number_of_images_computed_at_once(at_once, monkeypatch):
     data = drawn_set(130)
     plain = trained_fingerprint(steps=2, data=data, batch_size=130)
-    for operation in (Convolution, Matmul):
-        monkeypatch.setattr(operation, "images_at_once", at_once)
+    for operation in (Convolution, ConvolutionByRows, Matmul):
+        monkeypatch.setattr(operation, "images_at_once", lambda *shapes: at_once)
     assert trained_fingerprint(steps=2, data=data, batch_size=130) == plain
 
 

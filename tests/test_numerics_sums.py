@@ -15,12 +15,10 @@ from pipeline.exact.reductions import (
     BYTE_TERMS,
     TERMS,
     Convolution,
-    ConvolutionByRows,
-    ConvolutionByTurnedRows,
     ConvolutionOfChannels,
     Matmul,
-    in_lines,
 )
+from pipeline.exact.rows import ConvolutionByRows, ConvolutionByTurnedRows, in_lines
 from tests.chaos import Chaos
 from tests.steps import ints
 
@@ -93,6 +91,28 @@ def test_the_fast_convolution_gives_the_same_sums_in_float32_where_that_holds_th
     assert torch.equal(FAST.forward(rows, w.float()).double(), y)
     assert torch.equal(FAST.input_gradient(g.float(), w.float(), x.shape).double(), PLAIN.input_gradient(g, w, x.shape))
     assert torch.equal(FAST.weight_gradient(g.float(), rows, w.shape).double(), PLAIN.weight_gradient(g, plain, w.shape))
+
+
+@pytest.mark.parametrize("channels", [2, 17])  # few, and not
+@pytest.mark.parametrize(("stride", "padding", "kernel", "size"), [
+    ((1, 1), (1, 1), (3, 3), (5, 4)), ((1, 1), (2, 0), (5, 3), (3, 6)), ((2, 2), (1, 1), (3, 3), (8, 8)), ((2, 2), (1, 1), (3, 3), (7, 9)),
+    ((2, 2), (0, 0), (1, 1), (7, 8)), ((3, 3), (0, 0), (1, 1), (2, 2)), ((2, 1), (0, 1), (1, 3), (5, 5)), ((1, 3), (1, 2), (2, 4), (6, 10)),
+    ((4, 4), (2, 2), (3, 3), (11, 12)), ((4, 2), (0, 0), (4, 2), (4, 3)), ((3, 2), (1, 1), (2, 2), (1, 1)),
+    ((2, 2), (3, 3), (7, 7), (9, 14)),
+])  # fmt: skip
+def test_convolution_by_rows_gives_the_sums_of_the_plain_one_for_any_stride_and_padding(stride, padding, kernel, size, channels):
+    plain, rows = Convolution(stride, padding), ConvolutionByRows(stride, padding)
+    x, w = ints("x", 19, 3, channels, *size), ints("w", 19, 5, channels, *kernel)
+    of_plain, of_rows = plain.operand(x, w.shape), rows.operand(x, w.shape)
+    y = plain.forward(of_plain, w)
+    assert torch.equal(rows.forward(of_rows, w), y)
+    g = ints("g", 16, *y.shape)
+    assert torch.equal(rows.input_gradient(g, w, x.shape), plain.input_gradient(g, w, x.shape))
+    assert torch.equal(rows.weight_gradient(g, of_rows, w.shape), plain.weight_gradient(g, of_plain, w.shape))
+    pixels = torch.from_numpy(random_integers("bytes", 256, x.numel()).astype(np.uint8)).view(x.shape)
+    of_plain, of_rows = plain.operand(pixels, w.shape), rows.operand(pixels, w.shape)
+    assert torch.equal(rows.forward_bytes(of_rows, w).float(), plain.forward_bytes(of_plain, w).float())
+    assert torch.equal(rows.weight_gradient(g, of_rows, w.shape), plain.weight_gradient(g, of_plain, w.shape))
 
 
 @pytest.mark.parametrize("operation", [PLAIN, Convolution((2, 1), (1, 2), (1, 2)), Convolution((3, 3))])
@@ -200,8 +220,9 @@ def test_a_convolutions_sums_longer_than_float64_holds_are_added_in_int64(monkey
 def test_the_fast_convolution_is_chosen_where_it_applies_and_float64_holds_its_sums():
     x, w = torch.zeros(1, 3, 32, 32), torch.Size((6, 3, 5, 5))
     once = (1, 1), (0, 0), (1, 1)
-    assert isinstance(convolution(*once, 1, x, w, TERMS), ConvolutionByRows)
-    for stride, padding, dilation in (((2, 2), (0, 0), (1, 1)), ((1, 1), (0, 0), (2, 1)), ((1, 1), (0, 5), (1, 1))):
+    for strided in (once, ((2, 3), (4, 1), (1, 1))):
+        assert isinstance(convolution(*strided, 1, x, w, TERMS), ConvolutionByRows)
+    for stride, padding, dilation in (((1, 1), (0, 0), (2, 1)), ((1, 1), (0, 5), (1, 1))):
         assert type(convolution(stride, padding, dilation, 1, x, w, TERMS)) is Convolution
     assert type(convolution(*once, 3, x, torch.Size((3, 1, 5, 5)), TERMS)) is ConvolutionOfChannels
     assert type(convolution(*once, 3, x, torch.Size((6, 1, 5, 5)), TERMS)) is Convolution

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.exact.grid import BYTE_BITS, OPERAND_BITS
-from pipeline.exact.reductions import ConvolutionByRows
+from pipeline.exact.rows import ConvolutionByRows
 
 BITS, DIGITS = 7, 3
 assert BITS * DIGITS - 1 > OPERAND_BITS

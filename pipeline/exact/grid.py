@@ -19,7 +19,7 @@ FLOAT64_BITS = 53
 INT64_BITS = 63
 """Integers below 2^63 are int64s."""
 OPERAND_BITS = 19
-"""Bits of every operand besides its sign, always. 19 is what two float32 slices carry against bytes (see reductions.py)."""
+"""Bits of every operand besides its sign, always. 19 is what two float32 slices carry against bytes (see rows.py)."""
 BYTE_BITS = 8
 FLOOR = 2.0**-40
 """The largest magnitude of a group counts as at least this: the units of two operands multiply to 2^-116 or more, so no result
@@ -60,8 +60,10 @@ def channel_magnitudes(x: Tensor) -> Tensor:
     """The largest magnitude of each channel of each image in `x` [N, O, ...], or FLOOR: float32 [N, O]; NaN where there is one."""
     if not x.numel():
         return x.new_full(x.shape[:2], FLOOR)
-    magnitudes = x.abs()
-    return (magnitudes.amax(tuple(range(2, x.dim()))) if x.dim() > 2 else magnitudes).clamp_min_(FLOOR)
+    if x.dim() == 2:
+        return x.abs().clamp_min_(FLOOR)
+    of_places = tuple(range(2, x.dim()))
+    return torch.cat([x[:, channels].abs().amax(of_places) for channels in hardware.channels_at_once(x)], 1).clamp_min_(FLOOR)
 
 
 def largest(magnitudes: Tensor) -> Tensor:

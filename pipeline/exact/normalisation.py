@@ -6,12 +6,12 @@ Every sum is a tree of float64 additions (trees.py). Batch norm's over the image
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from pipeline.exact import arithmetic, transcendental
+from pipeline.exact import arithmetic, hardware, transcendental
 from pipeline.exact.errors import refusal
 from pipeline.exact.tape import Gradient, Tape
 from pipeline.exact.trees import over_images, tree
@@ -33,20 +33,30 @@ def batch_norm(
     if learning and count == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)}")
 
-    def per_channel(x: Tensor) -> Tensor:
-        """Sums over places, images and workers: float64 [C]."""
-        sums = tree(x, *range(2, x.dim())) if x.dim() > 2 else x
+    some = hardware.channels_at_once(x)
+
+    def per_channel(*products: Callable[[slice], Tensor]) -> Sequence[Tensor]:
+        """Sums over places, images and workers of what each gives of some channels: float64 [C] each, by one exchange."""
+        sums = torch.cat([tree(product(channels), *range(2, x.dim())) for product in products for channels in some], 1)
         if rows > 1:
             sums = tree(sums.unflatten(0, (-1, rows)), 1)
-        return over_images(sums, tape.batch_images, tape.group)
+        return over_images(sums, tape.batch_images, tape.group).tensor_split(len(products))
+
+    def affine(a: Tensor, b: Tensor, *more: tuple[Tensor, Tensor]) -> Tensor:
+        """X times a, plus b, plus each other tensor times its factor, by channel: some channels at a time, which stay in the caches."""
+        y = torch.empty_like(x)
+        of_a, of_b, *factors = (by_channel(values, x) for values in (a, b, *(factor for _, factor in more)))
+        for channels in some:
+            part = torch.mul(x[:, channels], of_a[:, channels], out=y[:, channels]).add_(of_b[:, channels])
+            for (other, _), factor in zip(more, factors, strict=True):
+                part.add_(other[:, channels] * factor[:, channels])
+        return y
 
     given = [None if t is None else tape.input(t, "batch_norm") for t in (weight, bias)]
     gamma, beta = (None if t is None else t.double() for t in given)
     n = torch.full((x.shape[1],), float(count), dtype=torch.float64, device=x.device)
     if learning:
-        of_x = x.double()
-        both = per_channel(torch.cat((of_x, of_x * of_x), 1))  # one exchange for both
-        s1, s2 = both.tensor_split(2)
+        s1, s2 = per_channel(lambda part: x[:, part], lambda part: (of := x[:, part].double()) * of)
         mean = s1 / n
         var = (s2 / n - mean * mean).clamp_min_(0)
         if running_mean is not None and running_var is not None:
@@ -60,21 +70,19 @@ def batch_norm(
     inverse = 1 / transcendental.square_root(var + eps)
     a = inverse if gamma is None else gamma * inverse
     b = -(mean * a) if beta is None else beta - mean * a
-    y = (x * by_channel(a, x)).add_(by_channel(b, x))
+    y = affine(a, b)
 
     def backward(g: Tensor) -> list[Gradient]:
-        of_g = g.double()
-        s0, s1 = per_channel(torch.cat((of_g, of_g * x.double()), 1)).tensor_split(2)
+        s0, s1 = per_channel(lambda part: g[:, part], lambda part: g[:, part].double() * x[:, part])
         sh = (s1 - mean * s0) * inverse
         gradients: list[Gradient] = [None, *(each.float() for each, t in ((sh, weight), (s0, bias)) if t is not None)]
         if tape.learns_from(x):
             if learning:
                 slope = (a * inverse) * (sh / n)
                 constant = slope * mean - a * (s0 / n)
-                d_x = (x * by_channel(-slope, x)).add_(by_channel(constant, x)).add_(g * by_channel(a, x))
+                gradients[0] = affine(-slope, constant, (g, a))
             else:
-                d_x = g * by_channel(a, x)
-            gradients[0] = d_x
+                gradients[0] = g * by_channel(a, x)
         return gradients
 
     return tape.record(y, [x, *(t for t in given if t is not None)], backward)

@@ -97,7 +97,7 @@ class WeightedSum:
         if tape.learns:
             _check_batch(operation, image_terms, rows)
         self.fit_float64 = image_terms * rows <= operation.terms
-        at_once = max(1, min(operation.images_at_once, operation.terms // image_terms))
+        at_once = max(1, min(operation.images_at_once(x.shape, weight.shape), operation.terms // image_terms))
         self.parts: list[Part] = [slice(first, min(first + at_once, x.shape[0])) for first in range(0, x.shape[0], at_once)]
         if len(self.parts) < 2:
             self.parts = [None]
@@ -243,7 +243,8 @@ def _in_parts(compute: Callable[[Part], Tensor], parts: list[Part]) -> Tensor:
     y = compute(parts[0])
     if parts[-1] is None:
         return y
-    whole = y.new_empty(*y.shape[1:], parts[-1].stop).movedim(-1, 0)
+    order = sorted(range(1, y.dim()), key=y.stride, reverse=True)  # as y lies in memory
+    whole = y.new_empty([*(y.shape[i] for i in order), parts[-1].stop]).permute(-1, *(order.index(i) for i in range(1, y.dim())))
     whole[parts[0]] = y
     for part in parts[1:]:
         whole[part] = compute(part)

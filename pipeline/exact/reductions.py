@@ -14,25 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.exact import hardware
 from pipeline.exact.grid import BYTE_BITS, FLOAT64_BITS, OPERAND_BITS
 
-FLOAT32_BITS = 24
-"""Integers up to 2^24 are float32s."""
-SLICE_BITS = 9
-"""Bits of each of two slices of a weight: hi * 2^10 + lo, |hi| and |lo| at most 2^9."""
-assert OPERAND_BITS == 2 * SLICE_BITS + 1
 TERMS: int = 2 ** (FLOAT64_BITS - 2 * OPERAND_BITS)
 """Products of two operands that a float64 holds the sum of, in any order."""
 BYTE_TERMS: int = 2 ** (FLOAT64_BITS - OPERAND_BITS - BYTE_BITS)
 """The same where one operand is a byte."""
-
-GAP = 16
-"""Numbers between two lines in memory (`in_lines`). conv1's, of 2^11 numbers, would else lie in the same few places of the caches: without
-it a native step takes 1.07 of its time (docs/performance.md)."""
-WHOLE = 16
-"""Lines that MKL's float32 kernels take at a time: with 15 and 30 in a product in the place of 16 and 32, conv1's and conv2's weight
-gradients have half the rate, and a native step takes 1.22 of its time. In float64 it makes no difference."""
 
 Pair = tuple[int, int]
 
@@ -44,8 +31,10 @@ class Matmul:
     terms: int = TERMS
     """Products of an input and another operand that are added in float64; more are added in parts, those in int64."""
     name = "linear"
-    images_at_once = 1024
-    """Of a larger batch so many at a time, which stay in the caches."""
+
+    def images_at_once(self, x: torch.Size, w: torch.Size) -> int:
+        """Of a larger batch so many at a time, which stay in the caches."""
+        return 1024
 
     def inputs(self, w: torch.Size) -> int:
         """Features of an input that a weight of this shape fits."""
@@ -106,7 +95,10 @@ class Convolution:
     terms: int = TERMS
     groups: int = 1
     name = "conv2d"
-    images_at_once = 128
+
+    def images_at_once(self, x: torch.Size, w: torch.Size) -> int:
+        """Of a larger batch so many at a time, which stay in the caches."""
+        return 128
 
     def inputs(self, w: torch.Size) -> int:
         """Channels of an input that a weight of this shape fits."""
@@ -175,91 +167,6 @@ class Convolution:
         return self.weight_gradient(g, x, w_shape), self.bias_gradient(g)
 
 
-class ConvolutionByRows(Convolution):
-    """The same for stride 1 without dilation and groups, with few copies and larger products, of float64 or float32.
-
-    All tensors have rows outermost and the batch innermost in memory: [H, C, W, N]. Windows along the height are then
-    overlapping views: `_bands`; a step along the width is a step of N numbers. A product takes one row of the output.
-    """
-
-    def operand(self, x: Tensor, w: torch.Size) -> Tensor:
-        """X [N, I, H, W] -> its rows [H, I, W, N], padded, in lines, float64; bytes are put in order and stay bytes."""
-        rows = x.permute(2, 1, 3, 0)
-        if x.dtype == torch.uint8:
-            return F.pad(rows, (0, 0, *(self.padding[1],) * 2, 0, 0, *(self.padding[0],) * 2)).contiguous()
-        return in_lines(rows, torch.float64, self.padding)
-
-    def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """X as `operand` gives it, w [O, I, h, w], both of one dtype -> [N, O, H', W'].
-
-        A product for each column of w, over the rows from that column on: nothing is copied.
-        """
-        (channels, _, height, width), (rows, _, columns, n) = w.shape, x.shape
-        rows, columns = rows - height + 1, columns - width + 1  # of y
-        bands = _bands(x, height, width)  # [H', h I, W' N] each
-        first, *others = w.permute(3, 0, 2, 1).reshape(width, 1, channels, -1).expand(-1, rows, -1, -1).unbind()
-        y = first.bmm(bands[0])  # [H', O, W' N]
-        for of_column, band in zip(others, bands[1:], strict=True):
-            y.baddbmm_(of_column, band)
-        return y.view(rows, channels, columns, n).permute(3, 1, 0, 2)
-
-    def forward_bytes(self, x: Tensor, w: Tensor) -> Tensor:
-        """`forward` for bytes and w of at most OPERAND_BITS bits; may return float32: rounded once already.
-
-        Where the bound allows it, two float32 convolutions in one, each exact: w = hi * 2^10 + lo, stacked along the output
-        channels. The sums of both stay within 2^24; the last addition rounds once (the product with 2^10 is exact, so
-        whether it is fused does not matter).
-        """
-        if not hardware.is_cpu(x) or w[0].numel() << (BYTE_BITS + SLICE_BITS) > 1 << FLOAT32_BITS:
-            return self.forward(in_lines(x, torch.float64), w)
-        hi = (w * 2.0 ** -(SLICE_BITS + 1)).round_()
-        both = self.forward(in_lines(x, torch.float32), torch.cat((hi, w - hi * 2.0 ** (SLICE_BITS + 1))).float())
-        return torch.add(both[:, len(w) :], both[:, : len(w)], alpha=2 ** (SLICE_BITS + 1))
-
-    def input_gradient(self, g: Tensor, w: Tensor, x_shape: torch.Size) -> Tensor:
-        """G [N, O, H', W'], w [O, I, h, w] -> [N, I, H, W]."""
-        n, channels, columns = g.shape[0], x_shape[1], g.shape[3]
-        height, width = x_shape[2] + 2 * self.padding[0], x_shape[3] + 2 * self.padding[1]
-        margin = w.shape[2] - 1
-        rows = w.new_empty(height + margin, w.shape[0], columns, n)
-        rows[:margin].zero_()
-        rows[margin:height] = g.permute(2, 1, 3, 0)
-        rows[height:].zero_()
-        if self.padding[0]:  # rows of the padding need no gradient
-            rows, height = rows[self.padding[0] : len(rows) - self.padding[0]], x_shape[2]
-        weights = w.flip(2).permute(1, 3, 2, 0).reshape(1, channels * w.shape[3], -1)  # [1, I w, h O]
-        sums = weights.expand(height, -1, -1).bmm(_bands(rows, w.shape[2], 1)[0]).view(height, channels, w.shape[3], columns, n)
-        d_x = w.new_zeros(height, channels, width, n)
-        for column, of_column in enumerate(sums.unbind(2)):
-            d_x[:, :, column : column + columns].add_(of_column)
-        return d_x[:, :, self.padding[1] : width - self.padding[1]].permute(3, 1, 0, 2)
-
-    def weight_gradient(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
-        """G [N, O, H', W'], x as `operand` gives it -> [O, I, h, w]: a product for each column, as `forward` has it."""
-        (channels, inputs, height, width), (n, _, rows, columns) = w_shape, g.shape
-        x = in_lines(x, torch.float64) if x.dtype == torch.uint8 else x
-        spare = -height * inputs % WHOLE if x.dtype == torch.float32 else 0
-        g = g.permute(2, 1, 3, 0).reshape(rows, channels, columns * n).to(x.dtype)  # [H', O, W' N]
-        products = torch.stack([g.bmm(band.transpose(1, 2)) for band in _bands(x, height, width, spare)])  # [w, H', O, h I + spare]
-        return products.sum(1).narrow(2, 0, height * inputs).view(width, channels, height, inputs).permute(1, 3, 2, 0)
-
-
-class ConvolutionByTurnedRows(ConvolutionByRows):
-    """The same, but weight gradients in float64 of inputs whose rows and channels are innermost in memory."""
-
-    def weight_gradient(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
-        """G [N, O, H', W'], x as `operand` gives it -> [O, I, h, w]."""
-        (channels, inputs, height, width), (n, _, rows, columns) = w_shape, g.shape
-        turned = x.new_empty([x.shape[dim] for dim in (2, 3, 0, 1)], dtype=torch.float64)  # [W, N, H, I]
-        turned.copy_(x.permute(2, 3, 0, 1))
-        line = turned.stride(1)
-        sizes = (width, rows, columns * n, height * inputs)  # of overlapping views, as `_bands` has them
-        bands = turned.as_strided(sizes, (n * line, inputs, line, 1)).unbind()  # [H', W' N, h I] each
-        g = g.permute(2, 1, 3, 0).reshape(rows, channels, columns * n).double()  # [H', O, W' N]
-        products = torch.stack([g.bmm(band) for band in bands])  # [w, H', O, h I]
-        return products.sum(1).view(width, channels, height, inputs).permute(1, 3, 2, 0)
-
-
 class ConvolutionOfChannels(Convolution):
     """The same where every channel is a group of its own: a multiplication and an addition a place of the kernel, without windows."""
 
@@ -315,29 +222,3 @@ def _product(a: Tensor, b: Tensor, terms: int) -> Tensor:
 def _added(parts: list[Tensor]) -> Tensor:
     """The sum of float64 integers that each are exact: one as it is, several in int64."""
     return parts[0] if len(parts) == 1 else torch.stack([part.long() for part in parts]).sum(0)
-
-
-def in_lines(rows: Tensor, dtype: torch.dtype, padding: Pair = (0, 0)) -> Tensor:
-    """A copy of rows [H, C, W, N] in lines, as the products want them: a line [W, N] of each channel of each row, with a gap behind it.
-
-    With `padding` rows of zeros above and below, and columns left and right. A few lines of zeros follow in memory (see `_bands`).
-    """
-    height, width = padding
-    (count, channels, columns, n) = rows.shape[0] + 2 * height, rows.shape[1], rows.shape[2] + 2 * width, rows.shape[3]
-    length = columns * n + GAP
-    memory = rows.new_empty((count * channels + WHOLE) * length, dtype=dtype)
-    (memory if height or width else memory[count * channels * length :]).zero_()
-    lines = memory.as_strided((count, channels, columns, n), (channels * length, length, n, 1))
-    (lines[height : count - height, :, width : columns - width] if height or width else lines).copy_(rows)
-    return lines
-
-
-def _bands(lines: Tensor, height: int, columns: int, spare: int = 0) -> tuple[Tensor, ...]:
-    """Rows in lines [H, C, W, N] -> each `height` of them that follow one another as one matrix, [H', height C + spare, W' N].
-
-    One such view for each of the `columns` that the W' = W - columns + 1 may begin at. The matrices overlap in memory, as the views do;
-    `spare` lines beyond them, less than WHOLE, are what comes next in memory.
-    """
-    count, channels, width, n = lines.shape
-    sizes = (columns, count - height + 1, height * channels + spare, (width - columns + 1) * n)
-    return lines.as_strided(sizes, (n, lines.stride(0), lines.stride(1), 1)).unbind()

@@ -19,16 +19,15 @@ from pipeline.exact.reductions import (
     BYTE_TERMS,
     TERMS,
     Convolution,
-    ConvolutionByRows,
-    ConvolutionByTurnedRows,
     ConvolutionOfChannels,
     Matmul,
 )
+from pipeline.exact.rows import ConvolutionByRows, ConvolutionByTurnedRows
 
 _ODD = 2**grid.OPERAND_BITS - 1
 """An operand whose every bit counts: rounded to fewer bits, it is another number."""
 _SLICES = 511 * 2**10 + 511
-"""An operand with both slices as large as they may be and not a power of two (reductions.SLICE_BITS)."""
+"""An operand with both slices as large as they may be and not a power of two (rows.SLICE_BITS)."""
 _DIGITS = 63 + 63 * 2**7 + 31 * 2**14
 """One with digits as large as they may be and not a power of two (digits.BITS)."""
 _BYTE = 255
