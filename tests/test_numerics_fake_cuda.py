@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torchvision.models import MobileNetV2, VisionTransformer
 
+from networks.resnet20 import ResNet20
 from pipeline.exact import transcendental
 from pipeline.exact.augmentation import Augmentation
 from pipeline.exact.engine import Exact
@@ -21,7 +22,6 @@ from pipeline.params import Augment, Optimizer, Schedule, Train
 from pipeline.training import updates
 from pipeline.workers import ALONE
 from tests.dispatched import Rules
-from tests.networks import ResNet20
 
 CUDA = torch.device("cuda:0")
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
