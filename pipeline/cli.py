@@ -114,7 +114,7 @@ def download() -> None:
 def train(
     checkpoint_seconds: Annotated[float, typer.Option(help="Save the unfinished training every so many seconds.", min=0)] = 15,
 ) -> None:
-    """Train SimpleCNN on the data set, on the device of params.yaml: the second stage."""
+    """Train the network on the data set, on the device of params.yaml: the second stage."""
     from pipeline import inputs
 
     given = inputs.read("train")
@@ -133,15 +133,20 @@ def evaluate(
     With --run exit code 3 if the run records something else.
     """
     from pipeline import inputs
+    from pipeline.params import PARAMS
 
     if run is None and device is not None:
         raise UserError(f"--device {device} without --run: the stage's device is set in params.yaml; name a kept run with --run")
-    given = inputs.read("evaluate")
+    given = None if run is not None and not PARAMS.exists() else inputs.read("evaluate")  # who received a run may have no settings
+    from pipeline import device as devices
     from pipeline import evaluation
 
     if run is None:
+        assert given is not None
         evaluation.stage(given)
-    elif not evaluation.evaluate_kept(run, device or given.params.device, given.params.evaluate.batch_size):
+        return
+    settings = given.params.evaluate if given else evaluation.BATCHES
+    if not evaluation.evaluate_kept(run, device or (given.params.device if given else devices.CPU), settings.batch_size):
         raise typer.Exit(ANSWER_IS_NO)
 
 

@@ -16,6 +16,8 @@ from pipeline.data import dataset
 from pipeline.data.batches import Batches
 from pipeline.errors import UserError, printable
 from pipeline.inputs import LOCK, Inputs
+from pipeline.models import of_runs
+from pipeline.models.recorded import Recorded, Recording
 from pipeline.params import Evaluate
 from pipeline.params import Model as Network
 from pipeline.runs import kept, outputs, provenance
@@ -26,6 +28,10 @@ from pipeline.tensors import Tensors
 if TYPE_CHECKING:
     from pipeline.data.dataset import Dataset
     from pipeline.numerics import Numerics
+
+
+BATCHES = Evaluate(batch_size=1000)
+"""For who evaluates without settings of his own."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,10 @@ def stage(inputs: Inputs) -> None:
         described = provenance.described_by(params, chosen.version, data.description, model.provenance.code, source)
         _check_trained_as(model, described)
         with devices.failures_explained(device):
-            evaluation = evaluate(model.weights, data, device, chosen, params.evaluate, params.model)
+            network = of_runs.recorded_network(
+                model.network, params.model, source, model.weights, len(data.classes), data.shape, chosen.version
+            )
+            evaluation = evaluate(model.weights, data, device, chosen, params.evaluate, params.model, network)
         inputs.check_unchanged()
         outputs.write_evaluation(OUTPUTS, evaluation.metrics, evaluation.predictions)
         folder = kept.keep(OUTPUTS, evaluated_in=environment(evaluation, device, params.evaluate))
@@ -107,9 +116,12 @@ def evaluate_kept(folder: Path, device_name: str, batch_size: int) -> bool:
     devices.prepare(device)
     chosen = numerics.select(run.identity.numerics, device)
     with devices.failures_explained(device):
-        evaluation = evaluate(run.weights, data, device, chosen, Evaluate(batch_size=batch_size), described.network)
-    if said := models.changed(described.network, described.source):
-        print(said, file=sys.stderr)
+        network = of_runs.recorded_network(
+            run.network, described.network, described.source, run.weights, len(data.classes), data.shape, chosen.version
+        )
+        if network is None and (said := models.changed(described.network, described.source)):
+            print(said, file=sys.stderr)
+        evaluation = evaluate(run.weights, data, device, chosen, Evaluate(batch_size=batch_size), described.network, network)
     _report(evaluation.metrics, data.name)
     pairs = list(zip(evaluation.predictions, run.predictions, strict=True))
     changed = sum(a.predicted != b.predicted for a, b in pairs)
@@ -134,13 +146,14 @@ def evaluate(
     chosen: Numerics,
     settings: Evaluate,
     network: Network = Network(),  # noqa: B008
+    recorded: Recording | None = None,
 ) -> Evaluation:
-    """Loss, accuracy and predictions of the network with `weights` on the test images.
+    """Loss, accuracy and predictions of the network with `weights` on the test images; of the one that was recorded, if given.
 
     Raises:
         UserError: the weights are not the network's, or give a loss that is not finite.
     """
-    model = models.build(network, data.shape, len(data.classes))
+    model = models.build(network, data.shape, len(data.classes)) if recorded is None else Recorded(recorded)
     models.load(model, weights, network.name)
     model.to(device).eval()
     batches = Batches(data.test_images, data.test_labels, device)

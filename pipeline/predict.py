@@ -25,6 +25,7 @@ from pipeline import models, numerics, paths
 from pipeline.data import pictures
 from pipeline.data.dataset import Shape
 from pipeline.errors import UserError, printable
+from pipeline.models import of_runs
 from pipeline.runs import outputs
 from pipeline.runs.outputs import Model
 
@@ -56,7 +57,9 @@ class Network:
         described = model.provenance.data
         self.shape, self.classes = described.shape, list(described.classes)
         self.network = model.provenance.network
-        self.module = models.build(self.network, self.shape, len(self.classes))
+        named = (self.network, model.provenance.source)
+        found = of_runs.recorded_network(model.network, *named, model.weights, len(self.classes), self.shape, self.numerics.version)
+        self.module = of_runs.build(found, *named, len(self.classes), self.shape)
         models.load(self.module, model.weights, self.network.name)
         with devices.failures_explained(self._device):
             self.module.to(self._device).eval()
@@ -146,8 +149,6 @@ def predict(folder: Path, names: Iterable[str], device_name: str, write: Callabl
     """
     model = outputs.read_model(folder)
     network = Network(model, device_name)
-    if said := models.changed(network.network, model.provenance.source):
-        print(said, file=sys.stderr)
     answered = refused = 0
 
     def refuse(line: str) -> None:

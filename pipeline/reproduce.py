@@ -21,8 +21,10 @@ from pipeline.data.dataset import Dataset, Description
 from pipeline.device import CPU
 from pipeline.errors import UserError, printable
 from pipeline.inputs import CACHE
+from pipeline.models import of_runs
+from pipeline.models.recorded import Recording
 from pipeline.numerics import Numerics
-from pipeline.params import SOURCES, Compare, Evaluate, Train
+from pipeline.params import SOURCES, Compare, Evaluate, Model, Train
 from pipeline.runs import kept, outputs, provenance
 from pipeline.runs.kept import Run
 from pipeline.runs.outputs import Step
@@ -37,8 +39,6 @@ REPRODUCED = CACHE / "reproduce"
 """A folder for each run that was reproduced: its unfinished training, then its outputs and, as a kept run, what was computed."""
 SETTINGS = Compare(margin_points=1.0, confidence=0.95)
 """For native numerics, whose runs may be equivalent; those of a clone's params.yaml."""
-BATCHES = Evaluate(batch_size=1000)
-"""For an evaluation whose run does not say in which batches it was made."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class _Plan:
     numerics: Numerics
     worker: Worker
     """This process among the workers."""
+    recorded: Recording | None
+    """The run's network as data; None where it is made from its source."""
 
     @property
     def described(self) -> Provenance:
@@ -110,7 +112,7 @@ def _plan(run: Run, device_name: str, epochs: int | None, data_file: Path | None
     train = run.identity.train
     if epochs is not None and not 1 <= epochs <= train.epochs:
         raise UserError(f"--epochs {epochs}: {run.folder} has {train.epochs}; name a number from 1 to {train.epochs}")
-    evaluate, evaluated = BATCHES, run.environment.evaluate
+    evaluate, evaluated = evaluation.BATCHES, run.environment.evaluate
     if evaluated and evaluated.batch_size is not None:
         evaluate = params.section(Evaluate, {"batch_size": evaluated.batch_size}, str(run.folder / kept.ENVIRONMENT))
     device = devices.select(device_name, at.local_rank, at.local_count)
@@ -119,7 +121,11 @@ def _plan(run: Run, device_name: str, epochs: int | None, data_file: Path | None
     if run.identity.numerics != chosen.version:
         raise UserError(f"{run.folder}: numerics {run.identity.numerics!r:.40} without a version; the run was changed by hand")
     train = msgspec.structs.replace(train, epochs=epochs or train.epochs)
-    plan = _Plan(run, train, evaluate, _data_set(run, data_file), device, chosen, at)
+    data, described = _data_set(run, data_file), run.identity.provenance
+    network = of_runs.recorded_network(
+        run.network, described.network, described.source, run.weights, len(data.classes), data.shape, chosen.version
+    )
+    plan = _Plan(run, train, evaluate, data, device, chosen, at, network)
     if not plan.whole:
         _check_beginning(plan)
     return plan
@@ -197,8 +203,12 @@ def _announce(plan: _Plan) -> None:
     matter = "may give other bits of native numerics" if identity.numerics == "native" else "must not matter"
     ours = {"device": str(plan.device), **devices.describe(plan.device)}
     _say(f"differs here and {matter}: {'; '.join(_differences(plan.run, ours)) or 'nothing'}")
-    if said := models.changed(identity.provenance.network, identity.provenance.source):
+    if plan.recorded is None and (said := models.changed(identity.provenance.network, identity.provenance.source)):
         _say(said)
+    if plan.recorded is not None and identity.provenance.network != Model():
+        classes, shape = len(plan.data.classes), plan.data.shape
+        here = of_runs.differs_here(plan.run.network or b"", identity.provenance.network, classes, shape, plan.numerics)
+        _say(f"the network is the one that {outputs.NETWORK} of the run says{f'; {here}' if here else ''}")
 
 
 def _differences(run: Run, ours: dict[str, Any]) -> Iterable[str]:
@@ -207,7 +217,8 @@ def _differences(run: Run, ours: dict[str, Any]) -> Iterable[str]:
         if theirs is not None and theirs != (here := sources.digest(name)):
             yield f"the code of the {what} ({theirs:.12}... there, {here:.12}... here)"
     network, wanted = run.identity.provenance.network, run.identity.source
-    if (here := models.source(network, run.identity.numerics)) != (there := "" if isinstance(wanted, msgspec.UnsetType) else wanted):
+    there = "" if isinstance(wanted, msgspec.UnsetType) else wanted
+    if run.network is None and (here := models.source(network, run.identity.numerics)) != there:
         yield f"the source of {network.name} ({there or 'none'} there, {here or 'none'} here)"
     trained = run.environment.train
     if trained is None:
@@ -231,8 +242,8 @@ def _answer(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Verdict
         return "different", f"{where}; {run.folder} claims that it went on"
     if plan.whole:
         with devices.failures_explained(device):
-            evaluated = evaluation.evaluate(training.weights, data, device, chosen, plan.evaluate, plan.described.network)
-        parts = outputs.training_parts(training.weights, training.history, described)
+            evaluated = evaluation.evaluate(training.weights, data, device, chosen, plan.evaluate, plan.described.network, plan.recorded)
+        parts = outputs.training_parts(training.weights, training.history, described, run.network)
         parts |= outputs.evaluation_parts(evaluated.metrics, evaluated.predictions)
         trained_in = stage.environment(training, device, str(device), group)
         evaluated_in = evaluation.environment(evaluated, device, plan.evaluate)
@@ -255,7 +266,8 @@ def _train(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Training
     own = unfinished if plan.worker.rank == 0 else None
     with session.together(plan.worker, work / "workers") as join, devices.failures_explained(device):
         group = join(device, provenance.flattened(described))
-        _, training = stage.fit(described, plan.data, device, plan.numerics, own, checkpoint_seconds, group, plan.run.identity.train.epochs)
+        epochs = plan.run.identity.train.epochs
+        _, training, _ = stage.fit(described, plan.data, device, plan.numerics, own, checkpoint_seconds, group, epochs, plan.recorded)
     return training, unfinished, group
 
 
@@ -284,7 +296,7 @@ def _native(plan: _Plan, again: Run) -> tuple[Verdict, str]:
     run = plan.run
 
     def evaluated(data: Dataset) -> evaluation.Evaluation:
-        return evaluation.evaluate(run.weights, data, plan.device, plan.numerics, plan.evaluate, plan.described.network)
+        return evaluation.evaluate(run.weights, data, plan.device, plan.numerics, plan.evaluate, plan.described.network, plan.recorded)
 
     if [p.actual for p in run.predictions] != [p.actual for p in again.predictions]:
         return "different", "its predictions are not of this data set's test images"

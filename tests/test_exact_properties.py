@@ -102,8 +102,8 @@ def as_on_a_gpu(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(hardware, "is_cpu", lambda tensor: False)
 
 
-def short_sums(patch: pytest.MonkeyPatch, terms: int = 24) -> None:
-    """As if float64 held no more than so many products."""
+def short_sums(patch: pytest.MonkeyPatch, terms: int = 32) -> None:
+    """As if float64 held no more than so many products, which are enough for one image of the largest kernel, 5 x 5."""
     for module in (products, reductions, convolutions):
         patch.setattr(module, "TERMS", terms)
     patch.setattr(products, "BYTE_TERMS", terms)

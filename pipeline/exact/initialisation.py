@@ -217,7 +217,7 @@ def _reset_and_draw(model: nn.Module, seed: int) -> None:
 
 
 def _draw(model: nn.Module, seed: int, noting: _Noting) -> None:
-    drawn = {}
+    asked: dict[str, list[Step]] = {}
     for name, parameter in model.named_parameters():
         if not (steps := noting.of(parameter)):
             continue  # a constant
@@ -225,14 +225,35 @@ def _draw(model: nn.Module, seed: int, noting: _Noting) -> None:
             how = "in part" if unknown[0] == "part" else f"by {unknown[0].removeprefix('unknown ')}"
             raise Unsupported(f"has no rule for the initial value of parameter '{name}', which is filled at random {how}",
                               "use uniform_, normal_ or trunc_normal_, or start from weights of your own")  # fmt: skip
-        values = torch.zeros(parameter.numel(), dtype=torch.float64)
-        for step, numbers in steps:
-            values = _RULES[step](values, f"weights/{seed}/{name}", *numbers)
-        drawn[name] = values.float().view(parameter.shape)
+        asked[name] = steps
+    values = {name: drawn(steps, seed, name, model.get_parameter(name).numel()) for name, steps in asked.items()}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name in drawn:
-                parameter.copy_(drawn[name])
+            if name in values:
+                parameter.copy_(values[name].view(parameter.shape))
+    note(model, asked)
+
+
+def drawn(steps: Iterable[Step], seed: int | None, name: str, count: int) -> Tensor:
+    """The values, float32 [count], that fillings and what was done to them after give for a parameter's name; without a seed those that
+    would be drawn are 0.
+    """
+    values = torch.zeros(count, dtype=torch.float64)
+    for rule, numbers in steps:
+        if seed is not None or rule not in _DRAWN:
+            values = _RULES[rule](values, f"weights/{seed}/{name}", *numbers)
+    return values.float()
+
+
+def note(model: nn.Module, asked: dict[str, list[Step]]) -> None:
+    """Note on a module how its initial values were asked for, by the names of its parameters."""
+    model.__dict__["_exact_initial_values"] = asked
+
+
+def noted(model: nn.Module) -> dict[str, list[Step]]:
+    """What `note` noted; nothing of a module that was not built by rule."""
+    asked: dict[str, list[Step]] = model.__dict__.get("_exact_initial_values", {})
+    return asked
 
 
 def _uniform(x: Tensor, label: str, low: float, high: float) -> Tensor:
@@ -255,6 +276,10 @@ def _trunc_normal(x: Tensor, label: str, mean: float, std: float, low: float, hi
     return (normal_quantile(p) * std + mean).clamp(low, high)
 
 
+def _given(x: Tensor, label: str, *values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
 _RULES: dict[str, Callable[..., Tensor]] = {
     "uniform": _uniform,
     "normal": _normal,
@@ -264,7 +289,9 @@ _RULES: dict[str, Callable[..., Tensor]] = {
     "plus": lambda x, label, other: x + other,
     "less": lambda x, label, other: x - other,
     "clamp": lambda x, label, low, high: x.clamp(low, high),
+    "values": _given,
 }
+_DRAWN = {"uniform", "normal", "trunc_normal"}
 
 _CENTRE = (
     (2.5090809287301226727e3, 3.3430575583588128105e4, 6.7265770927008700853e4, 4.5921953931549871457e4, 1.3731693765509461125e4,

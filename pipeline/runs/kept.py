@@ -1,6 +1,6 @@
 """Finished runs, kept whole under `runs/`, which DVC does not know.
 
-A kept run is one folder: the four outputs, `run.json` (its identity, and the SHA-256 of the four files, so that parts of two
+A kept run is one folder: the outputs, `run.json` (its identity, and the SHA-256 of those files, so that parts of two
 runs are never taken for one) and `environment.json`. It appears in one rename.
 """
 
@@ -25,7 +25,7 @@ from pipeline.inputs import CACHE
 from pipeline.params import Device
 from pipeline.runs import environments, outputs
 from pipeline.runs.environments import Environment, Facts
-from pipeline.runs.outputs import HISTORY, METRICS, MODEL, OUTPUTS, PARTS, PREDICTIONS, Metrics, Model, Prediction, Step
+from pipeline.runs.outputs import HISTORY, METRICS, MODEL, NETWORK, OUTPUTS, PARTS, PREDICTIONS, Metrics, Model, Prediction, Step
 from pipeline.runs.provenance import Provenance
 from pipeline.tensors import Tensors
 
@@ -72,6 +72,8 @@ class Run:
     history: list[Step]
     predictions: list[Prediction]
     weights: Tensors
+    network: bytes | None
+    """The network as data (models/recorded.py), if the run has it."""
     sums: dict[str, str]
     """Part -> the SHA-256 of the bytes that were read."""
 
@@ -99,7 +101,7 @@ def keep(folder: Path = OUTPUTS, runs: Path | None = None, evaluated_in: Facts |
 
 def made(folder: Path, parts: Mapping[str, bytes], evaluated_in: Facts | None, trained_in: Facts | None = None) -> Run:
     """The run whose parts, which `folder` names in errors, were computed here. Arguments and errors are those of `keep`."""
-    model = outputs.model(folder / MODEL, parts[MODEL])
+    model = outputs.model(folder / MODEL, parts[MODEL], parts.get(NETWORK))
     environment = Environment(train=trained_in or environments.of_training(model), evaluate=evaluated_in)
     return _run(folder, parts, model, _identity(model, environment), environment, _sums(parts))
 
@@ -229,7 +231,7 @@ def load(folder: Path) -> Run:
         )
     environment = environments.read(folder / ENVIRONMENT)
     parts = read_parts(folder)
-    return _run(folder, parts, outputs.model(folder / MODEL, parts[MODEL]), identity, environment, document.files)
+    return _run(folder, parts, outputs.model(folder / MODEL, parts[MODEL], parts.get(NETWORK)), identity, environment, document.files)
 
 
 def unchanged(run: Run) -> bool:
@@ -242,11 +244,12 @@ def unchanged(run: Run) -> bool:
 
 def read_parts(folder: Path) -> dict[str, bytes]:
     """The bytes of a run's parts, each read once: what is compared is what was hashed. Raises UserError when one is missing."""
-    return {name: outputs.read_bytes(folder / name) for name in PARTS}
+    there = [*PARTS, NETWORK] if os.path.lexists(folder / NETWORK) else PARTS
+    return {name: outputs.read_bytes(folder / name) for name in there}
 
 
 def _sums(parts: Mapping[str, bytes]) -> dict[str, str]:
-    return {name: hashlib.sha256(parts[name]).hexdigest() for name in PARTS}
+    return {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
 
 
 def _run(
@@ -262,13 +265,13 @@ def _run(
         )
     if model.provenance != identity.provenance:
         raise UserError(f"{folder / IDENTITY}: claims another training than the one that {MODEL} says made it; changed after the run")
-    for name in PARTS:  # before one part is held against another: a foreign one is named itself, not what it contradicts
+    for name in sums:  # before one part is held against another: a foreign one is named itself, not what it contradicts
         if sums[name] != recorded.get(name):
             raise UserError(f"{folder / name}: changed after the run, or of another run (its SHA-256 is not the one in {IDENTITY})")
     if sums[HISTORY] != model.history:
         raise UserError(f"{folder / HISTORY}: not the history of {MODEL}: changed, or of another training; {outputs.again(folder)}")
     _check_parts(folder, model, metrics, predictions)
-    return Run(folder, identity, environment, metrics, history, predictions, model.weights, sums)
+    return Run(folder, identity, environment, metrics, history, predictions, model.weights, model.network, sums)
 
 
 class _Format(msgspec.Struct):

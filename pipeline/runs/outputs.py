@@ -1,4 +1,4 @@
-"""The four files of a run, as the stages write them to `outputs/`. DVC owns that folder and replaces what is in it."""
+"""The files of a run, as the stages write them to `outputs/`. DVC owns that folder and replaces what is in it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import io
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -26,6 +27,8 @@ HISTORY = "history.csv"
 METRICS = "metrics.json"
 PREDICTIONS = "predictions.csv"
 PARTS = (MODEL, HISTORY, METRICS, PREDICTIONS)
+NETWORK = "network.json"
+"""A fifth part: the network as data (models/recorded.py). Runs that were made before there was one have none."""
 _MOST = {".json": schema.LARGEST_BYTES, ".csv": 2**27}
 """Bytes that are read of a part, by its kind; in CSV some four million rows."""
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
@@ -70,6 +73,8 @@ class Model(NamedTuple):
     history: str
     """The SHA-256 of the history that belongs to these weights."""
     fingerprint: str
+    network: bytes | None = None
+    """The bytes of network.json, if the model names it."""
 
 
 class _Metadata(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,21 +82,24 @@ class _Metadata(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     provenance: Provenance
     history: schema.Digest
+    network: schema.Digest | msgspec.UnsetType = msgspec.UNSET
 
 
 # --- the model and its history -----------------------------------------------------------------------------------
 
 
-def training_parts(weights: Tensors, history: Iterable[Step], provenance: Provenance) -> dict[str, bytes]:
-    """A training's outputs: float32 weights that name their history and what trained them, and that history, of float32 losses."""
+def training_parts(weights: Tensors, history: Iterable[Step], provenance: Provenance, network: bytes | None = None) -> dict[str, bytes]:
+    """A training's outputs: float32 weights that name what trained them, their history, of float32 losses, and their network as data."""
     rows = _csv(Step._fields, ((s.step, s.epoch, np.float32(s.loss)) for s in history))
-    metadata = _Metadata(provenance, hashlib.sha256(rows).hexdigest())
-    return {MODEL: tensors.dump(weights, ("training", msgspec.json.encode(metadata, order="sorted").decode())), HISTORY: rows}
+    of_network = msgspec.UNSET if network is None else hashlib.sha256(network).hexdigest()
+    metadata = _Metadata(provenance, hashlib.sha256(rows).hexdigest(), of_network)
+    parts = {MODEL: tensors.dump(weights, ("training", msgspec.json.encode(metadata, order="sorted").decode())), HISTORY: rows}
+    return parts if network is None else parts | {NETWORK: network}
 
 
-def write_training(folder: Path, weights: Tensors, history: Iterable[Step], provenance: Provenance) -> None:
+def write_training(folder: Path, weights: Tensors, history: Iterable[Step], provenance: Provenance, network: bytes | None = None) -> None:
     """Write a training's outputs."""
-    write(folder, training_parts(weights, history, provenance))
+    write(folder, training_parts(weights, history, provenance, network))
 
 
 def again(folder: Path) -> str:
@@ -119,21 +127,27 @@ def read_weights(folder: Path) -> dict[str, np.ndarray]:
 
 def read_model(folder: Path) -> Model:
     """A model's weights and what trained them. Raises UserError as `model` does, and when the file is missing."""
-    return model(folder / MODEL, _model_bytes(folder))
+    content = _model_bytes(folder)
+    return model(folder / MODEL, content, read_bytes(folder / NETWORK) if os.path.lexists(folder / NETWORK) else None)
 
 
-def model(path: Path, content: bytes | bytearray) -> Model:
-    """The model in the bytes of a file, which is called `path` in errors.
+def model(path: Path, content: bytes | bytearray, network: bytes | None = None) -> Model:
+    """The model in the bytes of a file, which is called `path` in errors, and its network in those of the file beside it.
 
     Raises:
-        UserError: it is damaged, holds what no float32 weight can be, or does not say what trained it.
+        UserError: it is damaged, holds what no float32 weight can be, or does not say what trained it; the network is another's.
     """
     read = _tensors(path, content)
     check_weights(read.tensors, f"{path}: damaged")
     if "training" not in read.metadata:
         raise UserError(f"{path}: does not say what trained it; run `dvc repro` with this version, which trains again")
     metadata = schema.decode(_Metadata, read.metadata["training"].encode(), str(path))
-    return Model(read.tensors, metadata.provenance, metadata.history, tensors.fingerprint(read.tensors))
+    if isinstance(metadata.network, msgspec.UnsetType):
+        network = None
+    elif network is None or hashlib.sha256(network).hexdigest() != metadata.network:
+        beside = path.parent / NETWORK
+        raise UserError(f"{beside}: {'not found' if network is None else f'not the network of {MODEL}: changed'}; {again(path.parent)}")
+    return Model(read.tensors, metadata.provenance, metadata.history, tensors.fingerprint(read.tensors), network)
 
 
 def _model_bytes(folder: Path) -> bytearray:

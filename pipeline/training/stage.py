@@ -14,6 +14,7 @@ from pipeline import files, models, numerics
 from pipeline.data import dataset
 from pipeline.errors import UserError
 from pipeline.inputs import CACHE, LOCK, Inputs
+from pipeline.models import recording
 from pipeline.runs import environments, outputs, provenance
 from pipeline.runs.environments import Facts
 from pipeline.runs.outputs import MODEL, OUTPUTS
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.data.dataset import Dataset
+    from pipeline.models.recorded import Recording
     from pipeline.numerics import Numerics
 
 WORKERS = CACHE / "workers"
@@ -67,7 +69,7 @@ def train(inputs: Inputs, checkpoint_seconds: float = checkpoint.SECONDS) -> Non
             pytorch = devices.describe(device)["torch"] if chosen.version == "native" else None
             with devices.failures_explained(device):
                 group = join(device, {**provenance.flattened(described), "PyTorch": pytorch})
-                trainer, training = fit(described, data, device, chosen, unfinished, checkpoint_seconds, group)
+                trainer, training, network = fit(described, data, device, chosen, unfinished, checkpoint_seconds, group)
         if unfinished is None:
             return
         try:
@@ -75,7 +77,7 @@ def train(inputs: Inputs, checkpoint_seconds: float = checkpoint.SECONDS) -> Non
         except UserError:  # when it is put back, the next run has nothing left to train
             unfinished.save(checkpoint.State(trainer.steps_completed, training.history, trainer.state()))
             raise
-        outputs.write_training(OUTPUTS, training.weights, training.history, described)
+        outputs.write_training(OUTPUTS, training.weights, training.history, described, network)
         model = outputs.read_model(OUTPUTS)
         environments.await_evaluation(model, environment(training, device, params.device, group))
         unfinished.remove()
@@ -93,11 +95,11 @@ def checkpoint_of(described: Provenance, device: torch.device, folder: Path, sec
 
 def fit(
     described: Provenance, data: Dataset, device: torch.device, chosen: Numerics, unfinished: Checkpoint | None,
-    checkpoint_seconds: float, group: Group = ALONE, of_epochs: int | None = None,
-) -> tuple[Trainer, Training]:  # fmt: skip
-    """Train as `described` to the end, from the state in `unfinished` if there is one, which the caller removes.
+    checkpoint_seconds: float, group: Group = ALONE, of_epochs: int | None = None, recorded: Recording | None = None,
+) -> tuple[Trainer, Training, bytes]:  # fmt: skip
+    """Train as `described` to the end, from the state in `unfinished` if there is one, which the caller removes; the network as data.
 
-    Where that is the beginning of a training of `of_epochs` epochs, its schedule is that training's.
+    Where that is the beginning of a training of `of_epochs` epochs, its schedule is that training's. The network is `recorded`, if given.
 
     Raises:
         UserError: the device failed, or the training diverged.
@@ -105,9 +107,10 @@ def fit(
     """
     with devices.failures_explained(device):
         settings = msgspec.structs.replace(described.train, epochs=of_epochs or described.train.epochs)
-        trainer = Trainer(data, device, described.seed, chosen, settings, group, described.train.epochs, described.network)
+        trainer = Trainer(data, device, described.seed, chosen, settings, group, described.train.epochs, described.network, recorded)
         outputs.check_weights(trainer.named_weights(), "the network cannot be kept, so it is not trained")
-        return trainer, loop.train(trainer, unfinished, checkpoint_seconds)
+        network = recording.record(trainer.model, data.shape, chosen, device)  # before any step: with its initial values
+        return trainer, loop.train(trainer, unfinished, checkpoint_seconds), network
 
 
 def environment(training: Training, device: torch.device, name: str, group: Group = ALONE) -> Facts:

@@ -18,6 +18,7 @@ from pipeline.data.batches import Batches
 from pipeline.exact.augmentation import Augmentation
 from pipeline.exact.draws import permutation
 from pipeline.exact.masks import Draws
+from pipeline.models.recorded import Recorded, Recording
 from pipeline.params import Model, Train
 from pipeline.training import updates
 from pipeline.workers import ALONE, Group
@@ -43,13 +44,16 @@ class Trainer:
 
     def __init__(
         self, data: Dataset, device: torch.device, seed: int, numerics: Numerics, settings: Train, group: Group = ALONE,
-        epochs: int | None = None, network: Model = Model(),  # noqa: B008 - frozen
+        epochs: int | None = None, network: Model = Model(), recorded: Recording | None = None,  # noqa: B008 - frozen
     ) -> None:  # fmt: skip
-        """Of a training of `settings.epochs` epochs, which its schedule is for, only the first `epochs` are trained, where given."""
+        """Of a training of `settings.epochs` epochs, which its schedule is for, only the first `epochs` are trained, where given.
+
+        A network that was recorded is trained as the recording has it.
+        """
         self.epochs = settings.epochs if epochs is None else epochs
         self.device, self.seed, self.numerics, self.settings, self.group = device, seed, numerics, settings, group
         # 1. the device is selected; 2. the model moves to it
-        self.model = models.build(network, data.shape, len(data.classes), seed)
+        self.model = models.build(network, data.shape, len(data.classes), seed) if recorded is None else Recorded(recorded, seed)
         self.network = network
         self.model.to(device)
         if network != Model():

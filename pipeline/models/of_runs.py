@@ -1,0 +1,61 @@
+"""The network of a run: as its network.json has it, or as the source that params.yaml names makes it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline import models
+from pipeline.errors import UserError, printable
+from pipeline.models import recorded, recording
+from pipeline.params import Model
+from pipeline.runs.outputs import NETWORK
+
+if TYPE_CHECKING:
+    from pipeline.models import Shape
+    from pipeline.numerics import Numerics
+
+
+def recorded_network(
+    network: bytes | None, model: Model, source: object, weights: Mapping[str, np.ndarray], classes: int, shape: Shape, numerics: str
+) -> recorded.Recording | None:
+    """What a run's network.json says of its network, where that is to be computed with.
+
+    None where the source is: the file is not there or could not be recorded, or the numerics are native, whose bits the module's own way
+    decides, and the source is the one that trained.
+
+    Raises:
+        UserError: the file is damaged, or does not fit the weights.
+    """
+    found = None if network is None else recorded.read(network, weights, classes, shape, NETWORK)
+    if found is None or numerics != "native":
+        return found
+    try:
+        return None if models.source(model, numerics) == ("" if not isinstance(source, str) else source) else found
+    except UserError:
+        return found
+
+
+def build(found: recorded.Recording | None, model: Model, source: object, classes: int, shape: Shape) -> nn.Module:
+    """The network for weights that are loaded; says on standard error where its source has changed since the training."""
+    if found is not None:
+        return recorded.Recorded(found)
+    if said := models.changed(model, source):
+        print(printable(said), file=sys.stderr)
+    return models.build(model, shape, classes)
+
+
+def differs_here(network: bytes, model: Model, classes: int, shape: Shape, numerics: Numerics) -> str:
+    """A phrase where the source that is here makes another network than a run's network.json; else nothing."""
+    try:
+        here = models.build(model, shape, classes, 0)
+        if recording.record(here, shape, numerics, torch.device("cpu")) == network:
+            return ""
+    except UserError:
+        return f"{model.name} cannot be made here"
+    return f"{model.name} here is another network"

@@ -1,0 +1,285 @@
+"""A network as data: the operations that images go through, by name, with their arguments and the names of weights and buffers.
+
+`network.json` of a run holds it, so that who receives the run needs no source of its author's, and executes nothing of it: each operation
+is one of PyTorch's that have an exact form, and what an argument may be is listed in `_decoded`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import resolve_name
+
+from pipeline import schema
+from pipeline.errors import UserError, shown
+from pipeline.exact import initialisation, registry
+
+MOST_CALLS = 5000
+MOST_NUMBERS = 2**28
+"""Numbers that the values of two images may hold at a time: 1 GiB of float32."""
+DEPTH = 8
+"""Lists within lists of an argument, at most."""
+
+_OF_VALUES = {Tensor.item, Tensor.__bool__, Tensor.__int__, Tensor.__index__, Tensor.__float__, Tensor.tolist}
+_ALL = {*registry.FORM_OF, *registry.COMPOSED, *registry.IN_PLACE, *registry.MAKING, *registry.OF_CONSTANTS, Tensor.__setitem__}
+NAMES: dict[Any, str] = {each: str(resolve_name(each)) for each in _ALL - _OF_VALUES}
+"""Of each operation that may be recorded PyTorch's own name."""
+OPERATIONS = {name: each for each, name in NAMES.items()}
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")}
+LAYOUTS = {name: getattr(torch, name) for name in ("contiguous_format", "channels_last", "preserve_format")}
+
+Size = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A weight or a buffer."""
+
+    shape: Annotated[list[Size], msgspec.Meta(max_length=8)]
+    dtype: Literal["float32", "int64", "int32", "uint8", "bool"] = "float32"
+    kind: Literal["weight", "frozen", "buffer", "unsaved"] = "weight"
+    """A weight, one that does not learn, a buffer, or a buffer that a file of weights does not hold."""
+    same: str | None = None
+    """Another name of the same tensor, that comes before this one."""
+    initial: Annotated[list[tuple[str, list[float]]], msgspec.Meta(max_length=20)] = []
+    """How its initial values are made (exact/initialisation.py has the rules); none for 0."""
+
+
+class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What images go through."""
+
+    calls: list[tuple[str, list[Any], dict[str, Any]]]
+    """An operation's name and its arguments, encoded. Value 0 are the images, value i is what the i-th call gives."""
+    gives: Any
+    """The logits, encoded: a value, or several and nulls."""
+
+
+class Recording(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`network.json`."""
+
+    format: Literal[1]
+    held: dict[str, Held]
+    """By name, in the order of the network's own."""
+    training: Graph
+    evaluation: Graph
+
+
+class Unrecorded(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`network.json` of a network that cannot be recorded."""
+
+    format: Literal[1]
+    refused: schema.Phrase
+    """Why."""
+
+
+class Recorded(nn.Module):
+    """The network of a recording, an ordinary module for any numerics: images [N, C, H, W] -> what the network's own module gives."""
+
+    def __init__(self, recording: Recording, seed: int | None = None) -> None:
+        """With the initial weights of `seed`; without one those that are drawn are 0."""
+        super().__init__()
+        self._graphs = {True: recording.training, False: recording.evaluation}
+        self._unused = {training: _unused(graph) for training, graph in self._graphs.items()}
+        initialisation.note(self, {name: [(rule, tuple(numbers)) for rule, numbers in held.initial]
+                                   for name, held in recording.held.items() if held.kind in ("weight", "frozen")})  # fmt: skip
+        made: dict[str, Tensor] = {}
+        for name, held in recording.held.items():
+            *path, own = name.split(".")
+            module: nn.Module = self
+            for part in path:
+                if part not in module._modules:
+                    module.add_module(part, nn.Module())
+                module = module._modules[part]  # type: ignore[assignment]
+            made[name] = tensor = made[held.same] if held.same is not None else _initial(name, held, seed)
+            if isinstance(tensor, nn.Parameter):
+                module.register_parameter(own, tensor)
+            else:
+                module.register_buffer(own, tensor, persistent=held.kind != "unsaved")
+
+    def forward(self, images: Tensor) -> Any:
+        """As the network that was recorded."""
+        return self.run(images, lambda place, values: None)
+
+    def run(self, images: Tensor, seen: Callable[[int, list[Any]], None]) -> Any:
+        """`forward`, which tells `seen` after each call its number and the values that are still used."""
+        held = dict([*self.named_parameters(remove_duplicate=False), *self.named_buffers(remove_duplicate=False)])
+        graph, unused = self._graphs[self.training], self._unused[self.training]
+        values: list[Any] = [images]
+        where = _Where(held, images.shape[0], images.device)  # the number of images, which exact numerics know again where it comes back
+        for place, (name, args, kwargs) in enumerate(graph.calls, 1):
+            values.append(OPERATIONS[name](
+                *(_decoded(each, values, where) for each in args),
+                **{key: _decoded(each, values, where) for key, each in kwargs.items()},
+            ))  # fmt: skip
+            for other in unused[place]:
+                values[other] = None
+            seen(place, values)
+        return _decoded(graph.gives, values, where)
+
+
+def read(content: bytes, weights: Mapping[str, np.ndarray], classes: int, shape: tuple[int, int, int], where: str) -> Recording | None:
+    """The recording in the bytes of a file called `where`, for a run's weights, its images and classes; None if it was refused.
+
+    Raises:
+        UserError: it is damaged, does not fit the weights, or is such as no network is.
+    """
+    if b'"refused"' in content[:200]:
+        schema.decode(Unrecorded, content, where)
+        return None
+    recording = schema.decode(Recording, content, where)
+    saved = {name: held for name, held in recording.held.items() if held.kind != "unsaved"}
+    for name in [*saved, *weights]:
+        if name not in saved or name not in weights or (saved[name].shape, saved[name].dtype) != (
+            list(weights[name].shape), weights[name].dtype.name
+        ):  # fmt: skip
+            raise UserError(f"{where}: does not fit the weights beside it: {shown(name)} is another, or there in one of them alone")
+    try:
+        _check(recording)
+        module = Recorded(recording).to("meta")
+        for training in (False, True):
+            with torch.no_grad(), torch.device("meta"):
+                given = module.train(training).run(torch.empty(2, *shape, device="meta"), _check_size)
+            for logits in given if isinstance(given, list | tuple) else [given]:
+                if logits is not None and list(logits.shape) != [2, classes]:
+                    raise ValueError(f"gives {list(logits.shape)} for 2 images and {classes} classes")
+    except Exception as error:  # whatever PyTorch says of what is no network
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{where}: not a network that can be computed: {said}; changed, or damaged") from None
+    return recording
+
+
+def _check(recording: Recording) -> None:
+    """Raise ValueError where something is named that is not there, or there is too much of it."""
+    before: set[str] = set()
+    for name, held in recording.held.items():
+        if held.same is not None and held.same not in before:
+            raise ValueError(f"{shown(name)} is the same as {shown(held.same)}, which does not come before it")
+        before.add(name)
+        if held.kind == "unsaved" and math.prod(held.shape) > MOST_NUMBERS:
+            raise ValueError(f"{shown(name)} has the shape {held.shape}")
+    for graph in (recording.training, recording.evaluation):
+        if len(graph.calls) > MOST_CALLS:
+            raise ValueError(f"it has {len(graph.calls)} calls, and {MOST_CALLS} are the most")
+        for place, (name, args, kwargs) in enumerate(graph.calls, 1):
+            if name not in OPERATIONS:
+                raise ValueError(f"call {place} is of {shown(name)}, which has no exact form")
+            _check_encoded([args, list(kwargs.values())], place, before)
+        _check_encoded(graph.gives, len(graph.calls) + 1, before)
+
+
+def _check_encoded(given: Any, place: int, held: set[str], depth: int = 0) -> None:
+    if depth > DEPTH:
+        raise ValueError(f"call {place} has lists in lists, {depth} deep")
+    if isinstance(given, list):
+        for each in given:
+            _check_encoded(each, place, held, depth + 1)
+    elif isinstance(given, dict):
+        ((kind, what),) = given.items()
+        if kind in ("tuple", "slice"):
+            _check_encoded(what, place, held, depth + 1)
+        elif kind == "value":
+            first, *rest = what if isinstance(what, list) else [what]
+            if not (type(first) is int and 0 <= first < place and all(type(i) is int for i in rest) and len(rest) < DEPTH):
+                raise ValueError(f"call {place} takes value {what!s:.40}, which does not come before it")
+        elif kind == "held":
+            if what not in held:
+                raise ValueError(f"call {place} takes {shown(str(what))}, which is no weight or buffer")
+        elif kind not in _KINDS or (kind == "images" and type(what) is not int):
+            raise ValueError(f"call {place} has an argument that is {shown(str(kind))}")
+
+
+def _check_size(place: int, values: list[Any]) -> None:
+    numbers = sum(each.numel() for each in tensors(values))
+    if numbers > MOST_NUMBERS:
+        raise ValueError(f"after call {place} it holds {numbers} numbers for two images, and {MOST_NUMBERS} are the most")
+
+
+def tensors(given: Any) -> Iterator[Tensor]:
+    """The tensors in lists, tuples and dictionaries."""
+    if isinstance(given, Tensor):
+        yield given
+    elif isinstance(given, list | tuple | dict):
+        for each in given.values() if isinstance(given, dict) else given:
+            yield from tensors(each)
+
+
+def _initial(name: str, held: Held, seed: int | None) -> Tensor:
+    values = initialisation.drawn([(rule, tuple(numbers)) for rule, numbers in held.initial], seed, name, math.prod(held.shape))
+    tensor = values.view(held.shape).to(DTYPES[held.dtype])
+    return nn.Parameter(tensor, held.kind == "weight") if held.kind in ("weight", "frozen") else tensor
+
+
+def _unused(graph: Graph) -> list[list[int]]:
+    """After each call (from 1), the values that no later one takes."""
+    last: dict[int, int] = {}
+    for place, call in enumerate([*([args, list(kwargs.values())] for _, args, kwargs in graph.calls), graph.gives], 1):
+        for value in _values(call):
+            last[value] = place
+    after: list[list[int]] = [[] for _ in range(len(graph.calls) + 2)]
+    for value, place in last.items():
+        after[place].append(value)
+    for place in range(1, len(graph.calls) + 1):
+        if place not in last:
+            after[place].append(place)
+    return after
+
+
+def _values(given: Any) -> Iterator[int]:
+    """The numbers of the values in an encoded argument."""
+    if isinstance(given, dict) and "value" in given:
+        yield given["value"][0] if isinstance(given["value"], list) else given["value"]
+    elif isinstance(given, list | dict):
+        for each in given.values() if isinstance(given, dict) else given:
+            yield from _values(each)
+
+
+def _item(what: Any, values: list[Any]) -> Any:
+    first, *rest = what if isinstance(what, list) else [what]
+    given = values[first]
+    for place in rest:
+        given = given[place]
+    return given
+
+
+class _Where(NamedTuple):
+    """What arguments name besides values: weights and buffers, the number of images, and their device."""
+
+    held: Mapping[str, Tensor]
+    images: int
+    device: torch.device
+
+
+_KINDS: dict[str, Callable[[Any], Any]] = {
+    "number": float,  # what JSON has no word for: inf, -inf, nan
+    "dtype": DTYPES.__getitem__,
+    "memory_format": LAYOUTS.__getitem__,
+    "ellipsis": lambda what: Ellipsis,
+    "strided": lambda what: torch.strided,
+    "images": lambda what: None,
+    "device": lambda what: None,
+}
+
+
+def _decoded(given: Any, values: list[Any], where: _Where) -> Any:
+    """An argument as an operation takes it: `recording.encoded` has the other way."""
+    if isinstance(given, list):
+        return [_decoded(each, values, where) for each in given]
+    if not isinstance(given, dict):
+        return given
+    ((kind, what),) = given.items()
+    if kind == "value":
+        return _item(what, values)
+    if kind == "held":
+        return where.held[what]
+    if kind == "tuple":
+        return tuple(_decoded(each, values, where) for each in what)
+    if kind == "slice":
+        return slice(*(_decoded(each, values, where) for each in what))
+    if kind == "images":
+        return where.images if what == 1 else int(where.images) * what
+    return where.device if kind == "device" else _KINDS[kind](what)
