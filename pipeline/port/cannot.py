@@ -36,6 +36,7 @@ PACKAGES = {
     ("import triton", None),
     ("from apex import amp", None),
     ("try:\n    import apex\nexcept ImportError:\n    apex = None", "try:\n    import apex\nexcept ImportError:\n    apex = None"),
+    ('try:\n    import apex\nexcept ImportError:\n    raise ImportError("install apex")', None),
     on=(cst.Import, cst.ImportFrom),
 )
 def package(node: cst.Import | cst.ImportFrom, script: Script) -> Found | None:
@@ -46,7 +47,8 @@ def package(node: cst.Import | cst.ImportFrom, script: Script) -> Found | None:
     names = [name for name in PACKAGES for module in modules if f"{module}.".startswith(f"{name}.")]
     if isinstance(node, cst.ImportFrom) and modules == ["nvidia"] and "dali" in script.code(node):
         names = ["nvidia.dali"]
-    tried = any(isinstance(above, cst.Try) for above in script.parents(node))
+    tries = [above for above in script.parents(node) if isinstance(above, cst.Try)]
+    tried = [each for each in tries if not re.search(r"\braise\b|exit\(", "".join(script.code(handler) for handler in each.handlers))]
     if not names or tried or (how := level(node, script)) is None:
         return None
     return Found((), how, f"{names[0]}, {PACKAGES[names[0]]}")
@@ -75,6 +77,19 @@ def extension(call: cst.Call, script: Script) -> Found | None:
     if not (name == "torch.utils.cpp_extension.CUDAExtension" or sources):
         return None
     how = level(call, script)
+    return how and Found((), how)
+
+
+@rule(
+    Answer.CANNOT,
+    "runs nvidia-smi, which is only where NVIDIA's driver is: run it only there",
+    ('import subprocess\nsubprocess.run(["nvidia-smi"])', None),
+    ('os.system("nvidia-smi -q >free")', None),
+    ('print("nvidia-smi")', 'print("nvidia-smi")'),
+)
+def driver(call: cst.Call, script: Script) -> Found | None:
+    runs = script.name(call.func).startswith(("subprocess.", "os.system", "os.popen"))
+    how = level(call, script) if runs and "nvidia-smi" in script.code(call) else None
     return how and Found((), how)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import json
 import os
@@ -20,7 +19,7 @@ from pipeline.port import cannot, checkpoints, moved, placement, precision, runt
 from pipeline.port.cannot import PACKAGES
 from pipeline.port.device import exported, settle
 from pipeline.port.rules import RULES, Answer, Edit, Finding, Found, Level, Rule
-from pipeline.port.script import NotPython, Script, without_async
+from pipeline.port.script import NotPython, Script, parsed, without_async
 from pipeline.port.sources import Source, collect
 
 WRITTEN = (Answer.SAME, Answer.MOVED)
@@ -78,10 +77,7 @@ def port(source: Source, answers: Collection[Answer], shared: dict[str, str]) ->
     """
     text, old = source.text, list[int]()
     if not _MAY_MATTER.search(text):
-        try:
-            ast.parse(text)
-        except (SyntaxError, ValueError) as error:
-            raise NotPython(str(error), getattr(error, "lineno", 1)) from None
+        parsed(text)
         return Ported(source, text)
     try:
         script = Script(text)
@@ -176,6 +172,7 @@ def write(ported: Sequence[Ported]) -> None:
 def lines(ported: Sequence[Ported]) -> Iterator[str]:
     """The report: a line for each finding that matters, and a summary."""
     for each in ported:
+        told: dict[str, str] = {}
         for finding in each.findings:
             if (
                 finding.bound
@@ -183,18 +180,20 @@ def lines(ported: Sequence[Ported]) -> Iterator[str]:
                 or finding.rule.name == "option"
             ):
                 note = "" if finding.bound else " (note)"
-                yield f"{each.source.path}:{finding.line}: {finding.rule.answer.value}{note}: {finding.message}"
-                if finding.code:
-                    yield f"    {finding.code}"
-    bound = [finding for each in ported for finding in each.bound]
+                told[f"{each.source.path}:{finding.line}: {finding.rule.answer.value}{note}: {finding.message}"] = finding.code
+        for line, code in told.items():
+            yield line
+            if code:
+                yield f"    {code}"
+    bound = {(each.source.path, finding.line, finding.rule.answer) for each in ported for finding in each.bound}
     scripts = f"{len(ported)} script{'s' if len(ported) > 1 else ''}"
     if not bound:
         yield f"nothing is bound to a device in {scripts}"
         return
-    counts = [
-        f"{sum(f.rule.answer is answer for f in bound)} {answer.value}" for answer in Answer if any(f.rule.answer is answer for f in bound)
-    ]
-    yield f"{len(bound)} line{'s are' if len(bound) > 1 else ' is'} bound to a device in {scripts}: {', '.join(counts)}"
+    counts = {answer.value: sum(found is answer for *_, found in bound) for answer in Answer}
+    number = len({line[:2] for line in bound})
+    each_answer = ", ".join(f"{count} {answer}" for answer, count in counts.items() if count)
+    yield f"{number} line{'s are' if number > 1 else ' is'} bound to a device in {scripts}: {each_answer}"
 
 
 def as_json(ported: Sequence[Ported]) -> str:

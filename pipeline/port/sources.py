@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline import paths
 from pipeline.errors import UserError
-from pipeline.port.script import without_async
+from pipeline.port.script import NotPython, parsed, without_async
 
 _NOT_THEIRS = {"__pycache__", "node_modules", "site-packages", "build", "dist"}
 
@@ -111,8 +111,8 @@ def read(path: Path, named: bool = True) -> Source:
 def _modules(source: Source, roots: list[Path]) -> Iterator[tuple[str, Path]]:
     """The user's own modules that a script imports: the words of the statement, and the file."""
     try:
-        tree = ast.parse(without_async(source.text)[0] if re.search(r"\basync\s*=", source.text) else source.text)
-    except (SyntaxError, ValueError, RecursionError):
+        tree = parsed(without_async(source.text)[0] if re.search(r"\basync\s*=", source.text) else source.text)
+    except (NotPython, RecursionError):
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
