@@ -183,12 +183,12 @@ def test_asked_for_other_numbers_nothing_is_left_bound(folders, tmp_path, capsys
 
 
 def test_nothing_is_written_without_write_and_json_says_what_was_found(tmp_path, capsys):
-    (tmp_path / "a.py").write_text("import torch\n\nx = torch.ones(1).cuda()\n")
+    (tmp_path / "a.py").write_text(CUDA_SCRIPT)
     assert cli.answer(["port", "--json", str(tmp_path / "a.py")]) == 3
     said = json.loads(capsys.readouterr().out)
     found = said["scripts"][0]["findings"][0]
     assert (said["bound"], found["line"], found["class"], found["rule"]) == (1, 3, "same", "cuda-call")
-    assert (tmp_path / "a.py").read_text() == "import torch\n\nx = torch.ones(1).cuda()\n"
+    assert (tmp_path / "a.py").read_text() == CUDA_SCRIPT
 
 
 def test_a_named_script_is_followed_to_the_module_that_it_imports_which_asks_for_the_device_once(tmp_path, capsys):
@@ -212,34 +212,59 @@ def test_the_encoding_and_the_line_ends_of_a_script_stay(newline, tmp_path):
     assert after.count("\n") == after.count(newline)
 
 
+CUDA_SCRIPT = "import torch\n\nx = torch.ones(1).cuda()\n"
 BAD = {
     "no Python": lambda path: path.write_text("def f(:\n"),
     "Python 2": lambda path: path.write_text('import torch\nprint "cuda"\n'),
     "a binary": lambda path: path.write_bytes(b"\x7fELF\0\0torch"),
+    "neither UTF-8 nor what it declares": lambda path: path.write_bytes(b"import torch\nx.cuda()  # pr\xeat\n"),
     "no such file": lambda path: None,
     "a folder without scripts": lambda path: path.mkdir(),
     "a loop of links": lambda path: path.symlink_to(path),
+    "a pipe": os.mkfifo,
 }
 
 
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_input_is_one_line_and_nothing_is_written(kind, tmp_path, capsys):
     good, bad = tmp_path / "good.py", tmp_path / "bad.py"
-    good.write_text("import torch\n\nx = torch.ones(1).cuda()\n")
+    good.write_text(CUDA_SCRIPT)
     BAD[kind](bad)
     assert cli.answer(["port", "--write", str(good), str(bad)]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert len(said.err.splitlines()) == 1
     assert str(bad) in said.err
-    assert ".cuda()" in good.read_text()
+    assert good.read_text() == CUDA_SCRIPT
 
 
-def test_a_file_of_a_folder_that_is_no_python_is_said_and_does_not_keep_the_others_from_being_ported(tmp_path, capsys):
-    (tmp_path / "good.py").write_text("import torch\n\nx = torch.ones(1).cuda()\n")
-    (tmp_path / "old.py").write_text('import torch\nprint "cuda"\n')
+def test_a_notebook_is_one_line_that_says_how_it_becomes_a_script(tmp_path, capsys):
+    (tmp_path / "a.ipynb").write_text('{"cells": []}')
+    assert cli.answer(["port", str(tmp_path / "a.ipynb")]) == 2
+    expected = f"error: {tmp_path / 'a.ipynb'}: a notebook; `jupyter nbconvert --to script a.ipynb` makes a script of it\n"
+    assert capsys.readouterr() == ("", expected)
+
+
+def test_where_one_script_may_not_be_written_none_is(tmp_path, capsys, monkeypatch):
+    for name in ("a.py", "b.py"):
+        (tmp_path / name).write_text(CUDA_SCRIPT)
+    monkeypatch.setattr(os, "access", lambda path, mode: not (mode == os.W_OK and str(path).endswith("b.py")))
+    assert cli.answer(["port", "--write", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: cannot write {tmp_path / 'b.py'}: Permission denied")
+    assert [(tmp_path / name).read_text() for name in ("a.py", "b.py")] == [CUDA_SCRIPT] * 2
+    assert sorted(os.listdir(tmp_path)) == ["a.py", "b.py"]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in BAD if kind not in ("no such file", "a folder without scripts")])
+def test_a_file_of_a_folder_that_is_no_python_is_said_and_does_not_keep_the_others_from_being_ported(kind, tmp_path, capsys):
+    (tmp_path / "good.py").write_text(CUDA_SCRIPT)
+    BAD[kind](tmp_path / "old.py")
+    (tmp_path / "around").symlink_to(tmp_path)
+    (tmp_path / ".#good.py").symlink_to("nobody@nowhere")  # an editor's lock
     assert cli.answer(["port", "--write", str(tmp_path)]) == 3
-    assert "old.py:2: cannot: no Python 3" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert [line.split(":")[2] for line in said.out.splitlines() if line.startswith(str(tmp_path / "old.py"))] == [" cannot"]
     assert ".to(device)" in (tmp_path / "good.py").read_text()
 
 

@@ -26,6 +26,7 @@ WRITTEN = (Answer.SAME, Answer.MOVED)
 """The answers whose rewrites compute what the script meant; other numbers are only written where they are asked for."""
 ASYNC = Rule("async-keyword", Answer.MOVED, "async is a word of Python since 3.7: non_blocking=", (), lambda *_: None, ())
 OLD = Rule("not-python", Answer.CANNOT, "no Python 3 (2to3 turns Python 2 into it): ", (), lambda *_: None, ())
+UNREAD = Rule("not-read", Answer.CANNOT, "", (), lambda *_: None, ())
 _PASSES = 20
 _MAY_MATTER = re.compile(r"torch|cuda|gpu|nccl|\.next\(\)|" + "|".join(PACKAGES), re.IGNORECASE)
 """A script without any of these words is not looked at more closely."""
@@ -140,17 +141,24 @@ def port_all(paths: Sequence[Path], numbers: bool = False) -> list[Ported]:
     answers = {*WRITTEN, *([Answer.NUMBERS] if numbers else [])}
     done: dict[Path, Ported] = {}
     for source in collect(paths):
+        if source.fault and source.named:
+            raise UserError(f"{source.path}: {source.fault}; name a script, or a folder of scripts")
         shared = {module: done[path].exports for module, path in source.imports.items() if path in done and done[path].exports}
         try:
-            done[source.path] = port(source, answers, shared)
+            done[source.path] = _not_read(source, UNREAD, source.fault) if source.fault else port(source, answers, shared)
         except NotPython as error:
             if source.named:
                 raise UserError(f"{source.path}:{error.line}: no Python 3: {error}; name a script (2to3 turns Python 2 into 3)") from None
-            finding = Finding(OLD, Found(remark=str(error)), error.line, 1, "", cst.Pass())
-            done[source.path] = Ported(source, source.text, [finding], [finding])
+            done[source.path] = _not_read(source, OLD, str(error), error.line)
         except RecursionError:
             raise UserError(f"{source.path}: its expressions are nested too deeply to be read; name the other files") from None
     return [done[path] for path in sorted(done)]
+
+
+def _not_read(source: Source, rule: Rule, reason: str, line: int = 1) -> Ported:
+    """A script of a folder, or a module of a script, that is said and left."""
+    finding = Finding(rule, Found(remark=reason), line, 1, "", cst.Pass())
+    return Ported(source, source.text, [finding], [finding])
 
 
 def write(ported: Sequence[Ported]) -> None:
