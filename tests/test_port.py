@@ -126,17 +126,18 @@ BY_HAND = {
 """By hand, for a CPU alone: words of a script, and what stands for them."""
 
 
-def losses(folder: Path) -> dict[str, list[str] | str]:
-    """What each script of a folder prints about its losses, or the error that ends it."""
+def losses(*folders: Path) -> list[dict[str, list[str] | str]]:
+    """Of each folder: what each of its scripts prints about its losses, or the error that ends it."""
     names = [name for name in BY_HAND if not name.endswith("utils.py")]
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", SCRIPTS / "runner.py", *(str(folder / name) for name in names)],
+        [sys.executable, "-W", "ignore", SCRIPTS / "runner.py", *(str(folder / name) for folder in folders for name in names)],
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
     )
-    return {str(Path(path).relative_to(folder)): said for path, said in json.loads(done.stdout.splitlines()[-1]).items()}
+    said = json.loads(done.stdout.splitlines()[-1])
+    return [{name: said[str(folder / name)] for name in names} for folder in folders]
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +158,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 
 def test_each_script_fails_without_a_gpu_as_it_is_and_trains_after_port_with_the_losses_of_a_port_by_hand(folders):
-    before, by_hand, after = (losses(folder) for folder in folders.values())
+    before, by_hand, after = losses(*folders.values())
     assert [name for name, said in before.items() if isinstance(said, list)] == []
     assert {name: len(said) for name, said in by_hand.items() if not isinstance(said, list) or len(said) < 2} == {}
     assert len(after) == 15
@@ -175,7 +176,7 @@ def test_comments_stay_and_a_second_port_changes_nothing(folders, capsys):
 
 
 def test_asked_for_other_numbers_nothing_is_left_bound(folders, tmp_path, capsys):
-    shutil.copytree(folders["as they are"], tmp_path / "all")
+    shutil.copytree(folders["ported"], tmp_path / "all")
     assert cli.answer(["port", "--write", "--numbers", str(tmp_path / "all")]) == 0
     capsys.readouterr()
     assert cli.answer(["port", str(tmp_path / "all")]) == 0
@@ -189,6 +190,14 @@ def test_nothing_is_written_without_write_and_json_says_what_was_found(tmp_path,
     found = said["scripts"][0]["findings"][0]
     assert (said["bound"], found["line"], found["class"], found["rule"]) == (1, 3, "same", "cuda-call")
     assert (tmp_path / "a.py").read_text() == CUDA_SCRIPT
+
+
+def test_a_line_is_told_once_for_each_reason_and_counted_once(tmp_path, capsys):
+    (tmp_path / "a.py").write_text("import torch\n\nx, y = x.cuda(), y.cuda().half()\n")
+    assert cli.answer(["port", str(tmp_path / "a.py")]) == 3
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[2] for line in said if line.startswith(str(tmp_path))] == [" same", " other numbers"]
+    assert said[-1] == "1 line is bound to a device in 1 script: 1 same, 1 other numbers"
 
 
 def test_a_named_script_is_followed_to_the_module_that_it_imports_which_asks_for_the_device_once(tmp_path, capsys):

@@ -9,7 +9,7 @@ from libcst import matchers as m
 
 from pipeline.port.guards import why
 from pipeline.port.placement import level
-from pipeline.port.rules import Answer, Found, rule
+from pipeline.port.rules import Answer, Found, Level, rule
 from pipeline.port.script import Script
 
 PACKAGES = {
@@ -91,6 +91,17 @@ def driver(call: cst.Call, script: Script) -> Found | None:
     runs = script.name(call.func).startswith(("subprocess.", "os.system", "os.popen"))
     how = level(call, script) if runs and "nvidia-smi" in script.code(call) else None
     return how and Found((), how)
+
+
+@rule(
+    Answer.CANNOT,
+    "text from elsewhere, which is not looked at: it may name a GPU",
+    ('exec(open("settings.py").read())', None),
+    ('import yaml\nsettings = yaml.safe_load(open("settings.yaml"))', None),
+)
+def elsewhere(call: cst.Call, script: Script) -> Found | None:
+    runs = script.code(call.func) == "exec" or re.fullmatch(r"yaml\.(\w+_)?load", script.name(call.func))
+    return Found((), Level.ALONG) if runs else None
 
 
 @rule(

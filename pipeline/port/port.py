@@ -62,9 +62,10 @@ class Ported:
 def examine(script: Script) -> Iterator[Finding]:
     """What all rules find in a script, in the order of its lines."""
     findings = []
+    rules = {kind: [each for each in RULES if issubclass(kind, each.kinds)] for kind in {type(node) for node in script.nodes}}
     for node in script.nodes:
-        for each in RULES:
-            if isinstance(node, each.kinds) and (found := each.find(node, script)) is not None:
+        for each in rules[type(node)]:
+            if (found := each.find(node, script)) is not None:
                 line, column = script.position(node)
                 findings.append(Finding(each, found, line, column, script.lines[line - 1].strip(), node))
     yield from sorted(findings, key=lambda finding: (finding.line, finding.column))
@@ -87,10 +88,10 @@ def port(source: Source, answers: Collection[Answer], shared: dict[str, str]) ->
         script = Script(text)
     ported = Ported(source, text)
     names = [Finding(ASYNC, Found(), row, 1, source.text.split("\n")[row - 1].strip(), script.module) for row in old]
-    ported.findings = sorted([*names, *examine(script)], key=lambda finding: finding.line)
+    findings = list(examine(script))
+    ported.findings = sorted([*names, *findings], key=lambda finding: finding.line)
     touched = bool(old)
     for _ in range(_PASSES):
-        findings = list(examine(script))
         chosen = _without_overlaps([f for f in findings if f.found.edits and f.rule.answer in answers])
         touched = touched or any(f.found.level in (Level.BOUND, Level.NOTE) for f in chosen)
         edits = settle(script, chosen, shared) if touched else []
@@ -99,6 +100,7 @@ def port(source: Source, answers: Collection[Answer], shared: dict[str, str]) ->
             break
         ported.text = text
         script = Script(ported.text)
+        findings = list(examine(script))
     else:
         raise AssertionError(f"{source.path}: rewriting does not come to an end")
     ported.left = [finding for finding in findings if finding.bound]

@@ -22,6 +22,9 @@ DISTRIBUTED = re.compile(
 """Words of conditions and functions that only matter where a launcher, or an option, starts several processes."""
 
 
+_LINE_END = re.compile("\r\n|\r|\n")
+
+
 class NotPython(ValueError):
     """The text is no Python 3; `line` is the first that is not."""
 
@@ -70,7 +73,7 @@ class Script:
     """
 
     def __init__(self, text: str) -> None:
-        self.text, self.lines, self.bytes = text, re.split("\r\n|\r|\n", text), text.encode()
+        self.text, self.lines, self.bytes = text, _LINE_END.split(text), text.encode()
         try:
             module = cst.parse_module(text)
         except cst.ParserSyntaxError as error:
@@ -78,11 +81,10 @@ class Script:
             raise NotPython(error.message.splitlines()[0], error.raw_line) from None
         self.wrapper = metadata.MetadataWrapper(module, unsafe_skip_copy=True)
         self.module = self.wrapper.module
-        self._spans = self.wrapper.resolve(metadata.ByteSpanPositionProvider)
-        self._positions = self.wrapper.resolve(metadata.PositionProvider)
-        self._parents = self.wrapper.resolve(metadata.ParentNodeProvider)
-        self._names = self.wrapper.resolve(metadata.QualifiedNameProvider)
-        self._scopes = self.wrapper.resolve(metadata.ScopeProvider)
+        wanted = (metadata.ByteSpanPositionProvider, metadata.QualifiedNameProvider, metadata.ScopeProvider, metadata.ParentNodeProvider)
+        found: Any = self.wrapper.resolve_many(wanted)
+        self._parents: dict[cst.CSTNode, cst.CSTNode]
+        self._spans, self._names, self._scopes, self._parents = (found[each] for each in wanted)
         self.nodes = [node for node in self._spans if not isinstance(node, (cst.BaseParenthesizableWhitespace, cst.Comma, cst.Dot))]
         self.values: dict[str, list[cst.BaseExpression | None]] = defaultdict(list)
         self.options: dict[str, cst.Call] = {}
@@ -113,8 +115,9 @@ class Script:
 
     def position(self, node: cst.CSTNode) -> tuple[int, int]:
         """Line and column, both from 1."""
-        start = self._positions[node].start
-        return start.line, start.column + 1
+        before = self.bytes[: self.span(node)[0]].decode()
+        lines = _LINE_END.split(before)
+        return len(lines), len(lines[-1]) + 1
 
     def code(self, node: cst.CSTNode) -> str:
         """The text of a node."""
