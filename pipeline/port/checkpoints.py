@@ -25,6 +25,10 @@ from pipeline.port.script import Script
         'weights = torch.load("a.pt", map_location=lambda storage, place: storage.cuda(1))',
         'weights = torch.load("a.pt", map_location=device)',
     ),
+    (
+        'place = {"cuda:0": "cuda:%d" % rank}\nweights = torch.load("a.pt", map_location=place)',
+        'weights = torch.load("a.pt", map_location=place if device.type == "cuda" else device)',
+    ),
     ('weights = torch.load("a.pt", map_location="cpu")', 'weights = torch.load("a.pt", map_location="cpu")'),
 )
 def checkpoint(call: cst.Call, script: Script) -> Found | None:
@@ -37,6 +41,8 @@ def checkpoint(call: cst.Call, script: Script) -> Found | None:
         if m.matches(place.value, m.Lambda(body=m.Call(func=m.Attribute(attr=m.Name("cuda"))))):
             numbers = cst.ensure_type(cst.ensure_type(place.value, cst.Lambda).body, cst.Call).args
             return Found(script.replaced(place.value, target(numbers[0].value, script) if numbers else DEVICE))
+        if any(isinstance(value, cst.Dict) for value in (place.value, *script.values.get(script.code(place.value), []))):
+            return Found(script.chosen(place.value, DEVICE))
         return Found(script.replaced(place.value, DEVICE)) if script.code(place.value) == "None" else None
     outer = script.parent(call)  # a tuple is no checkpoint, and what nobody keeps is none either
     other = isinstance(outer, cst.Expr) or m.matches(outer or call, m.Assign(targets=[m.AssignTarget(m.Tuple())]))

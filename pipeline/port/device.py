@@ -248,7 +248,7 @@ def settle(script: Script, findings: Sequence[Finding], shared: Mapping[str, str
     bound = _bound_names(script)
     late = []
     if helper and "device_of" not in bound:
-        late += ["", "", *HELPER.format(torch=torch, on_gpu=on_gpu, device=name).splitlines()]
+        late += ["", "", *HELPER.format(torch=torch, on_gpu=on_gpu, device=name if is_device else f"{torch}.device({name})").splitlines()]
     if CLOCK in used and "CpuEvent" not in bound:
         late += ["", "", *STAND_IN.splitlines()]
     imports |= {"contextlib"} if NULL in used else set()

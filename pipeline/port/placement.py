@@ -118,6 +118,12 @@ def target(value: cst.BaseExpression, script: Script) -> str:
     ),
     ('self.device = "cuda" if self.gpus else "cpu"', 'self.device = str(device) if self.gpus else "cpu"'),
     (_JOINED, _JOINED),
+    ('places = ["cuda:0", "cuda:1"]', 'places = [str(device), str(device_of("cuda:1"))]'),
+    (
+        'device = "cuda"\nx.cuda(1)',
+        'return torch.device(index) if index is not None and torch.device(device).type == "cuda" else torch.device(device)\n',
+    ),
+    ('places = ["cpu", "cuda"]', 'places = ["cpu", "cuda"]'),
     ('steps = [ToDevice("cuda:0")]', "steps = [ToDevice(str(device))]"),
     on=(cst.Call, cst.SimpleString, cst.FormattedString, cst.BinaryOperation, cst.IfExp),
 )
@@ -168,6 +174,8 @@ def _names_a_place(node: cst.CSTNode, script: Script) -> bool:
     if isinstance(outer, cst.DictElement):
         settings = isinstance(script.parent(script.parent(outer) or outer), (cst.Assign, cst.AnnAssign, cst.DictElement, cst.Return))
         return settings and outer.value is place and bool(_PLACES.search(script.code(outer.key)))
+    if isinstance(outer, cst.Element):
+        return "cuda:" in script.code(node) and isinstance(script.parent(script.parent(outer) or outer), cst.Assign)
     if isinstance(outer, cst.Assign):
         return "cuda:" in script.code(node) or any(_PLACES.search(script.code(target)) for target in outer.targets)
     if isinstance(outer, cst.AnnAssign):

@@ -36,6 +36,14 @@ _SPEAKS = re.compile(r"^print$|\b(log\w*|info|debug|warning|write|add_scalar|rec
     ("torch.cuda.synchronize()", 'if device.type == "cuda":\n    torch.cuda.synchronize()'),
     ("print(torch.cuda.get_device_name(0))", 'if device.type == "cuda":\n    print(torch.cuda.get_device_name(0))'),
     ("gpu = torch.cuda.get_device_name(0)", 'gpu = torch.cuda.get_device_name(0) if device.type == "cuda" else "cpu"'),
+    (
+        "new = torch.cuda.get_device_capability(0)[0] >= 8",
+        'new = (torch.cuda.get_device_capability(0)[0] if device.type == "cuda" else (0, 0)[0]) >= 8',
+    ),
+    (
+        "size = torch.cuda.get_device_properties(0).total_memory / 2**30",
+        'size = (torch.cuda.get_device_properties(0).total_memory if device.type == "cuda" else 0) / 2**30',
+    ),
     ("torch.cuda.empty_cache()", "torch.cuda.empty_cache()"),
     ('torch.cuda.nvtx.range_push("a")', 'if device.type == "cuda":\n    torch.cuda.nvtx.range_push("a")'),
     ('@torch.cuda.nvtx.range("a")\ndef f():\n    pass', None),
@@ -63,7 +71,12 @@ def runtime_call(call: cst.Call, script: Script) -> Found | None:
         elif isinstance(above, cst.Call):
             skippable = skippable and bool(_SPEAKS.search(script.code(above.func)))
             whole = above if skippable and isinstance(script.parent(above), cst.Expr) else whole
-    return Found(script.only_on_gpu(whole, _ELSEWHERE[name], skippable), how)
+    otherwise, part = _ELSEWHERE[name], script.code(whole).removeprefix(script.code(call))
+    if name == "get_device_properties" and part:
+        otherwise = '"cpu"' if part == ".name" else "0"
+    elif otherwise not in ("None", DEVICE) and script.code(whole) == script.code(call) + part:
+        otherwise += part
+    return Found(script.only_on_gpu(whole, otherwise, skippable), how)
 
 
 def _begins_with(node: cst.Call | cst.Subscript, part: cst.CSTNode) -> bool:
