@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -153,7 +155,9 @@ def folders(tmp_path_factory) -> dict[str, Path]:
             assert words in text, (name, words)
             text = text.replace(words, instead)
         path.write_text(text)
-    assert cli.answer(["port", "--write", str(places["ported"])]) == 3  # for what gives other numbers is left to the user
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert cli.answer(["port", "--write", "--json", str(places["ported"])]) == 3  # for what gives other numbers is left to the user
+    (places["ported"].parent / "found.json").write_text(said.getvalue())
     return places
 
 
@@ -165,11 +169,17 @@ def test_each_script_fails_without_a_gpu_as_it_is_and_trains_after_port_with_the
     assert after == by_hand
 
 
-def test_comments_stay_and_a_second_port_changes_nothing(folders, capsys):
+def test_comments_stay_with_every_line_that_is_not_found_and_a_second_port_changes_nothing(folders, capsys):
+    scripts = json.loads((folders["ported"].parent / "found.json").read_text())["scripts"]
+    found = {each["path"]: {finding["line"] for finding in each["findings"]} for each in scripts}
     for name in BY_HAND:
         before, after = ((folders[kind] / name).read_text() for kind in ("as they are", "ported"))
         for line in before.splitlines():
             assert "#" not in line or line[line.index("#") :] in after
+        lines = iter(after.splitlines())
+        for number, line in enumerate(before.splitlines(), 1):
+            chained = line.strip().startswith(".")  # is found where its expression begins
+            assert number in found[str(folders["ported"] / name)] or chained or line in lines
     capsys.readouterr()
     assert cli.answer(["port", "--diff", str(folders["ported"])]) == 3
     assert capsys.readouterr().out == ""
