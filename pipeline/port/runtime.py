@@ -71,10 +71,11 @@ def runtime_call(call: cst.Call, script: Script) -> Found | None:
         elif isinstance(above, cst.Call):
             skippable = skippable and bool(_SPEAKS.search(script.code(above.func)))
             whole = above if skippable and isinstance(script.parent(above), cst.Expr) else whole
-    otherwise, part = _ELSEWHERE[name], script.code(whole).removeprefix(script.code(call))
-    if name == "get_device_properties" and part:
+    otherwise, code = _ELSEWHERE[name], script.code(call)
+    part = script.code(whole)[len(code) :] if script.code(whole).startswith(code) else ""
+    if part and name == "get_device_properties":
         otherwise = '"cpu"' if part == ".name" else "0"
-    elif otherwise not in ("None", DEVICE) and script.code(whole) == script.code(call) + part:
+    elif otherwise not in ("None", DEVICE):
         otherwise += part
     return Found(script.only_on_gpu(whole, otherwise, skippable), how)
 
