@@ -210,6 +210,14 @@ def test_a_line_is_told_once_for_each_reason_and_counted_once(tmp_path, capsys):
     assert said[-1] == "1 line is bound to a device in 1 script: 1 same, 1 other numbers"
 
 
+def test_what_an_own_call_does_with_the_name_of_a_gpu_is_noted_and_not_counted(tmp_path, capsys):
+    (tmp_path / "a.py").write_text('import torch\n\ntrainer = Trainer(device="cuda")\n')
+    assert cli.answer(["port", str(tmp_path / "a.py")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(f"{tmp_path / 'a.py'}:3: same (note): names a GPU")
+    assert said[-1] == "nothing is bound to a device in 1 script"
+
+
 def test_a_named_script_is_followed_to_the_module_that_it_imports_which_asks_for_the_device_once(tmp_path, capsys):
     (tmp_path / "utils.py").write_text("import torch\n\n\ndef move(x):\n    return x.cuda()\n")
     (tmp_path / "main.py").write_text("import torch\nfrom utils import move\n\nx = move(torch.ones(1)) + torch.ones(1).cuda()\n")

@@ -184,11 +184,8 @@ def lines(ported: Sequence[Ported]) -> Iterator[str]:
     for each in ported:
         told: dict[str, str] = {}
         for finding in each.findings:
-            if (
-                finding.bound
-                or (each.bound and (finding.found.level is Level.NOTE or not finding.found.edits))
-                or finding.rule.name == "option"
-            ):
+            noted = finding.found.level is Level.NOTE
+            if finding.bound or (noted and finding.rule.answer is Answer.SAME) or (each.bound and (noted or not finding.found.edits)):
                 note = "" if finding.bound else " (note)"
                 told[f"{each.source.path}:{finding.line}: {finding.rule.answer.value}{note}: {finding.message}"] = finding.code
         for line, code in told.items():
