@@ -9,7 +9,7 @@ from libcst import matchers as m
 
 from pipeline.port.guards import why
 from pipeline.port.placement import level
-from pipeline.port.rules import Answer, Found, rule
+from pipeline.port.rules import Answer, Found, Level, rule
 from pipeline.port.script import Script
 
 PACKAGES = {
@@ -36,6 +36,7 @@ PACKAGES = {
     ("import triton", None),
     ("from apex import amp", None),
     ("try:\n    import apex\nexcept ImportError:\n    apex = None", "try:\n    import apex\nexcept ImportError:\n    apex = None"),
+    ('try:\n    import apex\nexcept ImportError:\n    raise ImportError("install apex")', None),
     on=(cst.Import, cst.ImportFrom),
 )
 def package(node: cst.Import | cst.ImportFrom, script: Script) -> Found | None:
@@ -46,7 +47,8 @@ def package(node: cst.Import | cst.ImportFrom, script: Script) -> Found | None:
     names = [name for name in PACKAGES for module in modules if f"{module}.".startswith(f"{name}.")]
     if isinstance(node, cst.ImportFrom) and modules == ["nvidia"] and "dali" in script.code(node):
         names = ["nvidia.dali"]
-    tried = any(isinstance(above, cst.Try) for above in script.parents(node))
+    tries = [above for above in script.parents(node) if isinstance(above, cst.Try)]
+    tried = [each for each in tries if not re.search(r"\braise\b|exit\(", "".join(script.code(handler) for handler in each.handlers))]
     if not names or tried or (how := level(node, script)) is None:
         return None
     return Found((), how, f"{names[0]}, {PACKAGES[names[0]]}")
@@ -76,6 +78,30 @@ def extension(call: cst.Call, script: Script) -> Found | None:
         return None
     how = level(call, script)
     return how and Found((), how)
+
+
+@rule(
+    Answer.CANNOT,
+    "runs nvidia-smi, which is only where NVIDIA's driver is: run it only there",
+    ('import subprocess\nsubprocess.run(["nvidia-smi"])', None),
+    ('os.system("nvidia-smi -q >free")', None),
+    ('print("nvidia-smi")', 'print("nvidia-smi")'),
+)
+def driver(call: cst.Call, script: Script) -> Found | None:
+    runs = script.name(call.func).startswith(("subprocess.", "os.system", "os.popen"))
+    how = level(call, script) if runs and "nvidia-smi" in script.code(call) else None
+    return how and Found((), how)
+
+
+@rule(
+    Answer.CANNOT,
+    "text from elsewhere, which is not looked at: it may name a GPU",
+    ('exec(open("settings.py").read())', None),
+    ('import yaml\nsettings = yaml.safe_load(open("settings.yaml"))', None),
+)
+def elsewhere(call: cst.Call, script: Script) -> Found | None:
+    runs = script.code(call.func) == "exec" or re.fullmatch(r"yaml\.(\w+_)?load", script.name(call.func))
+    return Found((), Level.ALONG) if runs else None
 
 
 @rule(

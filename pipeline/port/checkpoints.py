@@ -8,6 +8,7 @@ import libcst as cst
 from libcst import matchers as m
 
 from pipeline.port.guards import Guard, why
+from pipeline.port.placement import target
 from pipeline.port.rules import DEVICE, Answer, Edit, Found, Level, rule
 from pipeline.port.script import Script
 
@@ -20,6 +21,14 @@ from pipeline.port.script import Script
         'weights = torch.load("a.pt", map_location=lambda storage, place: storage.cuda())',
         'weights = torch.load("a.pt", map_location=device)',
     ),
+    (
+        'weights = torch.load("a.pt", map_location=lambda storage, place: storage.cuda(1))',
+        'weights = torch.load("a.pt", map_location=device)',
+    ),
+    (
+        'place = {"cuda:0": "cuda:%d" % rank}\nweights = torch.load("a.pt", map_location=place)',
+        'weights = torch.load("a.pt", map_location=place if device.type == "cuda" else device)',
+    ),
     ('weights = torch.load("a.pt", map_location="cpu")', 'weights = torch.load("a.pt", map_location="cpu")'),
 )
 def checkpoint(call: cst.Call, script: Script) -> Found | None:
@@ -29,8 +38,12 @@ def checkpoint(call: cst.Call, script: Script) -> Found | None:
         return None
     place = script.argument(call, "map_location", None if script.name(call.func).startswith("torch.hub") else 1)
     if place is not None:
-        moves = m.matches(place.value, m.Lambda(body=m.Call(func=m.Attribute(attr=m.Name("cuda")))))
-        return Found(script.replaced(place.value, DEVICE)) if moves or script.code(place.value) == "None" else None
+        if m.matches(place.value, m.Lambda(body=m.Call(func=m.Attribute(attr=m.Name("cuda"))))):
+            numbers = cst.ensure_type(cst.ensure_type(place.value, cst.Lambda).body, cst.Call).args
+            return Found(script.replaced(place.value, target(numbers[0].value, script) if numbers else DEVICE))
+        if any(isinstance(value, cst.Dict) for value in (place.value, *script.values.get(script.code(place.value), []))):
+            return Found(script.chosen(place.value, DEVICE))
+        return Found(script.replaced(place.value, DEVICE)) if script.code(place.value) == "None" else None
     outer = script.parent(call)  # a tuple is no checkpoint, and what nobody keeps is none either
     other = isinstance(outer, cst.Expr) or m.matches(outer or call, m.Assign(targets=[m.AssignTarget(m.Tuple())]))
     return Found(script.added(call, f"map_location={DEVICE}"), Level.ALONG if other else Level.BOUND)
@@ -67,10 +80,12 @@ def prefixes(call: cst.Call, script: Script) -> Found | None:
     "loads a whole module, which PyTorch refuses since 2.6: save its state_dict, or give weights_only=False if you trust the file",
     ('model = torch.load("a.pt", map_location="cpu")\nmodel.eval()', None),
     ('state = torch.load("a.pt", map_location="cpu")\nstate["epoch"]', 'state = torch.load("a.pt", map_location="cpu")\nstate["epoch"]'),
+    ('state = torch.load("a.pt", map_location="cpu")\nmodel = state["net"]\nmodel.eval()', None),
     on=cst.Assign,
 )
 def whole_module(node: cst.Assign, script: Script) -> Found | None:
     if not isinstance(node.value, cst.Call) or script.name(node.value.func) != "torch.load" or script.argument(node.value, "weights_only"):
         return None
     name = re.escape(script.code(node.targets[0].target))
-    return Found() if re.search(rf"(?<![\w.]){name}\.(eval|train|to|cuda|parameters|forward|state_dict)\(", script.text) else None
+    names = [name, *(re.escape(taken) for taken in re.findall(rf"^ *([\w.]+) *= *{name}\[", script.text, re.MULTILINE))]
+    return Found() if re.search(rf"(?<![\w.])({'|'.join(names)})\.(eval|train|parameters|forward|state_dict)\(", script.text) else None

@@ -11,7 +11,7 @@ import libcst as cst
 from libcst import matchers as m
 from libcst import metadata
 
-from pipeline.port.guards import implies_gpu, implies_no_gpu
+from pipeline.port.guards import follows_a_device, implies_gpu, implies_no_gpu
 from pipeline.port.rules import CLOCK, DEVICE, DEVICE_OF, NULL, OFF_GPU, ON_GPU, TORCH, Edit, Finding
 from pipeline.port.script import Script
 
@@ -69,6 +69,13 @@ def takes_devices(node: cst.CSTNode, script: Script) -> bool:
     return script.name(call.func).startswith("torch.") or (isinstance(call.func, cst.Attribute) and not script.name(call.func))
 
 
+def numbers_a_gpu(node: cst.BaseExpression, script: Script) -> bool:
+    """Whether an expression is the number of a GPU, by its name."""
+    code = script.code(node)
+    numbered = re.fullmatch(r"(\w+\.)*((local_)?rank|gpu(_id|_index)?|(gpu_ids|gpus|device_ids)\[\d+\])", code)
+    return bool(numbered) and not any(value and device_value(value, script) for value in script.values.get(code, []))
+
+
 def device_value(node: cst.CSTNode, script: Script) -> Value | None:
     """What device an expression names; None where it names none that the text tells."""
     if isinstance(node, (cst.SimpleString, cst.ConcatenatedString)):
@@ -79,12 +86,10 @@ def device_value(node: cst.CSTNode, script: Script) -> Value | None:
     if isinstance(node, cst.IfExp):
         sides = [device_value(side, script) for side in (node.body, node.orelse)]
         value = sides[0] or sides[1]
-        if value is None:
-            return None
         falls = implies_gpu(node.test, script) if sides[0] else implies_no_gpu(node.test, script)
-        return Value(
-            value.is_device, f"({script.code(node)})" if not value.is_device else value.default, value.constant if falls else "", falls
-        )
+        if value is None or not falls or follows_a_device(node.test, script):
+            return None  # what it names is looked at by itself
+        return Value(value.is_device, value.default, value.constant, True)
     if isinstance(node, cst.Call) and script.name(node.func) == "torch.device" and node.args:
         first, second = node.args[0].value, node.args[1].value if len(node.args) > 1 else None
         value = device_value(first, script)
@@ -94,6 +99,8 @@ def device_value(node: cst.CSTNode, script: Script) -> Value | None:
             return Value(True, value.default, value.constant, value.falls_back)
         if isinstance(first, cst.Integer):
             return Value(True, f'"cuda:{first.value}"', f"cuda:{first.value}")
+        if numbers_a_gpu(first, script):
+            return Value(True, script.code(first))
         return Value(True, chosen=True) if script.string(first) is None else None
     return None
 
@@ -117,7 +124,7 @@ def bindings(script: Script, shared: Mapping[str, str]) -> list[Binding]:
     for node in script.nodes:
         if isinstance(node, cst.Assign) and len(node.targets) == 1 and isinstance(node.targets[0].target, cst.Name):
             name, value = node.targets[0].target.value, device_value(node.value, script)
-            if value and (value.is_device or "device" in name.lower()):
+            if value and (value.is_device or ("device" in name.lower() and not name.lower().endswith("type"))):
                 block, end = script.parent(script.parent(node) or node), script.span(node)[1]
                 found.append(Binding(name, script.scope(node), block, end, value.is_device, node.value, value))
         elif isinstance(node, cst.ImportFrom) and not isinstance(node.names, cst.ImportStar):
@@ -236,11 +243,12 @@ def settle(script: Script, findings: Sequence[Finding], shared: Mapping[str, str
             if "CUDA_VISIBLE_DEVICES" in script.bytes[head.last :].decode():
                 note = "  # so that asking leaves CUDA_VISIBLE_DEVICES to be set below"
                 support.insert(0, f'os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1"){note}')
-    on_gpu = f'{name}.type == "cuda"' if is_device else f'{torch}.device({name}).type == "cuda"'
+    kind = f"{name}.type" if is_device else f"{torch}.device({name}).type"
+    on_gpu = f'{kind} == "cuda"'
     bound = _bound_names(script)
     late = []
     if helper and "device_of" not in bound:
-        late += ["", "", *HELPER.format(torch=torch, on_gpu=on_gpu, device=name).splitlines()]
+        late += ["", "", *HELPER.format(torch=torch, on_gpu=on_gpu, device=name if is_device else f"{torch}.device({name})").splitlines()]
     if CLOCK in used and "CpuEvent" not in bound:
         late += ["", "", *STAND_IN.splitlines()]
     imports |= {"contextlib"} if NULL in used else set()
@@ -252,7 +260,8 @@ def settle(script: Script, findings: Sequence[Finding], shared: Mapping[str, str
         kept.append(Edit(at, at, "".join(newline + line for line in ["", *support, *late] if support or late)))
     for edit, node in edits:
         text = edit.text
-        for placeholder, code in ((DEVICE, name), (ON_GPU, on_gpu), (OFF_GPU, on_gpu.replace("==", "!=")), (DEVICE_OF, "device_of")):
+        filled = {f"{DEVICE}.type": kind, DEVICE: name, ON_GPU: on_gpu, OFF_GPU: on_gpu.replace("==", "!="), DEVICE_OF: "device_of"}
+        for placeholder, code in filled.items():
             text = text.replace(placeholder, code)
         text = text.replace(TORCH, torch).replace(CLOCK, "CpuEvent()").replace(NULL, "contextlib.nullcontext()")
         text = _NAMED.sub(lambda match: f'device_of("{match[1]}")' if match[1] in others else name, text)

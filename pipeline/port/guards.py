@@ -69,6 +69,11 @@ def implies_no_gpu(test: cst.BaseExpression, script: Script) -> bool:
     return _implied(test, False, script) is Guard.GPU
 
 
+def follows_a_device(test: cst.BaseExpression, script: Script) -> bool:
+    """Whether `test` asks a device that is chosen elsewhere what it is, and not the machine what it has."""
+    return bool(_ON_CUDA.search(script.code(test)) or _ON_CPU.search(script.code(test)))
+
+
 def _implied(test: cst.BaseExpression, holds: bool, script: Script, seen: frozenset[str] = frozenset()) -> Guard | None:
     """What follows from `test` being true, or false."""
     if isinstance(test, cst.UnaryOperation) and isinstance(test.operator, cst.Not):
@@ -85,7 +90,7 @@ def _implied(test: cst.BaseExpression, holds: bool, script: Script, seen: frozen
     code = script.code(test)
     if holds and ((isinstance(test, cst.Call) and _ASKS.match(script.name(test.func))) or _counts_gpus(test, script)):
         return Guard.GPU
-    if not code.startswith(("'", '"')) and (_ON_CUDA if holds else _ON_CPU).search(code) and not isinstance(test, cst.BooleanOperation):
+    if not isinstance(test, (cst.SimpleString, cst.BooleanOperation)) and (_ON_CUDA if holds else _ON_CPU).search(code):
         return Guard.GPU
     if code in script.values and code not in seen:
         values = [value and _implied(value, holds, script, seen | {code}) for value in script.values[code]]
@@ -114,8 +119,11 @@ def _asked(test: cst.BaseExpression, script: Script) -> bool:
     """`args.amp`, `args.gpu is not None`: an option that is off where nobody gives it."""
     if isinstance(test, cst.Comparison) and m.matches(test.comparisons[0].operator, m.IsNot() | m.NotEqual() | m.GreaterThanEqual()):
         test = test.left
-    if not isinstance(test, cst.Attribute) or script.code(test) in script.values:
+    if not isinstance(test, cst.Attribute):
         return False
+    values = script.values.get(script.code(test), [])
+    if any(value is None or script.code(value) not in ("False", "None", test.attr.value) for value in values):
+        return False  # the script itself gives it another value; `args.gpu = gpu` hands it on
     option = script.options.get(test.attr.value)
     if option is None:
         return False

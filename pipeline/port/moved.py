@@ -92,3 +92,29 @@ def renamed(node: cst.Attribute, script: Script) -> Found | None:
     new = {"Scale": "Resize", "RandomSizedCrop": "RandomResizedCrop"}.get(node.attr.value)
     known = script.name(node).startswith("torchvision.transforms.")
     return Found(script.replaced(node.attr, new)) if new and known else None
+
+
+@rule(
+    Answer.MOVED,
+    "torchvision's range= of pictures is value_range= since 0.13",
+    (
+        "from torchvision.utils import save_image\nsave_image(x, 'a.png', range=(-1, 1))",
+        "from torchvision.utils import save_image\nsave_image(x, 'a.png', value_range=(-1, 1))",
+    ),
+)
+def picture(call: cst.Call, script: Script) -> Found | None:
+    arg = script.argument(call, "range") if script.name(call.func).startswith("torchvision.utils.") else None
+    return Found(script.replaced(arg.keyword, "value_range")) if arg and arg.keyword else None
+
+
+@rule(
+    Answer.MOVED,
+    "torch._six is gone since PyTorch 2: Python has its names, and inf is in math",
+    ("from torch._six import inf", "from math import inf"),
+    ("from torch._six import string_classes", None),
+    on=cst.ImportFrom,
+)
+def six(node: cst.ImportFrom, script: Script) -> Found | None:
+    if not node.module or script.code(node.module) != "torch._six":
+        return None
+    return Found(script.replaced(node.module, "math") if script.code(node).endswith("import inf") else ())

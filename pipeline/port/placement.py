@@ -8,7 +8,7 @@ import libcst as cst
 from libcst import matchers as m
 
 from pipeline.port.device import device_value, named, takes_devices
-from pipeline.port.guards import Guard, implies_gpu, why
+from pipeline.port.guards import Guard, follows_a_device, implies_gpu, why
 from pipeline.port.rules import DEVICE, DEVICE_OF, OFF_GPU, ON_GPU, TORCH, Answer, Edit, Found, Level, rule
 from pipeline.port.script import Script
 
@@ -22,6 +22,17 @@ def level(node: cst.CSTNode, script: Script, otherwise: Level = Level.BOUND) -> 
     return None if guard is Guard.GPU else Level.ASKED if guard is Guard.ASKED else otherwise
 
 
+_ASKED = (
+    'parser.add_argument("-gpu", action="store_true")\nif args.gpu:\n    x.cuda()',
+    'parser.add_argument("--c", dest="gpu", action="store_true")\nif args.gpu:\n    x.cuda()',
+    'parser.add_argument("--fast", action="store_true")\nargs.fast = False\nif args.fast:\n    x.cuda()',
+    'parser.add_argument("--gpu", type=int)\nargs.gpu = gpu\nif args.gpu is not None:\n    x.cuda(args.gpu)',
+)
+"""Lines that only run where an option that is off asks for it."""
+_JOINED = 'def f():\n    if not is_dist_avail_and_initialized():\n        return\n    torch.zeros(1, device="cuda")'
+"""A line that only runs where processes were joined."""
+
+
 @rule(
     Answer.SAME,
     ".cuda() fails without a GPU: move to the script's device, .to(device)",
@@ -29,7 +40,11 @@ def level(node: cst.CSTNode, script: Script, otherwise: Level = Level.BOUND) -> 
     ("x = x.cuda(non_blocking=True)", "x = x.to(device, non_blocking=True)"),
     ("x = x.cuda(0)", "x = x.to(device)"),
     ("y = y.cuda(x.get_device())", "y = y.to(x.device)"),
-    ("x.cuda(args.gpu)", "x.to(device_of(args.gpu))"),
+    (
+        "x.cuda(args.gpu)",
+        'return torch.device(index) if index is not None and device.type == "cuda" else device\n\nx.to(device_of(args.gpu))',
+    ),
+    *((text, text) for text in _ASKED),
     ("def cuda(x):\n    return x\n\nx = cuda(x)  # .cuda()", "def cuda(x):\n    return x\n\nx = cuda(x)  # .cuda()"),
 )
 def cuda_call(call: cst.Call, script: Script) -> Found | None:
@@ -44,7 +59,7 @@ def cuda_call(call: cst.Call, script: Script) -> Found | None:
     rest = [script.code(other.value if index and not other.keyword else other) for index, other in enumerate(call.args) if other is not arg]
     if len(call.args) == 2 and not call.args[1].keyword:
         rest = [f"non_blocking={script.code(call.args[1].value)}"]
-    text = ", ".join([_target(arg.value, script) if arg else DEVICE, *rest])
+    text = ", ".join([target(arg.value, script) if arg else DEVICE, *rest])
     guard = why(call, script)
     edit = Edit(script.span(call.func.attr)[0], script.span(call)[1], f"to({text})")
     return Found((edit,), Level.ALONG if guard is Guard.GPU else Level.ASKED if guard else Level.BOUND)
@@ -67,7 +82,7 @@ def _own(receiver: cst.BaseExpression, script: Script) -> bool:
     return any(isinstance(value, cst.Call) and script.code(value.func) in classes for value in values)
 
 
-def _target(value: cst.BaseExpression, script: Script) -> str:
+def target(value: cst.BaseExpression, script: Script) -> str:
     """What the argument of `.cuda()` names, as an argument of `.to()`."""
     code = script.code(value)
     if code == "None" or script.name(getattr(value, "func", value)) == "torch.cuda.current_device":
@@ -93,6 +108,23 @@ def _target(value: cst.BaseExpression, script: Script) -> str:
     ('def train(gpu_device="cuda"):\n    pass', "def train(gpu_device=str(device)):\n    pass"),
     ('print("cuda")', 'print("cuda")'),
     ('device = "cuda" if torch.cuda.is_available() else "cpu"', 'device = "cuda" if torch.cuda.is_available() else "cpu"'),
+    ('kind = "cuda" if "cuda" in device else "cpu"', 'kind = "cuda" if "cuda" in device else "cpu"'),
+    ('device_type = "cuda"', "device_type = device.type"),
+    ("x = torch.zeros(2, device=torch.device(gpu))", "x = torch.zeros(2, device=device_of(gpu))"),
+    ('place = "cuda:{}".format(args.gpu)', 'place = str(device_of("cuda:{}".format(args.gpu)))'),
+    (
+        'self.device = torch.device("cuda") if self.gpus else torch.device("cpu")',
+        'self.device = device if self.gpus else torch.device("cpu")',
+    ),
+    ('self.device = "cuda" if self.gpus else "cpu"', 'self.device = str(device) if self.gpus else "cpu"'),
+    (_JOINED, _JOINED),
+    ('places = ["cuda:0", "cuda:1"]', 'places = [str(device), str(device_of("cuda:1"))]'),
+    (
+        'device = "cuda"\nx.cuda(1)',
+        'return torch.device(index) if index is not None and torch.device(device).type == "cuda" else torch.device(device)\n',
+    ),
+    ('places = ["cpu", "cuda"]', 'places = ["cpu", "cuda"]'),
+    ('steps = [ToDevice("cuda:0")]', "steps = [ToDevice(str(device))]"),
     on=(cst.Call, cst.SimpleString, cst.FormattedString, cst.BinaryOperation, cst.IfExp),
 )
 def device_name(node: cst.BaseExpression, script: Script) -> Found | None:
@@ -108,7 +140,11 @@ def device_name(node: cst.BaseExpression, script: Script) -> Found | None:
         outer = script.parent(outer)
     if value.falls_back:
         return Found(script.replaced(node, value.rewritten(node, script)), Level.ALONG)
-    how, edits = level(node, script), script.replaced(node, value.rewritten(node, script))
+    if value.constant and _KIND.search(script.code(script.parent(node) or node).split("=")[0]):
+        edits = script.replaced(node, f"{DEVICE}.type")
+    else:
+        edits = script.replaced(node, value.rewritten(node, script))
+    how = level(node, script)
     if how is Level.BOUND and isinstance(script.parent(node), cst.Arg) and not value.is_device and not takes_devices(node, script):
         return Found(edits, Level.NOTE, "; what this call does with it the text does not tell") if _imports_torch(script) else None
     return how and Found(edits, how)
@@ -119,11 +155,14 @@ def _imports_torch(script: Script) -> bool:
 
 
 _PLACES = re.compile(r"device|map_location", re.IGNORECASE)
+_KIND = re.compile(r"device_?type\s*$", re.IGNORECASE)
 
 
 def _names_a_place(node: cst.CSTNode, script: Script) -> bool:
     """Whether a string stands where a device is meant."""
-    outer = script.parent(node)
+    place, outer = node, script.parent(node)
+    while isinstance(outer, cst.IfExp) and place is not outer.test:
+        place, outer = outer, script.parent(outer)
     if isinstance(outer, cst.Arg):
         call = script.parent(outer)
         assert isinstance(call, (cst.Call, cst.ClassDef))
@@ -131,15 +170,14 @@ def _names_a_place(node: cst.CSTNode, script: Script) -> bool:
             return bool(outer.keyword and _PLACES.search(outer.keyword.value) and outer.keyword.value != "device_type")
         if script.name(call.func) in ("torch.load", "torch.jit.load"):
             return call.args.index(outer) == 1
-        return m.matches(call.func, m.Attribute(attr=m.Name("to"))) or script.name(call.func) in (
-            "torch.Generator",
-            "torch.set_default_device",
-        )
+        return bool(re.search(r"(^|\.)to$|device$", script.code(call.func), re.IGNORECASE)) or script.name(call.func) == "torch.Generator"
     if isinstance(outer, cst.DictElement):
         settings = isinstance(script.parent(script.parent(outer) or outer), (cst.Assign, cst.AnnAssign, cst.DictElement, cst.Return))
-        return settings and outer.value is node and bool(_PLACES.search(script.code(outer.key)))
+        return settings and outer.value is place and bool(_PLACES.search(script.code(outer.key)))
+    if isinstance(outer, cst.Element):
+        return "cuda:" in script.code(node) and isinstance(script.parent(script.parent(outer) or outer), cst.Assign)
     if isinstance(outer, cst.Assign):
-        return any(_PLACES.search(script.code(target)) for target in outer.targets)
+        return "cuda:" in script.code(node) or any(_PLACES.search(script.code(target)) for target in outer.targets)
     if isinstance(outer, cst.AnnAssign):
         return bool(_PLACES.search(script.code(outer.target)))
     return isinstance(outer, cst.Param) and bool(_PLACES.search(outer.name.value))
@@ -169,12 +207,14 @@ def option(call: cst.Call, script: Script) -> Found | None:
     "says that there is a GPU, whether there is one or not: ask",
     ("use_cuda = True", 'use_cuda = device.type == "cuda"'),
     ("verbose = True", "verbose = True"),
+    ("if torch.cuda.is_available():\n    use_cuda = True", "if torch.cuda.is_available():\n    use_cuda = True"),
     on=cst.Assign,
 )
 def flag(node: cst.Assign, script: Script) -> Found | None:
     target = script.code(node.targets[0].target)
     named_so = re.fullmatch(r"(\w+\.)*_?(use_?|with_?|on_?)?(cuda|gpu)", target, re.IGNORECASE)
-    return Found(script.replaced(node.value, ON_GPU)) if named_so and script.code(node.value) == "True" else None
+    how = level(node, script) if named_so and script.code(node.value) == "True" else None
+    return how and Found(script.replaced(node.value, ON_GPU), how)
 
 
 @rule(
@@ -186,6 +226,14 @@ def flag(node: cst.Assign, script: Script) -> Found | None:
         'torch.set_default_tensor_type("torch.cuda.FloatTensor")',
         'if device.type == "cuda":\n    torch.set_default_tensor_type("torch.cuda.FloatTensor")',
     ),
+    (
+        "cuda = torch.cuda.is_available()\nif cuda:\n    x = x.cuda().type(torch.cuda.FloatTensor)\nz = torch.load('z.pt')",
+        "if cuda:\n    x = x.to(device).to(device, torch.float32)\n",
+    ),
+    (
+        "Tensor = torch.cuda.FloatTensor if torch.cuda.is_available() else torch.FloatTensor\nnet.cuda()",
+        'Tensor = torch.cuda.FloatTensor if device.type == "cuda" else torch.FloatTensor\nnet.to(device)',
+    ),
     ("dtype = torch.cuda.FloatTensor", 'dtype = torch.cuda.FloatTensor if device.type == "cuda" else torch.FloatTensor'),
     on=(cst.Attribute, cst.Name, cst.SimpleString),
 )
@@ -194,16 +242,19 @@ def tensor_type(node: cst.BaseExpression, script: Script) -> Found | None:
     outer = script.parent(node)
     if not (match := _TENSOR.match(name)) or isinstance(outer, (cst.ImportAlias, cst.Attribute)):
         return None
-    if (how := level(node, script)) is None:
-        return None
+    if isinstance(outer, cst.IfExp) and outer.body is node and implies_gpu(outer.test, script):
+        return Found(script.replaced(outer.test, ON_GPU), Level.ALONG) if not follows_a_device(outer.test, script) else None
     call = script.parent(outer) if isinstance(outer, cst.Arg) else outer
+    typed = isinstance(call, cst.Call) and m.matches(call.func, m.Attribute(attr=m.Name("type")))
+    if (how := level(node, script) or (Level.ALONG if typed else None)) is None:
+        return None
     if isinstance(outer, cst.Call):
         end = script.span(outer)[1]
         return Found((*script.replaced(node, f"{TORCH}.{match[1]}Tensor"), Edit(end, end, f".to({DEVICE})")), how)
     if isinstance(call, cst.Call):
         if script.name(call.func) == "torch.set_default_tensor_type":
             return Found(script.only_on_gpu(call), how)
-        if m.matches(call.func, m.Attribute(attr=m.Name("type"))) and match[1] in _TYPES:
+        if typed and match[1] in _TYPES:
             assert isinstance(call.func, cst.Attribute)
             edit = Edit(script.span(call.func.attr)[0], script.span(call)[1], f"to({DEVICE}, {TORCH}.{_TYPES[match[1]]})")
             return Found((edit,), how)
@@ -252,6 +303,7 @@ def pinned(call: cst.Call, script: Script) -> Found | None:
         'if not torch.cuda.is_available():\n    raise SystemExit("no GPU")',
         'if device.type == "cuda" and not torch.cuda.is_available():\n    raise SystemExit("no GPU")',
     ),
+    ("def init_distributed():\n    assert torch.cuda.is_available()", "def init_distributed():\n    assert torch.cuda.is_available()"),
     on=(cst.Assert, cst.If),
 )
 def demand(node: cst.Assert | cst.If, script: Script) -> Found | None:
@@ -259,8 +311,8 @@ def demand(node: cst.Assert | cst.If, script: Script) -> Found | None:
     if not re.search("is_available|device_count|use_cuda", script.code(node.test)):
         return None
     if isinstance(node, cst.Assert):
-        known = implies_gpu(node.test, script) and ".type" not in script.code(node.test)
-        return Found((Edit(start, start, f"{OFF_GPU} or "),)) if known else None
+        how = level(node, script) if implies_gpu(node.test, script) and ".type" not in script.code(node.test) else None
+        return how and Found((Edit(start, start, f"{OFF_GPU} or "),), how)
     if not isinstance(node.test, cst.UnaryOperation) or not isinstance(node.test.operator, cst.Not):
         return None
     for above in script.parents(node):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import json
 import os
@@ -20,13 +19,14 @@ from pipeline.port import cannot, checkpoints, moved, placement, precision, runt
 from pipeline.port.cannot import PACKAGES
 from pipeline.port.device import exported, settle
 from pipeline.port.rules import RULES, Answer, Edit, Finding, Found, Level, Rule
-from pipeline.port.script import NotPython, Script, without_async
+from pipeline.port.script import NotPython, Script, parsed, without_async
 from pipeline.port.sources import Source, collect
 
 WRITTEN = (Answer.SAME, Answer.MOVED)
 """The answers whose rewrites compute what the script meant; other numbers are only written where they are asked for."""
 ASYNC = Rule("async-keyword", Answer.MOVED, "async is a word of Python since 3.7: non_blocking=", (), lambda *_: None, ())
 OLD = Rule("not-python", Answer.CANNOT, "no Python 3 (2to3 turns Python 2 into it): ", (), lambda *_: None, ())
+UNREAD = Rule("not-read", Answer.CANNOT, "", (), lambda *_: None, ())
 _PASSES = 20
 _MAY_MATTER = re.compile(r"torch|cuda|gpu|nccl|\.next\(\)|" + "|".join(PACKAGES), re.IGNORECASE)
 """A script without any of these words is not looked at more closely."""
@@ -62,9 +62,10 @@ class Ported:
 def examine(script: Script) -> Iterator[Finding]:
     """What all rules find in a script, in the order of its lines."""
     findings = []
+    rules = {kind: [each for each in RULES if issubclass(kind, each.kinds)] for kind in {type(node) for node in script.nodes}}
     for node in script.nodes:
-        for each in RULES:
-            if isinstance(node, each.kinds) and (found := each.find(node, script)) is not None:
+        for each in rules[type(node)]:
+            if (found := each.find(node, script)) is not None:
                 line, column = script.position(node)
                 findings.append(Finding(each, found, line, column, script.lines[line - 1].strip(), node))
     yield from sorted(findings, key=lambda finding: (finding.line, finding.column))
@@ -78,10 +79,7 @@ def port(source: Source, answers: Collection[Answer], shared: dict[str, str]) ->
     """
     text, old = source.text, list[int]()
     if not _MAY_MATTER.search(text):
-        try:
-            ast.parse(text)
-        except (SyntaxError, ValueError) as error:
-            raise NotPython(str(error), getattr(error, "lineno", 1)) from None
+        parsed(text)
         return Ported(source, text)
     try:
         script = Script(text)
@@ -90,10 +88,10 @@ def port(source: Source, answers: Collection[Answer], shared: dict[str, str]) ->
         script = Script(text)
     ported = Ported(source, text)
     names = [Finding(ASYNC, Found(), row, 1, source.text.split("\n")[row - 1].strip(), script.module) for row in old]
-    ported.findings = sorted([*names, *examine(script)], key=lambda finding: finding.line)
+    findings = list(examine(script))
+    ported.findings = sorted([*names, *findings], key=lambda finding: finding.line)
     touched = bool(old)
     for _ in range(_PASSES):
-        findings = list(examine(script))
         chosen = _without_overlaps([f for f in findings if f.found.edits and f.rule.answer in answers])
         touched = touched or any(f.found.level in (Level.BOUND, Level.NOTE) for f in chosen)
         edits = settle(script, chosen, shared) if touched else []
@@ -102,6 +100,7 @@ def port(source: Source, answers: Collection[Answer], shared: dict[str, str]) ->
             break
         ported.text = text
         script = Script(ported.text)
+        findings = list(examine(script))
     else:
         raise AssertionError(f"{source.path}: rewriting does not come to an end")
     ported.left = [finding for finding in findings if finding.bound]
@@ -144,17 +143,24 @@ def port_all(paths: Sequence[Path], numbers: bool = False) -> list[Ported]:
     answers = {*WRITTEN, *([Answer.NUMBERS] if numbers else [])}
     done: dict[Path, Ported] = {}
     for source in collect(paths):
+        if source.fault and source.named:
+            raise UserError(f"{source.path}: {source.fault}; name a script, or a folder of scripts")
         shared = {module: done[path].exports for module, path in source.imports.items() if path in done and done[path].exports}
         try:
-            done[source.path] = port(source, answers, shared)
+            done[source.path] = _not_read(source, UNREAD, source.fault) if source.fault else port(source, answers, shared)
         except NotPython as error:
             if source.named:
                 raise UserError(f"{source.path}:{error.line}: no Python 3: {error}; name a script (2to3 turns Python 2 into 3)") from None
-            finding = Finding(OLD, Found(remark=str(error)), error.line, 1, "", cst.Pass())
-            done[source.path] = Ported(source, source.text, [finding], [finding])
+            done[source.path] = _not_read(source, OLD, str(error), error.line)
         except RecursionError:
             raise UserError(f"{source.path}: its expressions are nested too deeply to be read; name the other files") from None
     return [done[path] for path in sorted(done)]
+
+
+def _not_read(source: Source, rule: Rule, reason: str, line: int = 1) -> Ported:
+    """A script of a folder, or a module of a script, that is said and left."""
+    finding = Finding(rule, Found(remark=reason), line, 1, "", cst.Pass())
+    return Ported(source, source.text, [finding], [finding])
 
 
 def write(ported: Sequence[Ported]) -> None:
@@ -176,25 +182,25 @@ def write(ported: Sequence[Ported]) -> None:
 def lines(ported: Sequence[Ported]) -> Iterator[str]:
     """The report: a line for each finding that matters, and a summary."""
     for each in ported:
+        told: dict[str, str] = {}
         for finding in each.findings:
-            if (
-                finding.bound
-                or (each.bound and (finding.found.level is Level.NOTE or not finding.found.edits))
-                or finding.rule.name == "option"
-            ):
+            noted = finding.found.level is Level.NOTE
+            if finding.bound or (noted and finding.rule.answer is Answer.SAME) or (each.bound and (noted or not finding.found.edits)):
                 note = "" if finding.bound else " (note)"
-                yield f"{each.source.path}:{finding.line}: {finding.rule.answer.value}{note}: {finding.message}"
-                if finding.code:
-                    yield f"    {finding.code}"
-    bound = [finding for each in ported for finding in each.bound]
+                told[f"{each.source.path}:{finding.line}: {finding.rule.answer.value}{note}: {finding.message}"] = finding.code
+        for line, code in told.items():
+            yield line
+            if code:
+                yield f"    {code}"
+    bound = {(each.source.path, finding.line, finding.rule.answer) for each in ported for finding in each.bound}
     scripts = f"{len(ported)} script{'s' if len(ported) > 1 else ''}"
     if not bound:
         yield f"nothing is bound to a device in {scripts}"
         return
-    counts = [
-        f"{sum(f.rule.answer is answer for f in bound)} {answer.value}" for answer in Answer if any(f.rule.answer is answer for f in bound)
-    ]
-    yield f"{len(bound)} line{'s are' if len(bound) > 1 else ' is'} bound to a device in {scripts}: {', '.join(counts)}"
+    counts = {answer.value: sum(found is answer for *_, found in bound) for answer in Answer}
+    number = len({line[:2] for line in bound})
+    each_answer = ", ".join(f"{count} {answer}" for answer, count in counts.items() if count)
+    yield f"{number} line{'s are' if number > 1 else ' is'} bound to a device in {scripts}: {each_answer}"
 
 
 def as_json(ported: Sequence[Ported]) -> str:

@@ -24,6 +24,14 @@ from pipeline.port.script import Script
         'with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):\n    pass',
     ),
     ("with torch.autocast(device.type):\n    pass", "with torch.autocast(device.type):\n    pass"),
+    (
+        "x = x.cuda()\nwith torch.cuda.amp.autocast(args.amp):\n    pass",
+        'x = x.to(device)\nwith torch.autocast(device.type, enabled=device.type == "cuda" and (args.amp)):\n    pass',
+    ),
+    (
+        'device = "cuda"\nwith torch.cuda.amp.autocast():\n    pass',
+        'with torch.autocast(torch.device(device).type, enabled=torch.device(device).type == "cuda"):\n    pass',
+    ),
 )
 def autocast(call: cst.Call, script: Script) -> Found | None:
     name = script.name(call.func)
@@ -32,7 +40,7 @@ def autocast(call: cst.Call, script: Script) -> Found | None:
     kind = None if "cuda" in name else script.argument(call, "device_type", 0)
     if "cuda" not in name and (kind is None or script.string(kind.value) != "cuda"):
         return None
-    return _amp(call, script, "autocast", kind)
+    return _amp(call, script, "autocast", kind, 0 if "cuda" in name else None)
 
 
 @rule(
@@ -50,12 +58,14 @@ def scaler(call: cst.Call, script: Script) -> Found | None:
     return _amp(call, script, "amp.GradScaler", kind)
 
 
-def _amp(call: cst.Call, script: Script, name: str, kind: cst.Arg | None) -> Found | None:
-    enabled, how = script.argument(call, "enabled"), level(call, script)
-    if how is None or (enabled is not None and script.code(enabled.value) != "True"):
+def _amp(call: cst.Call, script: Script, name: str, kind: cst.Arg | None, position: int | None = None) -> Found | None:
+    enabled, how = script.argument(call, "enabled", position), level(call, script)
+    asked = script.code(enabled.value) if enabled else "True"
+    if how is None or asked == "False" or ".type" in asked:
         return None
     words = [script.code(arg).rstrip(", ") for arg in call.args if arg not in (kind, enabled)]
-    words = [f"{DEVICE}.type", *words, f"enabled={ON_GPU}"]
+    words = [f"{DEVICE}.type", *words, f"enabled={ON_GPU}" + (f" and ({asked})" if asked != "True" else "")]
+    how = how if asked == "True" else Level.ALONG  # where it is asked for, it warns on a CPU, and does nothing
     return Found(script.replaced(call, f"{TORCH}.{name}({', '.join(words)})"), how)
 
 
@@ -63,6 +73,8 @@ def _amp(call: cst.Call, script: Script, name: str, kind: cst.Arg | None) -> Fou
     Answer.NUMBERS,
     "half precision: slow on a CPU, where some operations lack it, and rounded in other places; float32 there is nearer to the truth",
     ("model = model.half()", 'model = model.to(torch.float16 if device.type == "cuda" else torch.float32)'),
+    ("model = model.bfloat16()", 'model = model.to(torch.bfloat16 if device.type == "cuda" else torch.float32)'),
+    ("def run(dtype=torch.float16):\n    pass", 'def run(dtype=torch.float16 if device.type == "cuda" else torch.float32):\n    pass'),
     ("x = x.to(torch.float16)", 'x = x.to(torch.float16 if device.type == "cuda" else torch.float32)'),
     (
         "x = torch.zeros(2, dtype=torch.half)",
@@ -72,22 +84,29 @@ def _amp(call: cst.Call, script: Script, name: str, kind: cst.Arg | None) -> Fou
 )
 def half(node: cst.Call | cst.Attribute, script: Script) -> Found | None:
     if isinstance(node, cst.Call):
-        if not m.matches(node, m.Call(func=m.Attribute(attr=m.Name("half")), args=[])) or (how := level(node, script)) is None:
+        wanted = m.Call(func=m.Attribute(attr=m.OneOf(m.Name("half"), m.Name("bfloat16"))), args=[])
+        if not m.matches(node, wanted) or (how := level(node, script, _heard(script.code(node.func)))) is None:
             return None
         if m.matches(script.parent(node) or node, m.Attribute(attr=m.OneOf(m.Name("to"), m.Name("float")))):
             return None  # rounds on purpose, and goes back
         assert isinstance(node.func, cst.Attribute)
         start, (_, end) = script.span(node.func.attr)[0], script.span(node)
-        return Found((Edit(start, end, f"to({TORCH}.float16 if {ON_GPU} else {TORCH}.float32)"),), how)
+        short = "float16" if node.func.attr.value == "half" else "bfloat16"
+        return Found((Edit(start, end, f"to({TORCH}.{short} if {ON_GPU} else {TORCH}.float32)"),), how)
     if script.name(node) not in ("torch.float16", "torch.half", "torch.bfloat16"):
         return None
     outer = script.parent(node)
     call = script.parent(outer) if isinstance(outer, cst.Arg) else None
     moved = isinstance(call, cst.Call) and not re.search("autocast|MixedPrecision", script.code(call.func))
-    if not moved and not isinstance(outer, (cst.Assign, cst.AnnAssign)):
+    if not moved and not isinstance(outer, (cst.Assign, cst.AnnAssign, cst.Param)):
         return None
-    how = level(node, script, Level.NOTE if script.name(node).endswith("bfloat16") else Level.BOUND)
+    how = level(node, script, _heard(script.name(node)))
     return how and Found(script.chosen(node, f"{TORCH}.float32"), how)
+
+
+def _heard(name: str) -> Level:
+    """A CPU has bfloat16 as a GPU has it, and all operations with it."""
+    return Level.NOTE if name.endswith("bfloat16") else Level.BOUND
 
 
 @rule(

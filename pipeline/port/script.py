@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 import tokenize
+import warnings
 from collections import defaultdict
 from typing import Any
 
@@ -13,8 +15,14 @@ from libcst import metadata
 
 from pipeline.port.rules import NULL, ON_GPU, Edit
 
-DISTRIBUTED = re.compile(r"distributed|ddp|world_size|local_rank|num_gpus|n_gpu|ngpu|multi_?gpu", re.IGNORECASE)
+DISTRIBUTED = re.compile(
+    r"distributed|ddp|world_size|local_rank|num_gpus|n_gpu|ngpu|multi_?gpu|(init|setup|is|use)_dist|dist\.is_|\.dist(_|\b)|slurm",
+    re.IGNORECASE,
+)
 """Words of conditions and functions that only matter where a launcher, or an option, starts several processes."""
+
+
+_LINE_END = re.compile("\r\n|\r|\n")
 
 
 class NotPython(ValueError):
@@ -23,6 +31,20 @@ class NotPython(ValueError):
     def __init__(self, reason: str, line: int) -> None:
         super().__init__(reason)
         self.line = line
+
+
+def parsed(text: str) -> ast.Module:
+    """`text` as Python itself reads it.
+
+    Raises:
+        NotPython: it cannot.
+        RecursionError: it is nested too deeply.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of strings such as "\\d"
+            return ast.parse(text)
+    except (SyntaxError, ValueError) as error:
+        raise NotPython(getattr(error, "msg", str(error)), getattr(error, "lineno", 1) or 1) from None
 
 
 def without_async(text: str) -> tuple[str, list[int]]:
@@ -51,18 +73,18 @@ class Script:
     """
 
     def __init__(self, text: str) -> None:
-        self.text, self.lines, self.bytes = text, re.split("\r\n|\r|\n", text), text.encode()
+        self.text, self.lines, self.bytes = text, _LINE_END.split(text), text.encode()
         try:
             module = cst.parse_module(text)
         except cst.ParserSyntaxError as error:
+            parsed(text)  # what Python says of it is said in fewer words
             raise NotPython(error.message.splitlines()[0], error.raw_line) from None
         self.wrapper = metadata.MetadataWrapper(module, unsafe_skip_copy=True)
         self.module = self.wrapper.module
-        self._spans = self.wrapper.resolve(metadata.ByteSpanPositionProvider)
-        self._positions = self.wrapper.resolve(metadata.PositionProvider)
-        self._parents = self.wrapper.resolve(metadata.ParentNodeProvider)
-        self._names = self.wrapper.resolve(metadata.QualifiedNameProvider)
-        self._scopes = self.wrapper.resolve(metadata.ScopeProvider)
+        wanted = (metadata.ByteSpanPositionProvider, metadata.QualifiedNameProvider, metadata.ScopeProvider, metadata.ParentNodeProvider)
+        found: Any = self.wrapper.resolve_many(wanted)
+        self._parents: dict[cst.CSTNode, cst.CSTNode]
+        self._spans, self._names, self._scopes, self._parents = (found[each] for each in wanted)
         self.nodes = [node for node in self._spans if not isinstance(node, (cst.BaseParenthesizableWhitespace, cst.Comma, cst.Dot))]
         self.values: dict[str, list[cst.BaseExpression | None]] = defaultdict(list)
         self.options: dict[str, cst.Call] = {}
@@ -79,8 +101,9 @@ class Script:
         elif isinstance(node, cst.AugAssign):
             self.values[self.code(node.target)].append(None)
         elif isinstance(node, cst.Call) and isinstance(node.func, cst.Attribute) and node.func.attr.value == "add_argument":
-            for arg in node.args:
-                if not arg.keyword and (word := self.string(arg.value)) and word.startswith("--"):
+            named = self.argument(node, "dest")
+            for word in [self.string(arg.value) for arg in ([named] if named else node.args) if arg is named or not arg.keyword]:
+                if word and (named or word.startswith("-")):
                     self.options[word.lstrip("-").replace("-", "_")] = node
 
     # Where a node is, and what it says.
@@ -92,8 +115,9 @@ class Script:
 
     def position(self, node: cst.CSTNode) -> tuple[int, int]:
         """Line and column, both from 1."""
-        start = self._positions[node].start
-        return start.line, start.column + 1
+        before = self.bytes[: self.span(node)[0]].decode()
+        lines = _LINE_END.split(before)
+        return len(lines), len(lines[-1]) + 1
 
     def code(self, node: cst.CSTNode) -> str:
         """The text of a node."""
@@ -151,7 +175,7 @@ class Script:
     def chosen(self, node: cst.CSTNode, otherwise: str) -> tuple[Edit, ...]:
         """A node where the device is a GPU, and `otherwise` elsewhere."""
         start, end = self.span(node)
-        closed = isinstance(self.parent(node), (cst.Arg, cst.Assign, cst.AnnAssign, cst.Return, cst.WithItem, cst.Expr))
+        closed = isinstance(self.parent(node), (cst.Arg, cst.Assign, cst.AnnAssign, cst.Param, cst.Return, cst.WithItem, cst.Expr))
         opening, closing = ("", "") if closed else ("(", ")")
         return Edit(start, start, opening), Edit(end, end, f" if {ON_GPU} else {otherwise}{closing}")
 

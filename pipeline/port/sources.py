@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline import paths
 from pipeline.errors import UserError
-from pipeline.port.script import without_async
+from pipeline.port.script import NotPython, parsed, without_async
 
 _NOT_THEIRS = {"__pycache__", "node_modules", "site-packages", "build", "dist"}
 
@@ -29,6 +29,8 @@ class Source:
     """Whether the user named this file, and no folder or other script that led to it."""
     imports: dict[str, Path] = field(default_factory=dict)
     """The user's own modules that it imports, by the words of its import statements."""
+    fault: str = ""
+    """Why it could not be read."""
 
     def encoded(self, text: str) -> bytes:
         """`text` in the encoding of the file."""
@@ -39,11 +41,11 @@ def collect(given: Sequence[Path]) -> list[Source]:
     """All scripts, each after those that it imports.
 
     Raises:
-        UserError: there is none, or one cannot be read.
+        UserError: there is none.
     """
-    found: dict[Path, Source] = {}
+    found: dict[str, Source] = {}
     order: list[Source] = []
-    roots = [path if path.is_dir() else path.parent for path in given]
+    roots = [path if os.path.isdir(path) else path.parent for path in given]
     for path in given:
         for script in _scripts(path):
             _follow(script, script == path, roots, found, order)
@@ -52,16 +54,17 @@ def collect(given: Sequence[Path]) -> list[Source]:
 
 def _scripts(path: Path) -> list[Path]:
     """The scripts at a path: a file itself, all `*.py` of a folder, but for environments and what begins with a dot."""
+    if path.suffix == ".ipynb":
+        raise UserError(f"{path}: a notebook; `jupyter nbconvert --to script {path.name}` makes a script of it")
+    if not os.path.isdir(path):
+        return [path]
+    scripts = []
     try:
-        if not path.is_dir():
-            path.stat()
-            return [path]
-        scripts = []
         for folder, folders, names in os.walk(path, onerror=_raise):
             folders[:] = sorted(
                 f for f in folders if f not in _NOT_THEIRS and not f.startswith(".") and not (Path(folder, f, "pyvenv.cfg")).exists()
             )
-            scripts += [Path(folder, name) for name in sorted(names) if name.endswith(".py")]
+            scripts += [Path(folder, name) for name in sorted(names) if name.endswith(".py") and not name.startswith(".")]
     except OSError as error:
         raise UserError(f"{error.filename or path}: cannot be read: {error.strerror}; name a script, or a folder of scripts") from None
     if not scripts:
@@ -73,46 +76,42 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _follow(path: Path, named: bool, roots: list[Path], found: dict[Path, Source], order: list[Source]) -> None:
+def _follow(path: Path, named: bool, roots: list[Path], found: dict[str, Source], order: list[Source]) -> Source:
     """Read a script after the modules that it imports, unless it was read before."""
-    known = next((each for each in found if each == path or os.path.realpath(each) == os.path.realpath(path)), None)
-    if known is not None:
-        found[known].named = found[known].named or named
-        return
-    source = found[path] = read(path, named)
+    file = os.path.realpath(path)
+    if file in found:
+        found[file].named = found[file].named or named
+        return found[file]
+    source = found[file] = read(path, named)
     for words, module in _modules(source, roots):
-        _follow(module, False, roots, found, order)
-        source.imports[words] = next(each for each in found if os.path.realpath(each) == os.path.realpath(module))
+        source.imports[words] = _follow(module, False, roots, found, order).path
     order.append(source)
+    return source
 
 
 def read(path: Path, named: bool = True) -> Source:
-    """The text of a script, in the encoding that it declares.
-
-    Raises:
-        UserError: it cannot be read, or is no text.
-    """
+    """The text of a script, in the encoding that it declares, or why there is none."""
     try:
         content = bytes(paths.read(path))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; name a script, or a folder of scripts") from None
-    if path.suffix == ".ipynb":
-        raise UserError(f"{path}: a notebook; `jupyter nbconvert --to script {path.name}` makes a script of it")
-    try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
         text = content.decode(encoding)
         if "\0" in text:
-            raise UnicodeDecodeError("utf-8", content, 0, 1, "a byte 0")
+            raise UnicodeDecodeError("utf-8", content, text.index("\0"), text.index("\0") + 1, "a byte 0")
+        return Source(path, text, encoding, named)
+    except OSError as error:
+        fault = f"cannot be read: {error.strerror}"
+    except UserError as error:
+        fault = str(error).removeprefix(f"{path}: ")
     except (SyntaxError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: no Python: {error}; name a script, or a folder of scripts") from None
-    return Source(path, text, encoding, named)
+        fault = f"no Python: {error}"
+    return Source(path, "", "utf-8", named, fault=fault)
 
 
 def _modules(source: Source, roots: list[Path]) -> Iterator[tuple[str, Path]]:
     """The user's own modules that a script imports: the words of the statement, and the file."""
     try:
-        tree = ast.parse(without_async(source.text)[0] if re.search(r"\basync\s*=", source.text) else source.text)
-    except (SyntaxError, ValueError, RecursionError):
+        tree = parsed(without_async(source.text)[0] if re.search(r"\basync\s*=", source.text) else source.text)
+    except (NotPython, RecursionError):
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
