@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 
 
+KERNEL = 24
+"""Places of the largest kernel."""
+
+
 def conv2d(d: Drawing, shape: Shape, number: int) -> Any:
     kind = d.one_of("plain", "plain", "dilated", "any", "channels", "whole", "same")
     channels, sizes = shape[0], shape[1:]
@@ -30,7 +34,7 @@ def conv2d(d: Drawing, shape: Shape, number: int) -> Any:
     kernel = tuple(d.int(1, min(4, (size + 2 * p - 1) // by + 1)) for size, p, by in zip(sizes, padding, dilation, strict=True))
     if kind == "same":
         kernel, padding = tuple(d.one_of(1, 3) for _ in sizes), "same"
-    kernel = sizes if kind == "whole" else kernel
+    kernel = sizes if kind == "whole" and math.prod(sizes) <= KERNEL else kernel
     out = channels if kind == "channels" else groups * d.int(1, 3)
     weights = (d.weight(out, channels // groups, *kernel), *d.maybe((out,)))
     return (number,), weights, (None,) * (len(weights) < 2) + (stride, padding, dilation, groups)

@@ -27,7 +27,7 @@ from pipeline.exact.errors import Unsupported
 from pipeline.exact.group import ALONE, Group
 from pipeline.exact.masks import Draws
 from pipeline.exact.tape import Tape
-from tests import drawn_networks, reference, reference_tape
+from tests import drawn_forms, drawn_networks, reference, reference_tape
 from tests.chaos import Chaos
 from tests.drawn_networks import Model, Network, References, Step, compute, networks
 from tests.simulated import Exchange, together
@@ -102,8 +102,8 @@ def as_on_a_gpu(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(hardware, "is_cpu", lambda tensor: False)
 
 
-def short_sums(patch: pytest.MonkeyPatch, terms: int = 32) -> None:
-    """As if float64 held no more than so many products, which are enough for one image of the largest kernel, 5 x 5."""
+def short_sums(patch: pytest.MonkeyPatch, terms: int = drawn_forms.KERNEL) -> None:
+    """As if float64 held no more than so many products, which are enough for the largest kernel."""
     for module in (products, reductions, convolutions):
         patch.setattr(module, "TERMS", terms)
     patch.setattr(products, "BYTE_TERMS", terms)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pipeline import models
+from pipeline.device import CPU
 from pipeline.errors import UserError, printable
 from pipeline.models import recorded, recording
 from pipeline.params import Model
@@ -54,7 +55,7 @@ def differs_here(network: bytes, model: Model, classes: int, shape: Shape, numer
     """A phrase where the source that is here makes another network than a run's network.json; else nothing."""
     try:
         here = models.build(model, shape, classes, 0)
-        if recording.record(here, shape, numerics, torch.device("cpu")) == network:
+        if recording.record(here, shape, numerics, torch.device(CPU)) == network:
             return ""
     except UserError:
         return f"{model.name} cannot be made here"

@@ -23,9 +23,6 @@ from pipeline.exact import initialisation, registry
 MOST_CALLS = 5000
 MOST_NUMBERS = 2**28
 """Numbers that the values of two images may hold at a time: 1 GiB of float32."""
-DEPTH = 8
-"""Lists within lists of an argument, at most."""
-
 _OF_VALUES = {Tensor.item, Tensor.__bool__, Tensor.__int__, Tensor.__index__, Tensor.__float__, Tensor.tolist}
 _ALL = {*registry.FORM_OF, *registry.COMPOSED, *registry.IN_PLACE, *registry.MAKING, *registry.OF_CONSTANTS, Tensor.__setitem__}
 NAMES: dict[Any, str] = {each: str(resolve_name(each)) for each in _ALL - _OF_VALUES}
@@ -172,19 +169,17 @@ def _check(recording: Recording) -> None:
         _check_encoded(graph.gives, len(graph.calls) + 1, before)
 
 
-def _check_encoded(given: Any, place: int, held: set[str], depth: int = 0) -> None:
-    if depth > DEPTH:
-        raise ValueError(f"call {place} has lists in lists, {depth} deep")
+def _check_encoded(given: Any, place: int, held: set[str]) -> None:
     if isinstance(given, list):
         for each in given:
-            _check_encoded(each, place, held, depth + 1)
+            _check_encoded(each, place, held)
     elif isinstance(given, dict):
         ((kind, what),) = given.items()
         if kind in ("tuple", "slice"):
-            _check_encoded(what, place, held, depth + 1)
+            _check_encoded(what, place, held)
         elif kind == "value":
             first, *rest = what if isinstance(what, list) else [what]
-            if not (type(first) is int and 0 <= first < place and all(type(i) is int for i in rest) and len(rest) < DEPTH):
+            if not (type(first) is int and 0 <= first < place and all(type(i) is int for i in rest)):
                 raise ValueError(f"call {place} takes value {what!s:.40}, which does not come before it")
         elif kind == "held":
             if what not in held:

@@ -115,7 +115,7 @@ def record(network: nn.Module, shape: tuple[int, int, int], numerics: Any, devic
         graphs = [_both(network, training, shape, numerics, device) for training in (True, False)]
         found: Recording | Unrecorded = Recording(1, _held(network), *graphs)
     except Refused as reason:
-        found = Unrecorded(1, str(reason)[:200])
+        found = Unrecorded(1, str(reason)[:100])
     finally:
         torch.set_rng_state(state)
     content = msgspec.json.encode(found) + b"\n"

@@ -1,0 +1,194 @@
+"""A run carries its network as data: it computes what the module does, bit for bit, and what no network is is one line."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import DenseNet, MobileNetV2, VisionTransformer
+from torchvision.models.swin_transformer import SwinTransformer
+
+from networks.my_net import Net
+from networks.resnet20 import ResNet20
+from pipeline import numerics
+from pipeline.errors import UserError
+from pipeline.exact.initialisation import initial_values
+from pipeline.exact.masks import Draws
+from pipeline.models import recorded, recording
+from pipeline.models.recorded import Recorded, Recording
+from pipeline.models.simple_cnn import SimpleCNN
+from pipeline.tensors import fingerprint
+from pipeline.workers import ALONE
+from tests.networks import batch
+from tests.steps import CPU
+
+SHAPE, CLASSES = (3, 32, 32), 10
+EXACT = numerics.select("exact", CPU)
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "SimpleCNN": SimpleCNN,
+    "ResNet-20": lambda: ResNet20(width=4),
+    "one's own": lambda: Net(CLASSES),
+    "MobileNet": lambda: MobileNetV2(10, 0.25, [[1, 8, 1, 1], [6, 8, 2, 2]], dropout=0.1),
+    "DenseNet": lambda: DenseNet(4, (2, 2), 8, 2, 0.1, num_classes=10),
+    "ViT": lambda: VisionTransformer(32, 8, 2, 2, 32, 64, dropout=0.1, num_classes=10),
+    "Swin": lambda: SwinTransformer([4, 4], 16, [2, 2], [2, 2], [4, 4], stochastic_depth_prob=0.2, num_classes=10),
+}
+
+
+def built(make: Callable[[], nn.Module]) -> nn.Module:
+    with initial_values(5):
+        return make()
+
+
+def weights(network: nn.Module) -> dict[str, Any]:
+    return {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+
+
+def read(content: bytes, network: nn.Module) -> Recording:
+    found = recorded.read(content, weights(network), CLASSES, SHAPE, "network.json")
+    assert found is not None
+    return found
+
+
+def step(network: nn.Module) -> list[Tensor | None]:
+    """The loss and gradients of a step with masks, and the buffers after it."""
+    images, labels = batch(5)
+    draws = Draws(1, torch.full((1,), 7, dtype=torch.int64))
+    loss, gradients = EXACT.loss_and_gradients(network, images, labels, ALONE, 5, draws=draws)
+    return [loss, *gradients, *network.buffers()]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_recorded_network_has_the_initial_values_the_logits_and_the_gradients_of_its_module(name):
+    network = built(NETWORKS[name])
+    again = Recorded(read(recording.record(network, SHAPE, EXACT, CPU), network), seed=5)
+    assert [n for n, _ in again.named_parameters()] == [n for n, _ in network.named_parameters()]
+    assert list(weights(again)) == list(weights(network))
+    assert fingerprint(weights(again)) == fingerprint(weights(network))
+    for a, b in zip(step(again), step(network), strict=True):
+        assert a is None is b or torch.equal(a, b)
+    images, _ = batch(4)
+    assert torch.equal(EXACT.logits(again.eval(), images), EXACT.logits(network.eval(), images))
+    assert EXACT.logits(again, images[:0]).shape == (0, CLASSES)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("numerics_name", ["exact", "native"])
+def test_a_recorded_network_is_recorded_as_itself(name, numerics_name):
+    chosen = numerics.select(numerics_name, CPU)
+    network = built(NETWORKS[name])
+    content = recording.record(network, SHAPE, chosen, CPU)
+    assert recording.record(Recorded(read(content, network), seed=5), SHAPE, chosen, CPU) == content
+
+
+def test_recording_changes_neither_the_network_nor_what_is_drawn_next():
+    network = built(NETWORKS["Swin"])
+    before, state = fingerprint(weights(network)), torch.get_rng_state()
+    recording.record(network, SHAPE, numerics.select("native", CPU), CPU)
+    assert fingerprint(weights(network)) == before
+    assert torch.equal(torch.get_rng_state(), state)
+    assert network.training
+
+
+class Asking(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.constant = nn.Linear(3072, 10), torch.ones(10)
+
+    def forward(self, x):
+        return self.ask(self.fc(x.flatten(1)))
+
+
+ASKING: dict[str, tuple[Callable[[Asking, Tensor], Tensor], str]] = {
+    "a value": (lambda self, y: y * 2 if y.sum().item() > -1000 else y, "'torch.Tensor.item' asks for the value of a tensor"),
+    "whether": (lambda self, y: y * 2 if (y > -1000).all() else y, "'torch.Tensor.all' has no exact form"),
+    "chance": (lambda self, y: y * random.random(), "an argument of torch.Tensor.mul is 0."),
+    "the number of images": (lambda self, y: y * 2 if len(y) == 2 else y, "of two images it has 3 operations, of three 2"),
+    "a constant of its own": (lambda self, y: y + self.constant, "a tensor [10] is neither a weight nor a buffer"),
+    "a shift": (lambda self, y: y.cumsum(1), "'torch.Tensor.cumsum' has no exact form"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ASKING)
+def test_a_network_that_is_no_fixed_list_of_operations_is_recorded_as_that_with_the_reason(what):
+    forward, said = ASKING[what]
+    network = built(Asking)
+    network.ask = forward.__get__(network)
+    content = recording.record(network, SHAPE, numerics.select("native", CPU), CPU)
+    assert json.loads(content)["refused"].startswith(said)
+    assert recorded.read(content, weights(network), CLASSES, SHAPE, "network.json") is None
+
+
+def test_a_number_that_is_that_of_the_images_is_it_for_any_number():
+    network = built(Asking)
+    network.ask = (lambda self, y: y.view(2 * len(y), -1).view(-1, 10) / len(y)).__get__(network)
+    native = numerics.select("native", CPU)
+    again = Recorded(read(recording.record(network, SHAPE, native, CPU), network), seed=5)
+    images, _ = batch(7)
+    assert torch.equal(native.logits(again, images), native.logits(network, images))
+
+
+def deep(depth: int) -> Any:
+    return [deep(depth - 1)] if depth else 1
+
+
+def call(place: int, *changed: Any) -> Callable[[Any], None]:
+    def change(found: Any) -> None:
+        for graph in ("training", "evaluation"):
+            for at, new in enumerate(changed):
+                if new is not None:
+                    found[graph]["calls"][place][at] = new
+
+    return change
+
+
+def many(found: Any) -> None:
+    for graph in ("training", "evaluation"):
+        last = len(found[graph]["calls"])
+        found[graph]["calls"] += [["torch.nn.functional.relu", [{"value": last}], {}]] * 10_000
+
+
+TAMPERED: dict[str, tuple[Callable[[Any], None], str]] = {
+    "another operation": (call(1, "os.system"), "call 2 is of 'os.system', which has no exact form"),
+    "one that PyTorch has": (call(1, "torch.load"), "call 2 is of 'torch.load', which has no exact form"),
+    "a cycle": (call(1, None, [{"value": 2}]), "call 2 takes value 2, which does not come before it"),
+    "a value of later": (call(1, None, [{"value": 99}]), "call 2 takes value 99, which does not come before it"),
+    "a value before all": (call(1, None, [{"value": -1}]), "call 2 takes value -1, which does not come before it"),
+    "another weight": (call(0, None, [{"held": "conv9.weight"}]), "call 1 takes 'conv9.weight', which is no weight or buffer"),
+    "another kind": (call(0, None, [{"file": "/etc/passwd"}]), "call 1 has an argument that is 'file'"),
+    "two kinds": (call(0, None, [{"value": 0, "held": "fc1.bias"}]), "too many values to unpack"),
+    "lists in lists": (call(0, None, [deep(40)]), "nested more than 10 deep"),
+    "10,000 calls": (many, "it has 10012 calls, and 5000 are the most"),
+    "a memory of its own": (call(1, "torch.zeros", [{"tuple": [100_000, 100_000]}], {}), "after call 2 it holds 10000"),
+    "images times many": (call(1, "torch.zeros", [{"tuple": [{"images": 2**40}]}], {}), "after call 2 it holds 2199023255"),
+    "other arguments": (call(1, None, [{"value": 1}, 3, 4, 5, 6, 7, 8, 9]), "relu"),
+    "a shape": (lambda found: found["held"]["fc1.bias"].update(shape=[7]), "'fc1.bias' is another, or there in one of them alone"),
+    "a weight more": (lambda found: found["held"].update({"more": {"shape": [7]}}), "'more' is another, or there in one of them alone"),
+    "a weight less": (lambda found: found["held"].pop("fc1.bias"), "'fc1.bias' is another, or there in one of them alone"),
+    "the same as none": (lambda found: found["held"]["fc1.bias"].update(same="fc9"), "'fc1.bias' is the same as 'fc9'"),
+    "a buffer of its own": (lambda found: found["held"].update({"b": {"shape": [2**30], "kind": "unsaved"}}), "'b' has the shape"),
+    "a rule": (lambda found: found["held"]["fc1.bias"].update(initial=[["exec", [1]]]), "'exec'"),
+    "values for another shape": (lambda found: found["held"]["fc1.bias"].update(initial=[["values", [1]]]), "invalid for input of size 1"),
+    "fewer classes": (lambda found: found["evaluation"].update(gives={"value": 1}), "gives [2, 6, 28, 28] for 2 images and 10 classes"),
+    "no logits": (lambda found: found["evaluation"].update(gives=7), "'int' object has no attribute 'shape'"),
+    "a format": (lambda found: found.update(format=2), "format"),
+    "a field": (lambda found: found.update(more=1), "more"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", TAMPERED)
+def test_a_network_that_was_tampered_with_is_one_line(what):
+    change, said = TAMPERED[what]
+    network = built(SimpleCNN)
+    found = json.loads(recording.record(network, SHAPE, EXACT, CPU))
+    change(found)
+    with pytest.raises(UserError) as raised:
+        read(json.dumps(found).encode(), network)
+    assert said in str(raised.value)
+    assert str(raised.value).startswith("network.json: ")
+    assert "\n" not in str(raised.value)

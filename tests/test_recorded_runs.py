@@ -1,0 +1,110 @@
+"""A run whose network is not here: its predictions, its evaluation, its reproduction and its export, from network.json alone."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import evaluation, export, inputs, predict, reproduce
+from pipeline.data import dataset
+from pipeline.errors import UserError
+from pipeline.runs import kept, outputs
+from pipeline.training import stage
+from tests.conftest import ROOT
+from tests.reproductions import SETTINGS, said, small_set
+from tests.settings import set_params
+
+NETWORKS = {
+    "ResNet-20": {"name": "networks/resnet20.py:ResNet20", "arguments": {"width": 4}},
+    "MobileNet": {"name": "mobilenet_v2", "arguments": {"width_mult": 0.25}},
+    "one's own": {"name": "networks/my_net.py:Net", "arguments": {"width": 8}},
+}
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def received(request, tmp_path_factory) -> tuple[Path, Path]:
+    """An author's project with a network, and a folder that holds a run of it and its data set, nothing else."""
+    author, receiver = tmp_path_factory.mktemp("author"), tmp_path_factory.mktemp("receiver")
+    shutil.copy(ROOT / "params.yaml", author)
+    shutil.copytree(ROOT / "networks", author / "networks", ignore=shutil.ignore_patterns("__pycache__"))
+    set_params(author, numerics="exact", train=SETTINGS, evaluate={"batch_size": 16}, model=NETWORKS[request.param])
+    with contextlib.chdir(author):
+        small_set().save()
+        stage.train(inputs.read("train"))
+        evaluation.stage(inputs.read("evaluate"))
+        (run,) = kept.listed()
+    shutil.copytree(author / run, receiver / "theirs")
+    shutil.copytree(author / "data", receiver / "data")
+    return author, receiver
+
+
+def test_its_evaluation_and_reproduction_are_identical(received, monkeypatch, capsys):
+    monkeypatch.chdir(received[1])
+    assert evaluation.evaluate_kept(Path("theirs"), "cpu", 7)
+    assert reproduce.reproduce(Path("theirs"))
+    assert said(capsys).startswith("identical: all 4 logged losses, ")
+    (again,) = Path(".cache/reproduce/theirs/runs").iterdir()
+    for part in (outputs.MODEL, outputs.NETWORK, outputs.HISTORY, outputs.METRICS, outputs.PREDICTIONS):
+        if part == outputs.MODEL:  # it names the sources that trained
+            assert outputs.read_model(again).fingerprint == outputs.read_model(Path("theirs")).fingerprint
+        else:
+            assert (again / part).read_bytes() == (Path("theirs") / part).read_bytes()
+
+
+def test_its_predictions_of_the_test_images_are_the_runs(received, monkeypatch):
+    monkeypatch.chdir(received[1])
+    data, wanted = dataset.load(), kept.load(Path("theirs")).predictions
+    for number in (0, 17):
+        Image.fromarray(np.moveaxis(data.test_images[number], 0, 2)).save(f"{number}.png")
+    answers: list[predict.Answer] = []
+    assert predict.predict(Path("theirs"), ["0.png", "17.png"], "cpu", lambda network, given: answers.extend(given)) == (2, 0)
+    for number, answer in zip((0, 17), answers, strict=True):
+        predicted, confidence = answer.best[0]
+        assert (predicted, np.float32(confidence)) == (wanted[number].predicted, np.float32(wanted[number].confidence))
+
+
+def test_its_export_to_onnx_gives_its_classes(received, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(received[1])
+    assert export.export(Path("theirs"), Path("net.onnx"))[0].startswith("wrote net.onnx: bytes [N, 3, 32, 32]")
+
+
+def test_another_network_of_that_name_here_is_said_and_not_used(received, monkeypatch, capsys, tmp_path):
+    author, receiver = received
+    name = kept.load(receiver / "theirs").identity.provenance.network.name
+    if ".py:" not in name:
+        pytest.skip("of torchvision's there is one")
+    shutil.copytree(receiver, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(author / "networks", tmp_path / "networks")
+    monkeypatch.chdir(tmp_path)
+    file = Path(name.partition(":")[0])
+    changed = file.read_text().replace("F.relu(", "F.silu(")
+    assert changed != file.read_text()
+    file.write_text(changed)
+    assert reproduce.reproduce(Path("theirs"), epochs=1)
+    assert f"the network is the one that network.json of the run says; {name} here is another network" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", ["edited", "lost", "another's"])
+def test_a_network_that_is_not_the_runs_is_one_line(change, received, monkeypatch, tmp_path):
+    shutil.copytree(received[1], tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    path = Path("theirs") / outputs.NETWORK
+    if change == "lost":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes().replace(b"batch_norm", b"layer_norm") if change == "edited" else b"{}")
+    for command in (
+        lambda: reproduce.reproduce(Path("theirs")),
+        lambda: evaluation.evaluate_kept(Path("theirs"), "cpu", 7),
+        lambda: predict.predict(Path("theirs"), [], "cpu", lambda network, given: io.StringIO()),
+        lambda: export.export(Path("theirs"), Path("net.onnx")),
+    ):
+        with pytest.raises(UserError, match=r"theirs/network\.json: not (found|the network of model\.safetensors: changed)"):
+            command()
