@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.params import SIMPLE_CNN
 from pipeline.runs import outputs
 
 
@@ -22,8 +21,6 @@ def export(folder: Path, to: Path) -> list[str]:
         from pipeline.export import onnx
 
         return onnx.write(to, model)
-    if (name := model.provenance.network.name) != SIMPLE_CNN:
-        raise UserError(f"{folder}: the network is {name}, and a page can hold {SIMPLE_CNN} alone; --to FILE.onnx takes any")
     from pipeline.export import page
 
     return page.write(to, model)

@@ -4,7 +4,7 @@
 const element = (id) => document.getElementById(id);
 const bytesOf = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
 const run = JSON.parse(element("content").textContent);
-const model = simpleCNN(Object.fromEntries(Object.entries(run.tensors).map(([name, { shape, data }]) => [name, { shape, values: float32s(data) }])));
+for (const each of Object.values(run.network.held)) each.data = float32s(each.data);
 
 /** Little-endian float32s, whatever this device's own order. */
 function float32s(base64) {
@@ -15,9 +15,9 @@ function float32s(base64) {
 /** A Blob or a video's frame -> its prediction, its bytes, and the milliseconds that reading and computing took. */
 async function classify(source) {
   const start = performance.now();
-  const bytes = await networkInput(source, run.shape);
+  const bytes = await networkInput(source, run.network.shape);
   const read = performance.now();
-  const prediction = predict(model, bytes);
+  const prediction = predict(run.network, bytes);
   if (prediction.confidences.some(Number.isNaN)) throw new RangeError("the network gives it scores that are not finite, so no class");
   return { ...prediction, bytes, reading: read - start, computing: performance.now() - read };
 }
@@ -33,7 +33,7 @@ function say(text, isError = false) {
 
 function show({ logits, predicted, confidences, bytes, reading, computing }) {
   const context = element("seen").getContext("2d");
-  const [channels, size] = run.shape;
+  const [channels, size] = run.network.shape;
   const pixels = context.createImageData(size, size);
   for (let at = 0; at < size * size; at++) {
     for (let c = 0; c < 3; c++) pixels.data[4 * at + c] = bytes[(c % channels) * size * size + at];
