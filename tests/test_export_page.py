@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import dataclasses
 import html
 import io
 import json
@@ -16,17 +17,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import predict
 from pipeline.data import pictures
-from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.exact import draws
 from pipeline.export import export
+from pipeline.params import Model as Network
 from pipeline.runs import outputs
 from tests import browser, network_runs
+from tests.conftest import ROOT
 from tests.network_runs import DATA
 
 HOSTILE = '</script><script>window.hostile = 1</script><img src=x onerror="window.hostile = 1">'
 CLASSES = (HOSTILE, "<b>ring</b>", *DATA.classes[2:])
+HOSTILE_DATA = dataclasses.replace(DATA, classes=CLASSES)
 CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 
 
@@ -34,8 +38,7 @@ CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run of all test images in run/, and its page."""
     folder = tmp_path_factory.mktemp("page")
-    data = Dataset(DATA.name, CLASSES, DATA.train_images, DATA.train_labels, DATA.test_images, DATA.test_labels)
-    network_runs.write(folder / "run", data=data)
+    network_runs.write(folder / "run", data=HOSTILE_DATA)
     export(folder / "run", folder / "page.html")
     return folder
 
@@ -107,6 +110,61 @@ def test_a_native_runs_page_says_that_its_bits_are_not_predicts(tmp_path: Path) 
     assert "bit for bit, on every device" not in text
 
 
+def test_a_simple_cnn_from_before_there_was_network_json_gives_the_same_page(folder: Path, tmp_path: Path) -> None:
+    network_runs.write(tmp_path / "run", data=HOSTILE_DATA, images=10, recorded=True)
+    export(tmp_path / "run", tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_bytes() == (folder / "page.html").read_bytes()
+
+
+OWN = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.fc = nn.Linear(3072, classes)
+        self.register_buffer("order", torch.tensor([2, 1, 0]))
+
+    def forward(self, x):
+        return COMPUTED
+"""
+REFUSED = {
+    "self.fc(F.elu(F.gelu(x.float())).flatten(1))": "a page cannot compute torch.nn.functional.gelu, torch.nn.functional.elu",
+    "self.fc(F.dropout(x, 0, True).flatten(1))": "a page cannot compute torch.nn.functional.dropout with training = true",
+    "self.fc(x[:, self.order].flatten(1))": 'a page cannot compute torch.Tensor.__getitem__ with index = {"tuple": ',
+    "self.fc(x.flatten(1)) + self.order[0]": 'a page cannot compute torch.Tensor.__getitem__ with input = {"held": "order"}',
+    "self.fc(x.flatten(1)).cumsum(1)":
+        "networks/net.py:Net: a page needs a fixed list of operations, but 'torch.Tensor.cumsum' has no exact form",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("computed", REFUSED)
+def test_a_network_with_what_the_page_lacks_is_refused_by_name_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, computed: str
+) -> None:
+    (tmp_path / "networks").mkdir()
+    (tmp_path / "networks" / "net.py").write_text(OWN.replace("COMPUTED", computed))
+    monkeypatch.chdir(tmp_path)
+    network_runs.write(Path("run"), "native", images=2, network=Network(name="networks/net.py:Net"), recorded=True)
+    with pytest.raises(UserError) as refused:
+        export(Path("run"), Path("page.html"))
+    assert str(refused.value).startswith(REFUSED[computed])
+    assert str(refused.value).endswith("; --to FILE.onnx takes any network")
+    assert not Path("page.html").exists()
+
+
+def test_another_network_without_network_json_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    network_runs.write(tmp_path / "run", images=2, network=Network(name="networks/my_net.py:Net"))
+    with pytest.raises(
+        UserError, match=r"^networks/my_net.py:Net: the run has no network.json, and a page is made of that; --to FILE.onnx"
+    ):
+        export(tmp_path / "run", tmp_path / "page.html")
+
+
 def test_a_run_of_other_numerics_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     network_runs.write(tmp_path / "run", "exact-1")
     with pytest.raises(UserError, match="use the version that made the run"):
@@ -123,15 +181,15 @@ def visit(driver: Any, page: Path, **size: Any) -> None:
 
 
 def classified(driver: Any, files: Sequence[bytes]) -> list[dict[str, Any]]:
-    """What the page makes of image files: their 32 x 32 bytes and the confidences, float32."""
+    """What the page makes of image files: their 32 x 32 bytes, the logits and the confidences, float32."""
     driver.set_script_timeout(120)
     script = """
       const [files, done] = arguments;
       (async () => {
         const all = [];
         for (const file of files) {
-          const { bytes, predicted, confidences } = await classify(new Blob([bytesOf(file)]));
-          all.push({ bytes: [...bytes], predicted, confidences: [...confidences] });
+          const { bytes, logits, predicted, confidences } = await classify(new Blob([bytesOf(file)]));
+          all.push({ bytes: [...bytes], logits: [...logits], predicted, confidences: [...confidences] });
         }
         return all;
       })().then(done, (error) => done(String(error)));
@@ -153,6 +211,33 @@ def test_every_test_images_confidence_is_its_row_of_the_predictions_to_the_bit(f
     assert [CLASSES[answer["predicted"]] for answer in answers] == [row["predicted"] for row in rows]
     assert [str(np.float32(max(answer["confidences"]))) for answer in answers] == [row["confidence"] for row in rows]
     assert browser.requests(driver) == [(folder / "page.html").as_uri()]
+    assert browser.complaints(driver) == []
+
+
+NETWORKS = {
+    "networks/resnet20.py:ResNet20": {},
+    "networks/my_net.py:Net": {},
+    "mobilenet_v2": {"width_mult": 0.25},
+    "mobilenet_v3_small": {"width_mult": 0.5},
+    "squeezenet1_1": {},
+}
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_page_of_any_network_gives_the_predictions_of_its_run_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver: Any, name: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    asked = Network(name=name, arguments=NETWORKS[name])
+    model = network_runs.write(tmp_path / "run", scale=1.0, images=10, network=asked, recorded=True)
+    export(tmp_path / "run", tmp_path / "page.html")
+    visit(driver, tmp_path / "page.html", width=1280)
+    assert driver.execute_script("return document.documentElement.dataset.selfTest") == "passed"
+    answers = classified(driver, [png(image.transpose(1, 2, 0)) for image in DATA.test_images[:10]])
+    assert [answer["logits"] for answer in answers] == predict.Network(model, "cpu")(DATA.test_images[:10]).logits.tolist()
+    rows = [(row.predicted, str(row.confidence)) for row in outputs.read_predictions(tmp_path / "run")]
+    assert [(DATA.classes[answer["predicted"]], str(np.float32(max(answer["confidences"])))) for answer in answers] == rows
     assert browser.complaints(driver) == []
 
 

@@ -89,7 +89,7 @@ def _recording(model: Model, network: Network) -> recorded.Recording:
     read = recorded.read(found, model.weights, len(network.classes), network.shape, NETWORK)
     if read is None:
         reason = schema.decode(recorded.Unrecorded, found, NETWORK).refused
-        raise UserError(f"{network.network.name}: a page needs the network as a fixed list of operations, but {reason}; {_ELSE}")
+        raise UserError(f"{network.network.name}: a page needs a fixed list of operations, but {reason}; {_ELSE}")
     return read
 
 
