@@ -75,6 +75,11 @@ def test_its_export_to_onnx_gives_its_classes(received, monkeypatch):
     assert export.export(Path("theirs"), Path("net.onnx"))[0].startswith("wrote net.onnx: bytes [N, 3, 32, 32]")
 
 
+def test_its_page_computes_what_it_says(received, monkeypatch):
+    monkeypatch.chdir(received[1])
+    assert export.export(Path("theirs"), Path("net.html")) == ["wrote net.html: it computes with exact-3, bit for bit as `predict` does"]
+
+
 def test_another_network_of_that_name_here_is_said_and_not_used(received, monkeypatch, capsys, tmp_path):
     author, receiver = received
     name = kept.load(receiver / "theirs").identity.provenance.network.name
