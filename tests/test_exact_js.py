@@ -144,6 +144,21 @@ def test_a_group_with_nan_or_infinity_has_no_unit() -> None:
     assert node(program, None) == [None, None, 2.0**-58, 2.0**-16]  # JSON has null for NaN
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    ("integer", "expected"),
+    [
+        (2**60 + 2**36, 2**60),  # a tie, to even
+        (2**60 + 2**36 + 1, 2**60 + 2**37),  # float64 would make it the tie
+        (2**60 + 3 * 2**36 - 1, 2**60 + 2**37),
+        (2**60 + 3 * 2**36, 2**60 + 2**38),
+        (2**53 - 1, 2**53),
+    ],
+)
+def test_a_sum_beyond_float64_is_rounded_to_float32_once(sign: int, integer: int, expected: int) -> None:
+    assert float(node("return rounded(BigInt(given))", str(sign * integer))) == sign * expected
+
+
 # --- networks --------------------------------------------------------------------------------------------------------
 
 

@@ -40,6 +40,7 @@ const ROUNDER = 1.5 * powerOfTwo(52);
 
 const pair = (given) => (Array.isArray(given) ? given : [given, given]);
 const product = (sizes) => sizes.reduce((all, size) => all * size, 1);
+const startsOf = (sizes) => sizes.map((_, i) => sizes.slice(0, i).reduce((sum, size) => sum + size, 0));
 const fromFront = (axis, { shape }) => (axis < 0 ? axis + shape.length : axis);
 const changed = (shape, axis, size) => shape.map((own, i) => (i === axis ? size : own));
 const stridesOf = (shape) => shape.map((_, axis) => product(shape.slice(axis + 1)));
@@ -246,7 +247,7 @@ const add = both((a, b) => a + b);
 const subtract = both((a, b) => a - b);
 const multiply = both((a, b) => a * b);
 const divide = both((a, b) => a / (b + 0));
-const reverseSubtract = ({ input, other }) => each(subtract({ input, other }), (x) => -x);
+const reverseSubtract = ({ input, other }) => each(subtract({ input, other }), (x) => -x); // rounding is the same on both sides of 0
 const relu = ({ input }) => each(input, (x) => (x <= 0 ? 0 : x));
 const relu6 = ({ input }) => each(input, relu6Of);
 const hardtanh = ({ input, min_val: low = -1, max_val: high = 1 }) => each(input, (x) => clamped(x, f32(low), f32(high)));
@@ -440,8 +441,7 @@ function split({ input, sizes, dim = 0 }) {
   const size = input.shape[axis];
   const all = Array.isArray(sizes) ? sizes : Array.from({ length: Math.ceil(size / sizes) }, (_, i) => Math.min(sizes, size - i * sizes));
   const strides = stridesOf(input.shape);
-  let start = 0;
-  return all.map((each) => part(input, changed(input.shape, axis, each), strides, ((start += each) - each) * strides[axis]));
+  return startsOf(all).map((start, i) => part(input, changed(input.shape, axis, all[i]), strides, start * strides[axis]));
 }
 
 function chunk({ input, chunks, dim = 0 }) {
@@ -451,9 +451,9 @@ function chunk({ input, chunks, dim = 0 }) {
 function cat({ tensors, dim = 0 }) {
   const all = tensors.map(floats);
   const axis = fromFront(dim, all[0]);
-  let size = 0;
-  const offsets = all.map(({ shape }) => shape.map((_, i) => (i === axis ? (size += shape[axis]) - shape[axis] : 0)));
-  return placed(changed(all[0].shape, axis, size), all, offsets);
+  const sizes = all.map(({ shape }) => shape[axis]);
+  const [none, shape] = [all[0].shape.map(() => 0), changed(all[0].shape, axis, sizes.reduce((sum, size) => sum + size))];
+  return placed(shape, all, startsOf(sizes).map((start) => changed(none, axis, start)));
 }
 
 function pad({ input, pad: widths, value }) {
@@ -515,7 +515,8 @@ function lossOf(logits, label) {
 
 const FORMS = {
   conv2d, linear, add, subtract, reverseSubtract, multiply, divide, relu, relu6, hardtanh, sigmoid, silu, hardsigmoid, hardswish, batchNorm,
-  mean, maxPool, avgPool, adaptiveAvgPool, same, asFloats, clone, reshape, flatten, permute, transpose, unsqueeze, get, split, chunk, cat, pad,
+  mean, maxPool, avgPool, adaptiveAvgPool, same, asFloats, clone, reshape, flatten, permute, transpose, unsqueeze, get, split, chunk, cat,
+  pad,
 };
 
 // Of each form what it takes, and PyTorch's names of the operations that it computes. This is JSON, which page.py reads too, to refuse what
