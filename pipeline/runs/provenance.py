@@ -49,8 +49,8 @@ def described_by(params: Params, numerics: str, data: Description, code: str, so
 def differences(trained: Provenance, wanted: Provenance) -> list[str]:
     """What differs between two trainings, a phrase each; the sources apart, which may differ and give the same bits."""
     flat, others = flattened(trained), flattened(wanted)
-    differing = [key for key in flat if key != "code" and flat[key] != others[key]]
-    return [f"{key} is {abbreviated(flat[key])}, not {abbreviated(others[key])}" for key in differing]
+    differing = [key for key in flat | others if key != "code" and flat.get(key) != others.get(key)]
+    return [f"{key} is {abbreviated(flat.get(key))}, not {abbreviated(others.get(key))}" for key in differing]
 
 
 def flattened(record: msgspec.Struct, prefix: str = "") -> dict[str, Any]:
