@@ -154,7 +154,7 @@ def test_a_run_of_it_is_evaluated_compared_and_predicted_with_and_never_reproduc
     importing.import_checkpoint(Path("theirs.pth"), MODEL)
     runs = [kept.load(folder) for folder in kept.by_time(kept.listed())]
     report = verdict.report(runs, Compare(margin_points=1.0, confidence=0.95))
-    assert "model" in [difference.field for difference in report.pairs[0].differences]
+    assert "model.normalize.mean" in [difference.field for difference in report.pairs[0].differences]
     assert cli.answer(["compare", "--html", "page.html"]) in (0, 3)
     assert "trained elsewhere" in Path("page.html").read_text()
     with pytest.raises(UserError, match="its weights were trained elsewhere and imported, so nothing here can train them again"):
