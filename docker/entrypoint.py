@@ -50,6 +50,8 @@ def main(command: list[str]) -> NoReturn:
                 or f"{here}: no dvc.yaml and params.yaml here; mount a checkout of the project: docker run "
                 f'--volume "$PWD:{here}" ..., or mount nothing to see the demo'
             )
+        else:  # a folder that holds a received run: the image's own code looks at it
+            os.environ["PYTHONPATH"] = str(IMAGE)
     if not git_works(here):
         os.environ["DVC_SYSTEM_CONFIG_DIR"] = str(IMAGE / "docker" / "dvc-without-git")
     if command[:1] != ["dvc"]:

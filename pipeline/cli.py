@@ -306,6 +306,27 @@ def export(
         print(line)
 
 
+@app.command("import")
+def import_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(help="A .pth, .pt or .safetensors file that was trained elsewhere.", metavar="CHECKPOINT")],
+    model: Annotated[str, typer.Option(help="Its network, as model.name in params.yaml.")],
+    argument: Annotated[Optional[list[str]], typer.Option(help="Of the network's constructor.", metavar="NAME=VALUE")] = None,
+    classes: Annotated[Optional[Path], typer.Option(help="A text file with the classes' names, in order, a line each.")] = None,
+    size: Annotated[Optional[int], typer.Option(help="Pixels a side of its images; data/'s, else 224 for torchvision's, 32.")] = None,
+    mean: Annotated[Optional[str], typer.Option(help="What its images were normalized by, from 0 to 1, such as 0.485,0.456,0.406.")] = None,
+    std: Annotated[Optional[str], typer.Option(help="The deviations that belong to --mean.")] = None,
+    entry: Annotated[Optional[str], typer.Option(help="The name of the weights in the file, where it holds several.")] = None,
+    numerics: Annotated[str, typer.Option(help="exact | native, for all that is computed with it.")] = "exact",
+) -> None:
+    """Make a run of a checkpoint that was trained elsewhere, for predict, export, evaluate and compare."""
+    from pipeline import importing
+
+    for line in importing.import_checkpoint(
+        checkpoint, importing.model_of(model, argument or [], mean, std), classes, size, entry, numerics
+    ):
+        print(printable(line))
+
+
 @app.command()
 def port(
     scripts: Annotated[

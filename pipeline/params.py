@@ -61,6 +61,17 @@ class Data(Section, frozen=True, kw_only=True):
 SIMPLE_CNN = "simple_cnn"
 
 
+Pixel = Annotated[float, Meta(ge=0, le=1, description="a number from 0 to 1")]
+
+
+class Normalize(Section, frozen=True, kw_only=True):
+    """A mean and a deviation for each channel of images from 0 to 1, as torchvision.transforms.Normalize has them."""
+
+    mean: Annotated[tuple[Pixel, ...], Meta(min_length=1, max_length=3)]
+    std: Annotated[tuple[Annotated[float, Meta(ge=2.0**-20, le=1, description="a number above 0, at most 1")], ...],
+                   Meta(min_length=1, max_length=3)]  # fmt: skip
+
+
 class Model(Section, frozen=True, kw_only=True, omit_defaults=True):
     """The network that is trained; docs/networks.md says which there are."""
 
@@ -71,6 +82,8 @@ class Model(Section, frozen=True, kw_only=True, omit_defaults=True):
     """Of its constructor; the numbers of classes and channels come from the data."""
     auxiliary: Annotated[float, Meta(ge=0, le=100, description="a number from 0 to 100")] = 0.3
     """How much a head beside the main one counts in the loss (GoogLeNet's, Inception's)."""
+    normalize: bool | Normalize = False
+    """Whether (images - mean) / std comes first, of the training images or as given."""
 
 
 class Optimizer(Section, frozen=True, kw_only=True, omit_defaults=True):

@@ -67,7 +67,7 @@ class _Plan:
     @property
     def whole(self) -> bool:
         """Whether all that the run claims is computed."""
-        return self.train.epochs == self.run.identity.train.epochs
+        return self.train.epochs == self.run.identity.recipe.epochs
 
 
 def reproduce(
@@ -110,6 +110,9 @@ def reproduce(
 def _plan(run: Run, device_name: str, epochs: int | None, data_file: Path | None, at: Worker) -> _Plan:
     """Everything that is needed, checked before anything is computed or written."""
     train = run.identity.train
+    if train is None:
+        raise UserError(f"{run.folder}: its weights were trained elsewhere and imported, so nothing here can train them again; "
+                        "`evaluate --run` checks its predictions")  # fmt: skip
     if epochs is not None and not 1 <= epochs <= train.epochs:
         raise UserError(f"--epochs {epochs}: {run.folder} has {train.epochs}; name a number from 1 to {train.epochs}")
     evaluate, evaluated = evaluation.BATCHES, run.environment.evaluate
@@ -196,10 +199,10 @@ def _remedy(wanted: Description) -> str:
 def _announce(plan: _Plan) -> None:
     """Say what is going to be computed, and what differs here though it must not matter."""
     identity = plan.run.identity
-    trained = ", ".join(f"{key} {value}" for key, value in provenance.chosen(identity.train).items())
+    trained = ", ".join(f"{key} {value}" for key, value in provenance.chosen(identity.recipe).items())
     _say(f"{plan.run.folder}: {identity.data.name}, seed {identity.seed}, {identity.numerics}, {trained}")
     if not plan.whole:
-        _say(f"only its beginning is checked: the first {plan.train.epochs} of {identity.train.epochs} epochs")
+        _say(f"only its beginning is checked: the first {plan.train.epochs} of {identity.recipe.epochs} epochs")
     matter = "may give other bits of native numerics" if identity.numerics == "native" else "must not matter"
     ours = {"device": str(plan.device), **devices.describe(plan.device)}
     _say(f"differs here and {matter}: {'; '.join(_differences(plan.run, ours)) or 'nothing'}")
@@ -266,7 +269,7 @@ def _train(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Training
     own = unfinished if plan.worker.rank == 0 else None
     with session.together(plan.worker, work / "workers") as join, devices.failures_explained(device):
         group = join(device, provenance.flattened(described))
-        epochs = plan.run.identity.train.epochs
+        epochs = plan.run.identity.recipe.epochs
         _, training, _ = stage.fit(described, plan.data, device, plan.numerics, own, checkpoint_seconds, group, epochs, plan.recorded)
     return training, unfinished, group
 
@@ -277,7 +280,7 @@ def _beginning(plan: _Plan, history: list[Step]) -> tuple[Verdict, str]:
     if apart := bits.first_step_apart(claimed, computed):
         return "different", apart
     return "identical", (
-        f"all {len(computed):,} logged losses of the first {plan.train.epochs} of {plan.run.identity.train.epochs} epochs are equal to "
+        f"all {len(computed):,} logged losses of the first {plan.train.epochs} of {plan.run.identity.recipe.epochs} epochs are equal to "
         "the last bit; the rest of the training, the weights, predictions and metrics were not checked"
     )
 

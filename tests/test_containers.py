@@ -17,6 +17,7 @@ import pytest
 
 import pipeline
 from pipeline import demo
+from tests import reproductions
 
 ROOT = Path(__file__).parent.parent
 DOCKER = os.environ.get("DOCKER", "docker")
@@ -159,6 +160,15 @@ def test_compare_in_a_container_finds_host_and_container_identical(cpu, in_a_con
         (kept,) = checkout.glob("runs/*")
         shutil.copytree(kept, folder / "runs" / name)
     assert "identical" in run(cpu, folder, "python", "-m", "pipeline", "compare", "runs/host", "runs/container").stdout
+
+
+def test_a_received_run_is_checked_in_a_container_without_its_networks_source(cpu, tmp_path):
+    author, receiver = tmp_path / "author", tmp_path / "receiver"
+    author.mkdir()
+    receiver.mkdir()
+    reproductions.hand_over(author, receiver, {"name": "networks/resnet20.py:ResNet20", "arguments": {"width": 4}})
+    assert "identical to what theirs records" in run(cpu, receiver, "python", "-m", "pipeline", "evaluate", "--run", "theirs").stdout
+    assert "\nidentical: all 4 logged losses, " in run(cpu, receiver, "python", "-m", "pipeline", "reproduce", "theirs").stdout
 
 
 def test_the_cuda_image_runs_the_stages_on_the_cpu_under_git_and_gives_the_same_fingerprint(cuda, make_checkout, on_the_host):

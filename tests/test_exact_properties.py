@@ -184,6 +184,10 @@ FOUND = {
         (2, 2, 2), [(3, 8), (3,)], Step("slice", (0,), (), (2,)), Step("cat", (1, 0)), Step("rows", (2,), (), (2,)),
         Step("batch_norm", (3,), (), (None, None, 0, 0.1, 1e-5)), Step("images", (4,), (), (8,)), Step("linear", (5,), (0, 1)),
         images=1, statistics=(2,)),
+    "a part that is changed in place twice, and then the whole": kept(
+        (3, 1, 2), [(1, 2), (1, 1), (1,), (2, 1), (2,), (3, 6), (3,)], Step("linear", (0,), (0,)), Step("slice", (1,), (), (0,)),
+        Step("addition in place", (2, 2)), Step("addition in place", (3, 3)), Step("linear", (4,), (1, 2)), Step("linear", (1,), (3, 4)),
+        Step("flatten", (6,)), Step("linear", (7,), (5, 6))),
     "a layer without inputs": kept(
         (2, 2, 2), [(3, 0), (3,)], Step("slice", (0,), (), (2,)), Step("flatten", (1,)), Step("linear", (2,), (0, 1))),
     "a layer over no places": kept(

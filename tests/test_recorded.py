@@ -181,6 +181,7 @@ TAMPERED: dict[str, tuple[Callable[[Any], None], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.fault(78)
 @pytest.mark.parametrize("what", TAMPERED)
 def test_a_network_that_was_tampered_with_is_one_line(what):
     change, said = TAMPERED[what]

@@ -61,6 +61,7 @@ def test_a_wait_has_a_bound_and_ends_in_one_line(monkeypatch):
     ("variables", "said"),
     [
         ({"MASTER_ADDR": "no-such-host.invalid"}, "worker 0 of 2 finds no such host ("),
+        ({"MASTER_ADDR": "no-such-host.invalid", "RANK": "1"}, "worker 1 of 2 finds no such host ("),  # no other can tell it
         ({"GLOO_SOCKET_IFNAME": "eth9"}, "GLOO_SOCKET_IFNAME names 'eth9'; this machine's networks are lo"),
     ],
     ids=str,

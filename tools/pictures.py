@@ -190,7 +190,7 @@ def _fingerprints(pair: Pair) -> str:
 
 def _made_by(run: Run) -> list[str]:
     """What was trained, and where, in two lines."""
-    settings, trained = run.identity.train, run.environment.train
+    settings, trained = run.identity.recipe, run.environment.train
     hardware, torch = (known(trained and getattr(trained, name)) for name in ("hardware", "torch"))
     said = [run.identity.data.name, f"seed {run.identity.seed}", f"{settings.epochs} epochs"]
     said += [f"batch size {settings.batch_size}", f"lr {settings.lr:g}"]

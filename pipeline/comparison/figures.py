@@ -58,6 +58,9 @@ def losses(runs: list[Run], names: list[str]) -> Figure:
     every = _every(runs)
     curves, ends = [], []
     for number, run in enumerate(runs, 1):
+        if not run.history:
+            ends.append(f"run {number} was trained elsewhere")
+            continue
         drawn = run.history[::every]
         curves.append(_line(number, names, drawn, [row.loss for row in drawn]))
         first, last = run.history[0], run.history[-1]

@@ -30,9 +30,9 @@ def identity(first: Run, other: Run) -> tuple[Difference, ...]:
         return parts | {"workers": workers(run), "device": run.identity.device}
 
     a, b = compared(first), compared(other)
-    differing = [key for key in a if a[key] != b[key]]
+    differing = [key for key in a | b if a.get(key) != b.get(key)]
     not_known = [key for key in ("device", "workers") if a[key] is None or b[key] is None]  # nothing records it, so nothing differs
-    return tuple(Difference(key, a[key], b[key], key not in COMPARED_BY_RESULT) for key in differing if key not in not_known)
+    return tuple(Difference(key, a.get(key), b.get(key), key not in COMPARED_BY_RESULT) for key in differing if key not in not_known)
 
 
 def given(run: Run) -> dict[str, Any]:
@@ -40,8 +40,14 @@ def given(run: Run) -> dict[str, Any]:
     facts = msgspec.to_builtins(run.environment.train) if run.environment.train else {}
     own = ("device", "hardware", "workers", *MEASURED)
     network = run.identity.provenance.network
-    model = f"{network.name} {network.arguments}" if network.arguments else network.name
-    settings = {"model": model, **flattened(run.identity.train)}
+    chosen = [f"{network.arguments}"] if network.arguments else []
+    if network.normalize:
+        chosen.append("normalized" if network.normalize is True else f"normalized by {network.normalize.mean} and {network.normalize.std}")
+    settings = {"model": " ".join([network.name, *chosen])}
+    if run.identity.train is None:
+        settings["trained"] = "elsewhere"
+    else:
+        settings |= flattened(run.identity.train)
     return {**settings, **{name.replace("_", " "): fact for name, fact in facts.items() if name not in own}}
 
 

@@ -230,6 +230,7 @@ class Forms(TorchFunctionMode):
         changed, new = x, tape.replace(x, y)
         while (part := tape.part_of(changed)) is not None:  # the tensor that it is a part of shows the same
             whole, index = part
+            tape.show(new, whole, index)  # so is what it became
             new = tape.replace(whole, _uncompiled(shapes.put)(tape, tape.newest(whole), index, new))
             changed = whole
         tape.renew(y)

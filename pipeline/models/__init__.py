@@ -23,6 +23,7 @@ from pipeline.errors import UserError, shown
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.initialisation import initial_values
 from pipeline.exact.masks import Draws
+from pipeline.models import normalisation
 from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.numerics.exact import refusals_explained
 from pipeline.params import SIMPLE_CNN, Model
@@ -50,6 +51,8 @@ def build(model: Model, shape: Shape, classes: int, seed: int | None = None) -> 
             network = make()
     if not isinstance(network, nn.Module):
         raise UserError(f"model.name is {shown(model.name)}, which makes {type(network).__name__}, not a torch.nn.Module")
+    if model.normalize:
+        normalisation.put_before(network, shape[0], model.normalize)
     return network
 
 

@@ -105,15 +105,15 @@ class _Watched(nn.Module):
         return given
 
 
-def record(network: nn.Module, shape: tuple[int, int, int], numerics: Any, device: torch.device) -> bytes:
+def record(network: nn.Module, shape: tuple[int, int, int], numerics: Any, device: torch.device, trained: bool = False) -> bytes:
     """The bytes of `network.json` for a network on a device that was built with initial values by rule, for images of `shape`.
 
-    Of one that cannot be recorded they say why.
+    Of one that cannot be recorded they say why. One that is `trained` is recorded without initial values.
     """
     state = torch.get_rng_state()
     try:
         graphs = [_both(network, training, shape, numerics, device) for training in (True, False)]
-        found: Recording | Unrecorded = Recording(1, _held(network), *graphs)
+        found: Recording | Unrecorded = Recording(1, _held(network, trained), *graphs)
     except Refused as reason:
         found = Unrecorded(1, str(reason)[:100])
     finally:
@@ -156,7 +156,7 @@ def _alike(two: Any, three: Any, name: str) -> Any:
     raise Refused(f"an argument of {name} is {str(two)[:40]} of two images and {str(three)[:40]} of three")
 
 
-def _held(network: nn.Module) -> dict[str, Held]:
+def _held(network: nn.Module, trained: bool) -> dict[str, Held]:
     asked, saved = initialisation.noted(network), network.state_dict(keep_vars=True)
     found: dict[str, Held] = {}
     first: dict[int, str] = {}
@@ -165,7 +165,8 @@ def _held(network: nn.Module) -> dict[str, Held]:
     for name, tensor in sorted(both, key=lambda each: order.get(each[0], len(order))):
         kind = ("weight" if tensor.requires_grad else "frozen") if isinstance(tensor, nn.Parameter) else "buffer"
         same = first.setdefault(id(tensor), name)
-        initial = [] if same != name else [(rule, [*map(float, numbers)]) for rule, numbers in asked.get(name) or _values(name, tensor)]
+        known = same != name or (trained and name in saved)
+        initial = [] if known else [(rule, [*map(float, numbers)]) for rule, numbers in asked.get(name) or _values(name, tensor)]
         found[name] = Held(
             shape=list(tensor.shape), dtype=_dtype(name, tensor), kind=cast(Any, kind if name in saved else "unsaved"),
             same=None if same == name else same, initial=initial,

@@ -256,7 +256,10 @@ def _run(
     folder: Path, parts: Mapping[str, bytes], model: Model, identity: Identity, environment: Environment, recorded: Mapping[str, str]
 ) -> Run:
     """A run of these parts, whose sums are `recorded`. Raises UserError where they contradict each other."""
-    metrics, history = outputs.metrics(folder / METRICS, parts[METRICS]), outputs.history(folder / HISTORY, parts[HISTORY])
+    metrics, history = (
+        outputs.metrics(folder / METRICS, parts[METRICS]),
+        outputs.history(folder / HISTORY, parts[HISTORY], identity.train is None),
+    )
     predictions, sums = outputs.predictions(folder / PREDICTIONS, parts[PREDICTIONS]), _sums(parts)
     if model.fingerprint != identity.fingerprint:
         raise UserError(

@@ -171,9 +171,12 @@ def read_history(folder: Path) -> list[Step]:
     return history(folder / HISTORY, read_bytes(folder / HISTORY))
 
 
-def history(path: Path, content: bytes) -> list[Step]:
-    """The history in the bytes of a file, which is called `path` in errors. Raises UserError as `read_history` does."""
-    rows = _read_csv(path, content, Step._fields, lambda a, b, c: Step(_count(a), _count(b), _float32(c)))
+def history(path: Path, content: bytes, elsewhere: bool = False) -> list[Step]:
+    """The history in the bytes of a file, which is called `path` in errors; of weights that were trained elsewhere it has no rows.
+
+    Raises UserError as `read_history` does.
+    """
+    rows = _read_csv(path, content, Step._fields, lambda a, b, c: Step(_count(a), _count(b), _float32(c)), not elsewhere)
     if any(later.step <= earlier.step for earlier, later in itertools.pairwise(rows)):
         raise UserError(f"{path}: damaged: the column 'step' must increase; {again(path.parent)}")
     return rows
@@ -253,7 +256,7 @@ def _csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> bytes:
     return text.getvalue().encode()
 
 
-def _read_csv(path: Path, content: bytes, header: tuple[str, ...], row: Callable[..., Row]) -> list[Row]:
+def _read_csv(path: Path, content: bytes, header: tuple[str, ...], row: Callable[..., Row], some: bool = True) -> list[Row]:
     try:
         lines = csv.reader(io.StringIO(content.decode()))
         if (first := next(lines, None)) != list(header):
@@ -265,7 +268,7 @@ def _read_csv(path: Path, content: bytes, header: tuple[str, ...], row: Callable
             rows.append(row(*fields))
     except (ValueError, csv.Error) as error:
         raise UserError(f"{path}: damaged: {error!s:.200}") from None
-    if not rows:
+    if some and not rows:
         raise UserError(f"{path}: damaged: it has no rows")
     return rows
 

@@ -11,6 +11,13 @@ from pipeline.data.dataset import Description
 from pipeline.params import Model, Params, Seed, Train, Workers
 
 
+class Imported(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Weights that were trained elsewhere."""
+
+    checkpoint: schema.Digest
+    """The SHA-256 of the file that held them."""
+
+
 class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that the bits of the weights depend on, and nothing that may differ between equal trainings.
 
@@ -21,15 +28,23 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     seed: Seed
     numerics: schema.Name
     """With its version: `exact-3`, or `native`."""
-    train: Train
+    train: Train | None
+    """None of weights that were trained elsewhere."""
     model: Model | msgspec.UnsetType = msgspec.UNSET
     """The network; not written where it is the tutorial's, so that runs made before there were others keep their digests."""
     source: Annotated[str, schema.text("a digest or a release", r"[\w .+-]{0,100}")] | msgspec.UnsetType = msgspec.UNSET
     """What else the network's bits depend on (`models.source`); not written where that is nothing."""
     code: schema.Digest
     """The digest of the sources that trained (`sources.digest`)."""
+    imported: Imported | msgspec.UnsetType = msgspec.UNSET
     workers: Workers | None = None
     """For native numerics how many workers trained, for their bits depend on it; else None."""
+
+    @property
+    def recipe(self) -> Train:
+        """The settings of a training that was not elsewhere."""
+        assert self.train is not None
+        return self.train
 
     @property
     def network(self) -> Model:
@@ -49,8 +64,8 @@ def described_by(params: Params, numerics: str, data: Description, code: str, so
 def differences(trained: Provenance, wanted: Provenance) -> list[str]:
     """What differs between two trainings, a phrase each; the sources apart, which may differ and give the same bits."""
     flat, others = flattened(trained), flattened(wanted)
-    differing = [key for key in flat if key != "code" and flat[key] != others[key]]
-    return [f"{key} is {abbreviated(flat[key])}, not {abbreviated(others[key])}" for key in differing]
+    differing = [key for key in flat | others if key != "code" and flat.get(key) != others.get(key)]
+    return [f"{key} is {abbreviated(flat.get(key))}, not {abbreviated(others.get(key))}" for key in differing]
 
 
 def flattened(record: msgspec.Struct, prefix: str = "") -> dict[str, Any]:

@@ -106,8 +106,8 @@ def fit(
         Interrupted: a signal came; the state is saved.
     """
     with devices.failures_explained(device):
-        settings = msgspec.structs.replace(described.train, epochs=of_epochs or described.train.epochs)
-        trainer = Trainer(data, device, described.seed, chosen, settings, group, described.train.epochs, described.network, recorded)
+        settings = msgspec.structs.replace(described.recipe, epochs=of_epochs or described.recipe.epochs)
+        trainer = Trainer(data, device, described.seed, chosen, settings, group, described.recipe.epochs, described.network, recorded)
         outputs.check_weights(trainer.named_weights(), "the network cannot be kept, so it is not trained")
         network = recording.record(trainer.model, data.shape, chosen, device)  # before any step: with its initial values
         return trainer, loop.train(trainer, unfinished, checkpoint_seconds), network

@@ -18,6 +18,7 @@ from pipeline.data.batches import Batches
 from pipeline.exact.augmentation import Augmentation
 from pipeline.exact.draws import permutation
 from pipeline.exact.masks import Draws
+from pipeline.models import normalisation
 from pipeline.models.recorded import Recorded, Recording
 from pipeline.params import Model, Train
 from pipeline.training import updates
@@ -55,6 +56,8 @@ class Trainer:
         # 1. the device is selected; 2. the model moves to it
         self.model = models.build(network, data.shape, len(data.classes), seed) if recorded is None else Recorded(recorded, seed)
         self.network = network
+        if network.normalize is True and recorded is None:
+            normalisation.set_numbers(self.model, data.train_images)
         self.model.to(device)
         if network != Model():
             models.try_out(self.model, network, data.shape, len(data.classes), numerics, device)

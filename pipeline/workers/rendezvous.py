@@ -48,7 +48,12 @@ def joined(worker: Worker, folder: Path) -> Iterator[Callable[[torch.device, Map
     if worker.rank:
         _be_silent()
     with contextlib.ExitStack() as held:
-        met = Rendezvous(worker, *store.opened(worker, folder, held, JOIN_SECONDS), seconds)
+        try:
+            opened = store.opened(worker, folder, held, JOIN_SECONDS)
+        except UserError:
+            sys.stderr = sys.__stderr__  # no other can tell it
+            raise
+        met = Rendezvous(worker, *opened, seconds)
         try:
             yield met.join
             met.part()

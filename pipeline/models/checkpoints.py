@@ -1,0 +1,151 @@
+"""Weights that somebody else's script saved: a checkpoint of PyTorch or a safetensors file -> named tensors. Nothing in it is executed."""
+
+from __future__ import annotations
+
+import difflib
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.device import CPU
+from pipeline.errors import UserError, shown
+
+ENTRIES = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params", "model_ema", "state_dict_ema", "ema",
+           "ema_state_dict")  # fmt: skip
+"""Where scripts put a network's weights in what they save, the usual places first."""
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+"""What DataParallel, torch.compile and modules around a network put before each name."""
+LISTED = 5
+
+
+class Checkpoint(NamedTuple):
+    """The weights in a file, float32 and int64 on the CPU."""
+
+    weights: dict[str, np.ndarray]
+    said: list[str]
+    """What was done to them, a phrase each."""
+
+
+def read(path: Path, entry: str | None = None) -> Checkpoint:
+    """The weights in a file, out of the usual wrappings; those under `entry`, if given.
+
+    Raises:
+        UserError: it cannot be read, would execute something, or holds no weights.
+    """
+    content = _read(path)
+    said = []
+    name = entry or ("" if _tensors(content) else next((key for key in ENTRIES if _tensors(_entry(content, key))), ""))
+    if name:
+        found, others = _tensors(_entry(content, name)), [key for key in ENTRIES if key != name and _tensors(_entry(content, key))]
+        said.append(f"the weights are those under '{name}'" + (f" (also there: {', '.join(others)}; --entry takes one)" if others else ""))
+    else:
+        found = _tensors(content)
+    if not found:
+        keys = [shown(str(key)) for key in content][:LISTED] if isinstance(content, Mapping) else [type(content).__name__]
+        wanted = f"'{entry}'" if entry else "any of " + ", ".join(ENTRIES[:6])
+        raise UserError(f"{path}: no weights under {wanted}; it holds {', '.join(keys)}: name the right one with --entry")
+    found.pop("n_averaged", None)  # AveragedModel's count
+    while prefixes := [each for each in PREFIXES if all(key.startswith(each) for key in found)]:
+        found = {key.removeprefix(prefixes[0]): value for key, value in found.items()}
+        said.append(f"'{prefixes[0]}' was taken from each name")
+    weights = {}
+    for dtype in sorted({str(value.dtype).removeprefix("torch.") for value in found.values()} - {"float32", "int64"}):
+        said.append(f"{dtype} became {'float32' if getattr(torch, dtype).is_floating_point else 'int64'}")
+    for key, value in found.items():
+        if value.is_complex() or value.is_quantized:
+            raise UserError(f"{path}: {shown(key)} is {value.dtype}; a network of float32 weights takes none; convert it where it was made")
+        weights[key] = value.detach().to(torch.float32 if value.is_floating_point() else torch.int64).contiguous().numpy()
+    return Checkpoint(weights, said)
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"{path}: {'not a file' if path.exists() else 'not found'}; name a .pth, .pt or .safetensors file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is refused next
+            return torch.load(path, map_location=CPU, weights_only=True)
+    except pickle.UnpicklingError as error:
+        text = str(error)
+        if named := re.search(r"GLOBAL ([\w.]+)", text):
+            raise UserError(
+                f"{path}: would execute {named[1]}, so it is not read; where it was made, save the weights alone: "
+                "torch.save(model.state_dict(), FILE)"
+            ) from None
+        raise UserError(f"{path}: not a checkpoint of PyTorch, or damaged; copy it again, or save it there with torch.save") from None
+    except Exception as error:  # whatever a damaged file makes of PyTorch's and safetensors' readers
+        if "TorchScript" in str(error) or _is_script(path):
+            raise UserError(f"{path}: a TorchScript archive; where it was made, save torch.jit.load(FILE).state_dict()") from None
+        said = " ".join(str(error).split())[:80] or type(error).__name__
+        raise UserError(f"{path}: not a checkpoint of PyTorch, or damaged ({said}); copy it again") from None
+
+
+def _is_script(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _entry(content: Any, name: str) -> Any:
+    return content.get(name) if isinstance(content, Mapping) else None
+
+
+def _tensors(content: Any) -> dict[str, Tensor]:
+    """A mapping of names to tensors, if it is one."""
+    if not isinstance(content, Mapping) or not content:
+        return {}
+    good = all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
+    return dict(content) if good else {}
+
+
+def classes_of(weights: Mapping[str, np.ndarray], network: nn.Module, classes: int) -> int:
+    """How many classes weights are for, where `network` is built for `classes`: by the tensors that differ in their first size alone."""
+    sizes = {
+        weights[name].shape[0]
+        for name, tensor in network.state_dict().items()
+        if name in weights and weights[name].ndim and tensor.dim() and tensor.shape[0] == classes != weights[name].shape[0]
+        and tuple(tensor.shape[1:]) == weights[name].shape[1:]
+    }  # fmt: skip
+    return int(sizes.pop()) if len(sizes) == 1 else classes
+
+
+def fit(weights: Mapping[str, np.ndarray], network: nn.Module, path: Path, name: str) -> dict[str, np.ndarray]:
+    """The weights, as the network's state has them.
+
+    Raises:
+        UserError: some are missing, too many or of other shapes; lists them, with the nearest names.
+    """
+    wanted = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    left = {key for key in wanted if key not in weights and not key.endswith("num_batches_tracked")}
+    wrong = list(_differences(weights, wanted, left))
+    if wrong:
+        more = f"; and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
+        raise UserError(f"{path}: not the weights of {name}: {'; '.join(wrong[:LISTED])}{more}")
+    count = np.zeros((), np.int64)  # old checkpoints have none, and nothing reads it where momentum is a number
+    return {key: weights[key].reshape(shape) if key in weights else count for key, shape in wanted.items()}
+
+
+def _differences(weights: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]], left: set[str]) -> Iterator[str]:
+    surplus = sorted(set(weights) - set(wanted))
+    for key in sorted(left):
+        near = difflib.get_close_matches(key, surplus, 1)
+        yield f"{key} is missing" + (f" (the nearest is {shown(near[0])})" if near else "")
+    for key in surplus:
+        yield f"{shown(key)} is not the network's"
+    for key, shape in wanted.items():
+        if key in weights and weights[key].shape != shape:
+            yield f"{key} is {list(weights[key].shape)}, not {list(shape)}"

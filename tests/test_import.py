@@ -1,0 +1,241 @@
+"""Weights from elsewhere: the checkpoints that people have become runs, and what is none is one line."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from torchvision.models import mobilenet_v2, resnet18, vgg11_bn
+
+from pipeline import cli, evaluation, importing, reproduce
+from pipeline.comparison import verdict
+from pipeline.errors import UserError
+from pipeline.models import checkpoints
+from pipeline.params import Compare, Model
+from pipeline.predict import Network
+from pipeline.runs import kept, outputs
+from tests.reproductions import small_set
+
+MODEL = Model(name="mobilenet_v2", arguments={"width_mult": 0.25})
+MEAN, DEVIATION = "0.485,0.456,0.406", "0.229,0.224,0.225"
+
+
+def network(classes: int = 7) -> nn.Module:
+    torch.manual_seed(1)
+    made = mobilenet_v2(num_classes=classes, width_mult=0.25)
+    for name, buffer in made.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.uniform_(-0.1, 0.1)
+    return made.eval()
+
+
+def as_if_from_a_gpu(path: Path) -> None:
+    """Rewrite the tag of each storage's place, as a GPU's checkpoint has it."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            if name.endswith("data.pkl"):
+                changed = content.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0")
+                assert changed != content
+                content = changed
+            archive.writestr(name, content)
+
+
+def state(**changed: Callable[[torch.Tensor], torch.Tensor]) -> OrderedDict[str, torch.Tensor]:
+    convert = changed.get("convert", lambda tensor: tensor)
+    return OrderedDict((name, convert(tensor)) for name, tensor in network().state_dict().items())
+
+
+def prefixed(*prefixes: str) -> dict[str, torch.Tensor]:
+    return {"".join(prefixes) + name: tensor for name, tensor in state().items()}
+
+
+def half(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.half() if tensor.is_floating_point() else tensor
+
+
+CHECKPOINTS: dict[str, tuple[object, list[str]]] = {
+    "its weights": (state(), []),
+    "a script's state": ({"epoch": 3, "state_dict": state(), "optimizer": {"lr": 0.1}}, ["the weights are those under 'state_dict'"]),
+    "with model_state_dict": ({"model_state_dict": state(), "loss": 0.5}, ["the weights are those under 'model_state_dict'"]),
+    "torchvision's references": ({"model": state(), "args": {"lr": 0.1}}, ["the weights are those under 'model'"]),
+    "with net": ({"net": state(), "acc": 91.2}, ["the weights are those under 'net'"]),
+    "of DataParallel": (prefixed("module."), ["'module.' was taken from each name"]),
+    "of torch.compile": (prefixed("_orig_mod."), ["'_orig_mod.' was taken from each name"]),
+    "of both": (prefixed("module.", "_orig_mod."), ["'module.' was taken from each name", "'_orig_mod.' was taken from each name"]),
+    "of a module around it": ({"state_dict": prefixed("model.")},
+                              ["the weights are those under 'state_dict'", "'model.' was taken from each name"]),
+    "an average": (AveragedModel(network()).state_dict(), ["'module.' was taken from each name"]),
+    "with its average": ({"model": state(), "model_ema": prefixed("module.")},
+                         ["the weights are those under 'model' (also there: model_ema; --entry takes one)"]),
+    "of an old release": ({name: tensor for name, tensor in state().items() if not name.endswith("num_batches_tracked")}, []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_checkpoint_has_the_logits_of_its_module_exactly_and_natively(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    content, said = CHECKPOINTS[name]
+    torch.save(content, "theirs.pth")
+    first, *others = importing.import_checkpoint(Path("theirs.pth"), MODEL, size=32)
+    assert first.startswith("theirs.pth: ")
+    assert first.endswith(" tensors of mobilenet_v2 for 7 classes, trained elsewhere")
+    assert others[:-1] == said
+    images = small_set().test_images[:6]
+    with torch.no_grad():
+        wanted = network()(torch.from_numpy(images) / 255).numpy()
+    (folder,) = Path("imported").iterdir()
+    model = outputs.read_model(folder)
+    for computed in ("exact", "native"):
+        logits = Network(model, "cpu", computed)(images).logits
+        np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize(("dtype", "said"), [("float16", "float16 became float32"), ("bfloat16", "bfloat16 became float32")])
+def test_halves_become_float32_and_that_is_said(dtype, said, tmp_path):
+    given = {name: t.to(getattr(torch, dtype)) if t.is_floating_point() else t for name, t in state().items()}
+    for suffix, save in (("pth", torch.save), ("safetensors", lambda tensors, path: save_file(tensors, path))):
+        path = tmp_path / f"half.{suffix}"
+        save(given, path)
+        read = checkpoints.read(path)
+        assert read.said == [said]
+        for name, tensor in given.items():
+            wanted = tensor.float() if tensor.is_floating_point() else tensor
+            assert read.weights[name].dtype == ("float32" if tensor.is_floating_point() else "int64")
+            assert np.array_equal(read.weights[name], wanted.numpy())
+
+
+@pytest.mark.fault(77)
+def test_a_checkpoint_that_was_saved_on_a_gpu_is_read_where_there_is_none(tmp_path):
+    path = tmp_path / "gpu.pth"
+    torch.save({"state_dict": state()}, path)
+    as_if_from_a_gpu(path)
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="Attempting to deserialize object on a CUDA device"):
+            torch.load(path, weights_only=True)
+    weights = checkpoints.read(path).weights
+    assert all(np.array_equal(weights[name], tensor.numpy()) for name, tensor in state().items())
+
+
+@pytest.mark.parametrize("make", [resnet18, vgg11_bn])
+def test_published_layouts_fit_and_the_last_layer_tells_the_number_of_classes(make, tmp_path):
+    theirs = make(num_classes=23)
+    weights = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+    assert checkpoints.classes_of(weights, make(num_classes=10), 10) == 23
+    assert list(checkpoints.fit(weights, theirs, tmp_path, "theirs")) == list(weights)
+
+
+def test_a_run_of_it_is_evaluated_compared_and_predicted_with_and_never_reproduced(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    data = small_set()
+    data.save()
+    torch.save(network(10).state_dict(), "theirs.pth")
+    normalized = importing.model_of("mobilenet_v2", ["width_mult=0.25"], MEAN, DEVIATION)
+    *_, told, at = importing.import_checkpoint(Path("theirs.pth"), normalized)
+    assert told.startswith("drawn: accuracy ")
+    run = kept.load(Path(at.removeprefix("kept as ")))
+    pixels = torch.from_numpy(data.test_images) / 255
+    of = [torch.tensor([float(x) for x in text.split(",")]).view(1, 3, 1, 1) for text in (MEAN, DEVIATION)]
+    with torch.no_grad():
+        wanted = network(10)((pixels - of[0]) / of[1])
+    confidences = [p.confidence for p in run.predictions]
+    np.testing.assert_allclose(confidences, wanted.softmax(1).amax(1).numpy(), rtol=1e-4)
+    assert evaluation.evaluate_kept(run.folder, "cpu", 7)
+    importing.import_checkpoint(Path("theirs.pth"), MODEL)
+    runs = [kept.load(folder) for folder in kept.by_time(kept.listed())]
+    report = verdict.report(runs, Compare(margin_points=1.0, confidence=0.95))
+    assert "model.normalize.mean" in [difference.field for difference in report.pairs[0].differences]
+    assert cli.answer(["compare", "--html", "page.html"]) in (0, 3)
+    assert "trained elsewhere" in Path("page.html").read_text()
+    with pytest.raises(UserError, match="its weights were trained elsewhere and imported, so nothing here can train them again"):
+        reproduce.reproduce(run.folder)
+    assert "elsewhere" in capsys.readouterr().out
+
+
+class Executes:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+def written(save: Callable[[Path], object]) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        path = folder / "theirs.pth"
+        save(path)
+        return path
+
+    return write
+
+
+def changed(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], Path]:
+    given = dict(state())
+    change(given)
+    return written(lambda path: torch.save(given, path))
+
+
+REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "nothing": (lambda folder: folder / "theirs.pth", "not found; name a .pth, .pt or .safetensors file"),
+    "a folder": (lambda folder: folder, "not a file; name a .pth, .pt or .safetensors file"),
+    "noise": (written(lambda path: path.write_bytes(b"xx\n")), "not a checkpoint of PyTorch, or damaged"),
+    "empty": (written(lambda path: path.write_bytes(b"")), "not a checkpoint of PyTorch, or damaged"),
+    "cut": (written(lambda path: (torch.save(state(), path), path.write_bytes(path.read_bytes()[:5000]))), "not a checkpoint of PyTorch"),
+    "a whole module": (written(lambda path: torch.save(network(), path)), "would execute torchvision.models.mobilenetv2.MobileNetV2"),
+    "a program": (written(lambda path: torch.save({"state_dict": Executes()}, path)), "would execute "),
+    "a bare pickle": (written(lambda path: path.write_bytes(pickle.dumps(Executes(), 4))), "not a checkpoint of PyTorch, or damaged"),
+    "TorchScript": (written(lambda path: torch.jit.save(torch.jit.script(nn.Linear(2, 2)), path)), "a TorchScript archive"),
+    "no weights": (written(lambda path: torch.save({"epoch": 3, "best": {"a": 1}}, path)), "it holds 'epoch', 'best': name the right one"),
+    "one missing": (changed(lambda given: given.pop("features.1.conv.1.weight")), "features.1.conv.1.weight is missing"),
+    "one renamed": (changed(lambda given: given.update({"features.1.conv.1.wieght": given.pop("features.1.conv.1.weight")})),
+                    "features.1.conv.1.weight is missing (the nearest is 'features.1.conv.1.wieght')"),
+    "one more": (changed(lambda given: given.update(more=torch.ones(2))), "'more' is not the network's"),
+    "another shape": (changed(lambda given: given.update({"features.1.conv.1.weight": torch.ones(3, 3, 1, 1)})),
+                      "features.1.conv.1.weight is [3, 3, 1, 1], not [8, 8, 1, 1]"),
+    "NaN": (changed(lambda given: given["features.1.conv.1.weight"].fill_(torch.nan)), "holds NaN or infinity"),
+    "complex": (changed(lambda given: given.update({"classifier.1.bias": torch.ones(7, dtype=torch.complex64)})), "is torch.complex64"),
+}  # fmt: skip
+
+
+@pytest.mark.fault(77)
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_no_checkpoint_of_the_network_is_one_line_and_leaves_nothing(what, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    write, said = REFUSED[what]
+    (tmp_path / "from").mkdir()
+    path = write(tmp_path / "from")
+    capsys.readouterr()
+    with pytest.raises(UserError) as raised:
+        importing.import_checkpoint(path, MODEL, size=32)
+    assert said in str(raised.value)
+    assert str(raised.value).startswith(f"{path}: ")
+    assert "\n" not in str(raised.value)
+    assert not Path("imported").exists()
+    assert not Path("runs").exists()
+    assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.fault(77)
+@pytest.mark.parametrize(("words", "said"), [
+    (["--argument", "width"], "--argument 'width': not NAME=VALUE"),
+    (["--mean", "0.5,0.5,0.5"], "--mean and --std belong together"),
+    (["--mean", "a,b,c", "--std", "1,1,1"], "not numbers such as"),
+    (["--mean", "0.5", "--std", "0.5"], "model.normalize has 1 means and 1 deviations"),
+    (["--classes", "none.txt"], "--classes none.txt: cannot be read"),
+    (["--classes", "few.txt"], "--classes few.txt: has 2 names, and the checkpoint 7 classes"),
+    (["--entry", "ema"], "no weights under 'ema'"),
+])  # fmt: skip
+def test_a_mistake_in_the_command_is_one_line(words, said, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": state()}, "theirs.pth")
+    Path("few.txt").write_text("a\nb\n")
+    assert cli.answer(["import", "theirs.pth", "--model", "mobilenet_v2", "--size", "32", "--argument", "width_mult=0.25", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
