@@ -154,7 +154,8 @@ def test_a_set_in_its_official_layout_downloaded_or_laid_by_hand_is_read_trained
     assert cli.answer(["train"]) == cli.answer(["evaluate"]) == 0
     (folder,) = kept.listed(Path("runs"))
     run = kept.load(folder)
-    assert run.identity.data == data.description
+    described = run.identity.data
+    assert (described.name, described.shape, described.classes, described.digest) == (source, shape, data.classes, data.digest)
     assert [row.step for row in run.history] == list(range(1, -(-count // TRAIN["batch_size"]) + 1))
     assert [row.actual for row in run.predictions] == [data.classes[label] for label in data.test_labels]
 
