@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline import device as devices
 from pipeline import files, models, numerics, tensors
@@ -159,14 +160,19 @@ def evaluate(
     batches = Batches(data.test_images, data.test_labels, device)
     every = torch.arange(len(batches), device=device)
     clock = devices.Stopwatch(device)
-    scores = []
+    scores: list[Tensor] = []
     with torch.inference_mode(), clock.running():
-        for some in torch.split(every, settings.batch_size):
-            images, labels = batches.batch(some)
+        for first in range(0, len(batches), settings.batch_size):
+            some = slice(first, first + settings.batch_size)
+            images, labels = batches.batch(every[some])
             with models.mistakes_explained(network):
                 logits = chosen.logits(model, images)
-            scores.append(chosen.scores(logits, labels))
-        losses, predicted, confidence = (torch.cat(parts) for parts in zip(*scores, strict=True))  # each [M]
+            parts = chosen.scores(logits, labels)
+            # to one place, for small tensors that stay among large ones that are freed let the heap grow with each batch
+            scores = scores or [part.new_empty(len(batches)) for part in parts]
+            for whole, part in zip(scores, parts, strict=True):
+                whole[some] = part
+        losses, predicted, confidence = scores  # each [M]
         loss = chosen.mean(losses)
     if (no_class := confidence.isnan()).any():
         raise UserError(f"test image {int(no_class.nonzero()[0])}: the network gives it scores that are not finite, so no class: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -11,10 +12,15 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from pipeline import cli
 from pipeline.data import folder, synthetic
 from pipeline.errors import UserError
 from pipeline.params import Data
+from pipeline.runs import kept
 from tests import folders
+from tests.settings import set_params
+
+TRAIN = {"epochs": 1, "batch_size": 8, "lr": 0.01, "momentum": 0.9, "log_every": 1}
 
 
 def settings(path: Path, **others: object) -> Data:
@@ -23,16 +29,19 @@ def settings(path: Path, **others: object) -> Data:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Three classes of pictures of 40 odd sizes, some turned, with palettes and with alpha, in train/ and test/."""
+    """Three classes of pictures of 40 odd sizes, some turned, with palettes and with alpha, in train/ and test/, which has each kind."""
     draw = np.random.default_rng(0)
     for number in range(40):
         width, height = 7 + number, 60 - number
         image = Image.fromarray(draw.integers(0, 256, (height, width, 4), np.uint8))
-        suffix = ("png", "jpg", "webp", "gif", "bmp", "JPEG")[number % 6]
-        image = image if suffix in ("png", "webp") else image.convert("P" if suffix == "gif" else "RGB")
+        suffix = ("png", "jpg", "webp", "gif", "bmp", "JPEG", "PNG")[number % 7]
+        if suffix in ("gif", "PNG"):
+            image = image.quantize()  # its palette has alpha
+        elif suffix not in ("png", "webp"):
+            image = image.convert("RGB")
         exif = Image.Exif()
         exif[0x0112] = 1 + number % 8
-        path = tmp_path / "photos" / ("test" if number % 4 == 0 else "train") / "abc"[number % 3] / f"{number}.{suffix}"
+        path = tmp_path / "photos" / ("test" if number % 5 == 0 else "train") / "abc"[number % 3] / f"{number}.{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path, **({"exif": exif} if suffix in ("jpg", "JPEG") else {}))
     return tmp_path / "photos"
@@ -55,18 +64,25 @@ def test_a_folder_of_pngs_is_the_set_that_it_was_made_of(tmp_path):
 
 
 @pytest.mark.fault(38)
-def test_another_order_of_the_file_system_other_times_and_a_composed_form_of_names_change_nothing(photos, tmp_path, monkeypatch):
-    (photos / "train" / "a").rename(photos / "train" / "\u00e4")
-    (photos / "test" / "a").rename(photos / "test" / "\u00e4")
+@pytest.mark.parametrize(
+    "place", [lambda name: [-ord(letter) for letter in name], str.casefold], ids=["backwards", "as if case did not count"]
+)
+def test_another_order_of_the_file_system_other_times_and_a_composed_form_of_names_change_nothing(place, photos, tmp_path, monkeypatch):
+    for split in ("train", "test"):
+        (photos / split / "a").rename(photos / split / "\u00e4")
+        (photos / split / "b").rename(photos / split / "B")
+    next((photos / "train" / "B").glob("*.gif")).rename(photos / "train" / "B" / "\u00c4.GIF")
     first = folder.read(settings(photos))
     copy = Path(shutil.copytree(photos, tmp_path / "copy", copy_function=shutil.copyfile))
     for split in ("train", "test"):  # as some file systems decompose them
         (copy / split / "\u00e4").rename(copy / split / "a\u0308")
+    for path in copy.rglob("*"):
+        os.utime(path, (0, 0))
     scandir = os.scandir
 
-    class Backwards:
+    class Ordered:
         def __init__(self, path: str) -> None:
-            self.entries = sorted(scandir(path), key=lambda entry: entry.name, reverse=True)
+            self.entries = sorted(scandir(path), key=lambda entry: place(entry.name))
 
         def __enter__(self):
             return iter(self.entries)
@@ -74,10 +90,30 @@ def test_another_order_of_the_file_system_other_times_and_a_composed_form_of_nam
         def __exit__(self, *_: object) -> None:
             pass
 
-    monkeypatch.setattr(os, "scandir", Backwards)
+    monkeypatch.setattr(os, "scandir", Ordered)
     second = folder.read(settings(copy))
-    assert first.classes == second.classes == ("b", "c", "\u00e4")
+    assert first.classes == second.classes == ("B", "c", "\u00e4")
     assert first.digest == second.digest
+
+
+def test_photos_are_trained_on_and_evaluated_and_each_test_photo_gives_its_row_of_the_predictions(photos, folder_with_params, capsys):
+    set_params(photos.parent, data={"source": "folder", "size": 24}, train=TRAIN)
+    for stage in ("download", "train", "evaluate"):
+        assert cli.answer([stage]) == 0
+    (run,) = kept.listed(Path("runs"))
+    capsys.readouterr()
+    tests = sorted(map(str, Path("photos", "test").glob("*/*")))
+    assert cli.answer(["predict", str(run), *tests, "--json"]) == 0
+    answers = json.loads(capsys.readouterr().out)["images"]
+    assert [
+        (Path(answer["image"]).parent.name, answer["best"][0]["class"], np.float32(answer["best"][0]["confidence"])) for answer in answers
+    ] == [(row.actual, row.predicted, np.float32(row.confidence)) for row in kept.load(run).predictions]
+    assert cli.answer(["export", str(run), "--to", "page.html"]) == 0
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install -r requirements/export.txt)")
+    assert cli.answer(["export", str(run), "--to", "net.onnx"]) == 0
+    said = capsys.readouterr().out
+    assert "checked with onnxruntime on 8 test images of photos: " in said
+    assert "; the same class on all 8 " in said
 
 
 def test_class_folders_alone_are_divided_by_content_so_that_adding_a_file_moves_no_other(tmp_path):

@@ -10,6 +10,7 @@ import pickle
 import socket
 import tarfile
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import get_args
 
@@ -19,15 +20,18 @@ import scipy.io
 import torchvision
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST, SVHN
 
-from pipeline import params
-from pipeline.data import sets, transfer
+from pipeline import cli, params
+from pipeline.data import dataset, sets, transfer
 from pipeline.data.dataset import Dataset
 from pipeline.data.transfer import Policy
 from pipeline.errors import UserError
+from pipeline.runs import kept
 from tests import misbehaving_server as server
 from tests.misbehaving_server import Server
+from tests.settings import set_params
 
 QUICK = Policy(window_seconds=2, retries=0)
+TRAIN = {"epochs": 1, "batch_size": 8, "lr": 0.01, "momentum": 0.9, "log_every": 1}
 
 
 def md5(content: bytes) -> str:
@@ -100,18 +104,18 @@ AT = {"mnist": "MNIST/raw/"}
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def cache(folder_with_params: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where downloads are kept; nothing outside this machine is asked, and nothing but finished files stays."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         dead = f"http://127.0.0.1:{unused.getsockname()[1]}"
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv(transfer.MIRROR, dead)
+    for name in (transfer.MIRROR, "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, dead)
     monkeypatch.setattr(sets, "MIRRORS", {})
-    monkeypatch.setattr(CIFAR10, "url", f"{dead}/cifar-10-python.tar.gz")
-    yield tmp_path / "cache" / "downloads"
-    assert not (tmp_path / "cache" / "unpacked").exists()
-    assert [path for path in tmp_path.rglob("*") if path.name.endswith(".part")] == []
+    yield sets.DOWNLOADS
+    assert not (sets.DOWNLOADS.parent / "unpacked").exists()
+    assert [*Path().rglob("*.part")] == []
 
 
 def test_the_table_has_a_row_for_each_source_and_each_is_torchvisions():
@@ -122,19 +126,21 @@ def test_the_table_has_a_row_for_each_source_and_each_is_torchvisions():
 @pytest.mark.fault(7)
 @pytest.mark.parametrize("by_hand", [False, True])
 @pytest.mark.parametrize("source", STAND_INS)
-def test_a_set_in_its_official_layout_is_downloaded_or_taken_as_it_was_laid_by_hand(source, by_hand, cache, monkeypatch):
+def test_a_set_in_its_official_layout_downloaded_or_laid_by_hand_is_read_trained_on_and_evaluated(source, by_hand, cache, monkeypatch):
     make, shape, classes, count = STAND_INS[source]
     contents = make(monkeypatch)
+    set_params(Path(), data={"source": source}, train=TRAIN)
     if by_hand:
         for name, content in contents.items():
             path = cache / AT.get(source, "") / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        data = sets.read(source, 32, cache, QUICK)
+        assert cli.answer(["download"]) == 0
     else:
         with Server(contents) as good:
             monkeypatch.setenv(transfer.MIRROR, good.url.rpartition("/")[0])
-            data = sets.read(source, 32, cache, QUICK)
+            assert cli.answer(["download"]) == 0
+    data = dataset.load()
     assert (data.name, data.shape, len(data.classes), len(data.train_images)) == (source, shape, classes, count)
     if source in ("cifar10", "cifar100"):
         assert (data.test_images.reshape(10, -1) == drawn(10, 3072)).all()
@@ -145,36 +151,45 @@ def test_a_set_in_its_official_layout_is_downloaded_or_taken_as_it_was_laid_by_h
         assert (data.train_images == drawn(32, 32, 3, 20).transpose(3, 2, 0, 1)).all()
         assert data.train_labels.tolist() == [*range(1, 10), 0] * 2
 
+    assert cli.answer(["train"]) == cli.answer(["evaluate"]) == 0
+    (folder,) = kept.listed(Path("runs"))
+    run = kept.load(folder)
+    described = run.identity.data
+    assert (described.name, described.shape, described.classes, described.digest) == (source, shape, data.classes, data.digest)
+    assert [row.step for row in run.history] == list(range(1, -(-count // TRAIN["batch_size"]) + 1))
+    assert [row.actual for row in run.predictions] == [data.classes[label] for label in data.test_labels]
 
-def refused(cache: Path) -> UserError:
+
+def refused(cache: Path, source: str = "cifar10") -> UserError:
     with pytest.raises(UserError) as error:
-        sets.read("cifar10", 32, cache, QUICK)
+        sets.read(source, 32, cache, QUICK)
     assert len(str(error.value).splitlines()) == 1
-    assert not (cache / "cifar-10-python.tar.gz").exists()
+    assert [path for path in cache.rglob("*") if path.is_file()] == []
     return error.value
+
+
+FAILURES = {
+    "cut": (server.close_after(300), "the connection ended after 300 of "),
+    "a page": (server.page, "checksum mismatch: expected "),
+    "busy": (server.status(503), "HTTP 503"),
+    "stalls": (server.stall_after(300), "stalled: 300 bytes in "),
+    "trickles": (server.trickle_after(300), "stalled: "),
+    "trickling headers": (server.trickle_headers, "no answer in 2 s"),
+    "redirected to nowhere": (server.redirect("http://127.0.0.1:1/"), "Connection refused"),
+}
 
 
 @pytest.mark.fault(2)
 @pytest.mark.fault(4)
 @pytest.mark.fault(5)
 @pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
-        (server.close_after(300), "the connection ended after 300 of "),
-        (server.stall_after(300), "stalled: 300 bytes in "),
-        (server.trickle_after(300), "stalled: "),
-        (server.trickle_headers, "no answer in 2 s"),
-        (server.status(503), "HTTP 503"),
-        (server.page, "checksum mismatch: expected sha256 "),
-        (server.redirect("http://127.0.0.1:1/"), "Connection refused"),
-    ],
-    ids=["cut", "stalls", "trickles", "trickling headers", "busy", "a page", "redirected to nowhere"],
+    ("source", "failure"), [("cifar10", name) for name in FAILURES] + [*product(("cifar100", "mnist", "svhn"), ("cut", "a page"))]
 )
-def test_a_transfer_that_fails_is_one_line_with_the_reason_and_nothing_is_left_half(answer, reason, cache, monkeypatch):
-    contents = cifar(CIFAR10, monkeypatch)
-    with Server(contents["cifar-10-python.tar.gz"], answer) as bad:
+def test_a_transfer_that_fails_is_one_line_with_the_reason_and_nothing_is_left_half(source, failure, cache, monkeypatch):
+    contents, (answer, reason) = STAND_INS[source][0](monkeypatch), FAILURES[failure]
+    with Server(contents, answer) as bad:
         monkeypatch.setenv(transfer.MIRROR, bad.url.rpartition("/")[0])
-        assert reason in str(refused(cache))
+        assert reason in str(refused(cache, source))
 
 
 @pytest.mark.parametrize(("code", "headers"), [(302, {"Location": "/again"}), (503, {}), (404, {})])
@@ -204,13 +219,29 @@ def test_the_next_mirror_is_asked_where_one_fails(cache, monkeypatch):
 
 @pytest.mark.fault(6)
 @pytest.mark.fault(40)
-def test_without_a_network_the_path_the_digest_and_the_remedies_are_told(cache, monkeypatch):
-    cifar(CIFAR10, monkeypatch)
-    error = refused(cache)
-    assert str(error).startswith("cannot get cifar-10-python.tar.gz: http://127.0.0.1:")
-    digest = sets.SHA256["cifar-10-python.tar.gz"]
-    assert error.remedies[0] == f"put the file with the sha256 {digest} at {cache / 'cifar-10-python.tar.gz'} by hand"
+@pytest.mark.parametrize("source", STAND_INS)
+def test_without_a_network_the_path_the_digest_and_the_remedies_are_told(source, cache, monkeypatch):
+    name, content = next(iter(STAND_INS[source][0](monkeypatch).items()))
+    error = refused(cache, source)
+    assert str(error).startswith(f"cannot get {name}: http://127.0.0.1:")
+    digest = f"md5 {md5(content)}" if source == "svhn" else f"sha256 {hashlib.sha256(content).hexdigest()}"
+    assert error.remedies[0] == f"put the file with the {digest} at {cache / AT.get(source, '') / name} by hand"
     assert "source: synthetic" in error.remedies[-1]
+
+
+@pytest.mark.parametrize("source", STAND_INS)
+def test_a_file_laid_by_hand_that_is_cut_is_downloaded_again_or_said_and_left_as_it_is(source, cache, monkeypatch):
+    contents = STAND_INS[source][0](monkeypatch)
+    path = cache / AT.get(source, "") / next(iter(contents))
+    path.parent.mkdir(parents=True)
+    path.write_bytes(contents[path.name][:-1])
+    with pytest.raises(UserError, match=f"^cannot get {path.name}: {path}: checksum mismatch: expected .*; got .*; http://127.0.0.1:.*$"):
+        sets.read(source, 32, cache, QUICK)
+    assert path.read_bytes() == contents[path.name][:-1]
+    with Server(contents) as good:
+        monkeypatch.setenv(transfer.MIRROR, good.url.rpartition("/")[0])
+        sets.read(source, 32, cache, QUICK)
+    assert path.read_bytes() == contents[path.name]
 
 
 @pytest.mark.fault(10)

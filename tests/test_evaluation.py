@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -201,3 +202,20 @@ def test_weights_saved_on_one_device_are_evaluated_on_the_other_with_the_same_me
         )
     assert evaluations[0].metrics == evaluations[1].metrics
     assert evaluations[0].predictions == evaluations[1].predictions
+
+
+@pytest.mark.parametrize("name", ["exact", "native"])
+def test_no_tensor_of_a_batch_outlives_the_next_so_the_heap_does_not_grow_with_the_test_images(name, monkeypatch):
+    chosen, left, alive = numerics.select(name, CPU), [], []
+    scores = chosen.scores
+
+    def watched(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        left.append(sum(tensor() is not None for tensor in alive))
+        given = scores(logits, labels)
+        alive.extend(map(weakref.ref, given))
+        return given
+
+    monkeypatch.setattr(chosen, "scores", watched)
+    weights = {key: value.numpy() for key, value in SimpleCNN().state_dict().items()}
+    evaluate(weights, drawn_set(40), CPU, chosen, Evaluate(batch_size=2))
+    assert left == [0] + [3] * (len(left) - 1) != [0]

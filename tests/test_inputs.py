@@ -14,7 +14,7 @@ import pytest
 from pipeline import sources
 from pipeline.runs import kept as runs
 from tests.conftest import ROOT, command
-from tests.dvc_clone import TRAIN, attempt, copied, environment, kept, sh
+from tests.dvc_clone import SMALL, TRAIN, attempt, copied, environment, kept, sh
 from tests.settings import set_params
 
 
@@ -140,3 +140,22 @@ def test_every_source_of_a_stage_changes_its_digest(stage, tmp_path, monkeypatch
 
 def digests(folder: Path) -> str:
     return sh(folder, sys.executable, "-c", "from pipeline import sources; print([sources.digest(stage) for stage in sources.STAGES])")
+
+
+def test_dvc_sees_each_picture_of_the_folder_that_is_changed_added_or_removed(clone, tmp_path):
+    other = copied(clone, tmp_path)
+    picture, another, *_ = (other / SMALL / "train").rglob("*.png")
+    content = picture.read_bytes()
+
+    def sees() -> bool:
+        return "up to date" not in sh(other, "dvc", "status", "download")
+
+    assert not sees()
+    picture.write_bytes(another.read_bytes())
+    assert sees()
+    picture.unlink()
+    assert sees()
+    picture.write_bytes(content)
+    assert not sees()
+    picture.with_name("new.png").write_bytes(content)
+    assert sees()
