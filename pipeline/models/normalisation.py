@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
+from pipeline.exact import arrays
 from pipeline.params import Normalize
 
-IMAGES = 1024
+IMAGES = 256
 """Whose integers are added at a time."""
 
 
@@ -56,12 +57,14 @@ def set_numbers(network: nn.Module, images: np.ndarray) -> None:
 
 def of_images(images: np.ndarray) -> tuple[Sequence[float], Sequence[float]]:
     """The mean and deviation of each channel of uint8 images [N, C, H, W], of the bytes / 255: exact integers, divided once each."""
-    mean, deviation = [], []
-    for channel in range(images.shape[1]):
-        count, first, second = images[:, channel].size, 0, 0
-        for start in range(0, len(images), IMAGES):
-            some = images[start : start + IMAGES, channel].astype(np.int64)
-            first, second = first + int(some.sum()), second + int((some * some).sum())
-        mean.append(first / (count * 255))
-        deviation.append(math.sqrt((count * second - first * first) / (count * 255) ** 2))
-    return mean, deviation
+    count, channels = images[:, 0].size, images.shape[1]
+    first, second = [0] * channels, [0] * channels
+    for start in range(0, len(images), IMAGES):
+        some = images[start : start + IMAGES].astype(np.int64)
+        for channel in range(channels):
+            of_channel = some[:, channel]
+            first[channel] += int(of_channel.sum())
+            second[channel] += int((of_channel * of_channel).sum())
+        arrays.forget(images)
+    mean = [total / (count * 255) for total in first]
+    return mean, [math.sqrt((count * b - a * a) / (count * 255) ** 2) for a, b in zip(first, second, strict=True)]
