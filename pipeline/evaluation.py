@@ -109,6 +109,7 @@ def evaluate_kept(folder: Path, device_name: str, batch_size: int) -> bool:
         raise UserError(f"{dataset.DATASET} holds '{data.name}' ({data.digest:.12}...), but {folder} was evaluated on "
                         f"'{theirs.name}' ({theirs.digest:.12}...): set data in params.yaml and run "
                         "`python -m pipeline download`")  # fmt: skip
+    dataset.check_shape(data, theirs, folder)
     if len(run.predictions) != len(data.test_labels):
         raise UserError(f"{folder / PREDICTIONS}: {len(run.predictions)} predictions of the {len(data.test_labels)} test images of "
                         f"'{data.name}': damaged; {outputs.again(folder)}")  # fmt: skip
@@ -120,9 +121,9 @@ def evaluate_kept(folder: Path, device_name: str, batch_size: int) -> bool:
         network = of_runs.recorded_network(
             run.network, described.network, described.source, run.weights, len(data.classes), data.shape, chosen.version
         )
-        if network is None and (said := models.changed(described.network, described.source)):
-            print(said, file=sys.stderr)
         evaluation = evaluate(run.weights, data, device, chosen, Evaluate(batch_size=batch_size), described.network, network)
+    if network is None and (said := models.changed(described.network, described.source)):
+        print(said, file=sys.stderr)
     _report(evaluation.metrics, data.name)
     pairs = list(zip(evaluation.predictions, run.predictions, strict=True))
     changed = sum(a.predicted != b.predicted for a, b in pairs)
@@ -154,8 +155,10 @@ def evaluate(
     Raises:
         UserError: the weights are not the network's, or give a loss that is not finite.
     """
-    model = models.build(network, data.shape, len(data.classes)) if recorded is None else Recorded(recorded)
-    models.load(model, weights, network.name)
+    if recorded is None:
+        model = models.with_weights(network, data.shape, len(data.classes), weights)
+    else:
+        models.load(model := Recorded(recorded), weights, network.name)
     model.to(device).eval()
     batches = Batches(data.test_images, data.test_labels, device)
     every = torch.arange(len(batches), device=device)

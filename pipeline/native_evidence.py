@@ -46,7 +46,7 @@ def evaluation_apart(run: Run, again: Run, data: Dataset, evaluated: Callable[[D
     for theirs, ours in zip(run.predictions, own.predictions, strict=True):
         apart = abs(float(np.float32(theirs.confidence)) - float(np.float32(ours.confidence)))
         if theirs.predicted != ours.predicted and apart <= scores > 0:  # two classes may be nearly as likely: how likely is theirs here?
-            label = np.array([data.classes.index(theirs.predicted)], np.uint8)
+            label = np.array([data.classes.index(theirs.predicted)], data.test_labels.dtype)
             one = replace(data, test_images=data.test_images[ours.index : ours.index + 1], test_labels=label)
             apart = abs(theirs.confidence - math.exp(-evaluated(one).metrics.loss))
         elif theirs.predicted != ours.predicted:

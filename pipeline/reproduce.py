@@ -24,7 +24,7 @@ from pipeline.inputs import CACHE
 from pipeline.models import of_runs
 from pipeline.models.recorded import Recording
 from pipeline.numerics import Numerics
-from pipeline.params import SOURCES, Compare, Evaluate, Model, Train
+from pipeline.params import SOURCES, Compare, Evaluate, Train
 from pipeline.runs import kept, outputs, provenance
 from pipeline.runs.kept import Run
 from pipeline.runs.outputs import Step
@@ -177,6 +177,7 @@ def _data_set(run: Run, path: Path | None) -> Dataset:
             f"{run.folder} calls the classes {', '.join(wanted.classes)!r:.200}, but {where}, with the same images and labels, "
             f"{', '.join(data.classes)!r:.200}; use the data set with the run's names, if the run was not changed by hand"
         )
+    dataset.check_shape(data, wanted, run.folder)
     return replace(data, name=wanted.name)
 
 
@@ -208,7 +209,7 @@ def _announce(plan: _Plan) -> None:
     _say(f"differs here and {matter}: {'; '.join(_differences(plan.run, ours)) or 'nothing'}")
     if plan.recorded is None and (said := models.changed(identity.provenance.network, identity.provenance.source)):
         _say(said)
-    if plan.recorded is not None and identity.provenance.network != Model():
+    if plan.recorded is not None:
         classes, shape = len(plan.data.classes), plan.data.shape
         here = of_runs.differs_here(plan.run.network or b"", identity.provenance.network, classes, shape, plan.numerics)
         _say(f"the network is the one that {outputs.NETWORK} of the run says{f'; {here}' if here else ''}")
@@ -239,7 +240,7 @@ def _answer(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Verdict
     """Compute again, in `work`; the verdict, and the reason for it."""
     run, data, device, chosen, described = plan.run, plan.data, plan.device, plan.numerics, plan.described
     try:
-        training, unfinished, group = _train(plan, work, checkpoint_seconds)
+        training, network, unfinished, group = _train(plan, work, checkpoint_seconds)
     except Diverged as reason:
         where, _, _ = str(reason).partition(";")  # what follows is a remedy for whoever chose the settings
         return "different", f"{where}; {run.folder} claims that it went on"
@@ -256,22 +257,24 @@ def _answer(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Verdict
         _say(f"computed again: fingerprint {again.identity.fingerprint}, accuracy {again.metrics.accuracy:.2%}, kept as {at}")
     else:
         answer = _beginning(plan, training.history)
+    if answer[0] in AGREEING and of_runs.is_another(run.network, network):
+        answer = "different", f"{outputs.NETWORK} of the run is not the network that was trained here, {described.network.name}"
     if not kept.unchanged(run):
         raise UserError(f"{run.folder}: was changed while it was computed again; of what it was before the answer is {answer[0]!r}")
     unfinished.remove()
     return answer
 
 
-def _train(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Training, Checkpoint, Group]:
-    """Train as planned, with the other workers; only worker 0 saves an unfinished training."""
+def _train(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Training, bytes, Checkpoint, Group]:
+    """Train as planned, with the other workers, what is returned as data too; only worker 0 saves an unfinished training."""
     device, described = plan.device, plan.described
     unfinished = stage.checkpoint_of(described, device, work / CACHE / f"epochs-{plan.train.epochs}", private.secret())
     own = unfinished if plan.worker.rank == 0 else None
     with session.together(plan.worker, work / "workers") as join, devices.failures_explained(device):
         group = join(device, provenance.flattened(described))
         epochs = plan.run.identity.recipe.epochs
-        _, training, _ = stage.fit(described, plan.data, device, plan.numerics, own, checkpoint_seconds, group, epochs, plan.recorded)
-    return training, unfinished, group
+        _, training, network = stage.fit(described, plan.data, device, plan.numerics, own, checkpoint_seconds, group, epochs, plan.recorded)
+    return training, network, unfinished, group
 
 
 def _beginning(plan: _Plan, history: list[Step]) -> tuple[Verdict, str]:

@@ -77,7 +77,10 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def claim(run: Path, target: Path, **changed: Callable) -> Path:
-    """A forger's copy of a run: `history`, `weights`, `predictions`, `metrics` and `identity` changed, and all hashes made to fit."""
+    """A forger's copy of a run: `history`, `weights`, `predictions`, `metrics` and `identity` changed, and all hashes made to fit.
+
+    It has a network.json only where `network` makes one of the run's.
+    """
 
     def change(what, value):
         return changed.get(what, lambda same: same)(value)
@@ -85,7 +88,8 @@ def claim(run: Path, target: Path, **changed: Callable) -> Path:
     target.mkdir()
     model = outputs.read_model(run)
     provenance = change("provenance", model.provenance)
-    outputs.write_training(target, change("weights", model.weights), change("history", outputs.read_history(run)), provenance)
+    history, network = change("history", outputs.read_history(run)), changed.get("network", lambda its: None)(model.network)
+    outputs.write_training(target, change("weights", model.weights), history, provenance, network)
     predictions = change("predictions", outputs.read_predictions(run))
     hits = [(p.actual, p.actual == p.predicted) for p in predictions]
     of_class = {name: [hit for actual, hit in hits if actual == name] for name in dict(hits)}
@@ -100,7 +104,7 @@ def claim(run: Path, target: Path, **changed: Callable) -> Path:
     outputs.write_evaluation(target, outputs.Metrics(**change("metrics", metrics)), predictions)
     described = json.loads(msgspec.json.encode(provenance))
     identity = json.loads((run / kept.IDENTITY).read_text()) | described | {"fingerprint": fingerprint}
-    identity["files"] = {name: outputs.sha256(target / name) for name in outputs.PARTS}
+    identity["files"] = kept._sums(kept.read_parts(target))
     (target / kept.IDENTITY).write_text(json.dumps(change("identity", identity)))
     (target / kept.ENVIRONMENT).write_bytes((run / kept.ENVIRONMENT).read_bytes())
     return target

@@ -153,6 +153,10 @@ def many(found: Any) -> None:
         found[graph]["calls"] += [["torch.nn.functional.relu", [{"value": last}], {}]] * 10_000
 
 
+def buffers(count: int, numbers: int) -> Callable[[Any], None]:
+    return lambda found: found["held"].update({f"b{i}": {"shape": [numbers], "kind": "unsaved"} for i in range(count)})
+
+
 TAMPERED: dict[str, tuple[Callable[[Any], None], str]] = {
     "another operation": (call(1, "os.system"), "call 2 is of 'os.system', which has no exact form"),
     "one that PyTorch has": (call(1, "torch.load"), "call 2 is of 'torch.load', which has no exact form"),
@@ -171,7 +175,8 @@ TAMPERED: dict[str, tuple[Callable[[Any], None], str]] = {
     "a weight more": (lambda found: found["held"].update({"more": {"shape": [7]}}), "'more' is another, or there in one of them alone"),
     "a weight less": (lambda found: found["held"].pop("fc1.bias"), "'fc1.bias' is another, or there in one of them alone"),
     "the same as none": (lambda found: found["held"]["fc1.bias"].update(same="fc9"), "'fc1.bias' is the same as 'fc9'"),
-    "a buffer of its own": (lambda found: found["held"].update({"b": {"shape": [2**30], "kind": "unsaved"}}), "'b' has the shape"),
+    "a buffer of its own": (buffers(1, 2**30), "it has 1073741824 numbers that no file of weights holds, and 67108864 are the most"),
+    "many of them": (buffers(100, 2**20), "it has 104857600 numbers that no file of weights holds, and 67108864 are the most"),
     "a rule": (lambda found: found["held"]["fc1.bias"].update(initial=[["exec", [1]]]), "'exec'"),
     "values for another shape": (lambda found: found["held"]["fc1.bias"].update(initial=[["values", [1]]]), "invalid for input of size 1"),
     "fewer classes": (lambda found: found["evaluation"].update(gives={"value": 1}), "gives [2, 6, 28, 28] for 2 images and 10 classes"),

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from pipeline import reproduce
+from pipeline import evaluation, reproduce
+from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.runs import outputs
 from pipeline.training.trainer import LoggedStep, Trainer
 from tests.conftest import ROOT, command
-from tests.reproductions import claim, in_full, loss_changed, said, slightly, trained_with
+from tests.reproductions import claim, in_full, loss_changed, make, said, slightly, trained_with
 
 
 @pytest.mark.parametrize(("step", "row"), [(3, 1), (6, 2), (10, 4)])
@@ -111,6 +112,25 @@ def test_a_seed_changed_by_hand_is_different_from_the_first_step_on(original, he
     forged = claim(original["exact"], here / "forged", provenance=lambda p: structs.replace(p, seed=1))
     assert not reproduce.reproduce(forged)
     assert said(capsys).startswith("different: first at step 3, row 1 of the history: ")
+
+
+def test_a_run_of_another_network_that_calls_it_simple_cnn_is_different(here, capsys, monkeypatch):
+    with monkeypatch.context() as forger:  # who changes the pipeline's own network and trains it: his network.json says what he trained
+        forward = SimpleCNN.forward
+        forger.setattr(SimpleCNN, "forward", lambda self, images: forward(self, images) * 2)
+        run = make(here / "forger", "exact")
+    capsys.readouterr()
+    assert not reproduce.reproduce(run)
+    assert said(capsys).startswith("different: first at step 3, row 1 of the history: ")
+    assert not evaluation.evaluate_kept(run, "cpu", 16)
+
+
+@pytest.mark.parametrize("numerics", ["exact", "native"])
+def test_a_true_run_with_the_network_json_of_another_network_is_different(numerics, original, here, capsys):
+    forged = claim(original[numerics], here / "forged", network=lambda its: its.replace(b"0.05,0.05", b"0.06,0.06"))
+    assert not reproduce.reproduce(forged)
+    assert said(capsys) == "different: network.json of the run is not the network that was trained here, simple_cnn"
+    assert reproduce.reproduce(claim(original[numerics], here / "true", network=lambda its: its))
 
 
 def test_a_training_that_diverges_where_the_run_claims_a_history_is_different(original, here, capsys, monkeypatch):

@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
+import shutil
 import tracemalloc
 from pathlib import Path
 
 import pytest
 from msgspec import structs
 
-from pipeline import reproduce, tensors
+from pipeline import evaluation, models, params, predict, reproduce, tensors
 from pipeline.data import dataset, synthetic
 from pipeline.errors import UserError
 from pipeline.runs import kept, outputs
+from pipeline.training import stage
 from pipeline.workers import launch
 from tests.conftest import command
 from tests.reproductions import CLASSES, called, claim, refused, said, small_set, trained_with
@@ -180,6 +183,66 @@ def test_a_name_that_params_yaml_would_refuse_is_refused_in_a_run_and_makes_no_f
 )
 def test_every_field_of_a_run_has_bounds(field, value, original, here):
     refused(f"'{field}", claim(original["exact"], here / "copy", identity=lambda identity: identity | {field: value}))
+
+
+@pytest.mark.parametrize("shape", [[3, 2**63, 32], [3, 32, 4097], [3, -1, 32], [0, 32, 32], [4, 32, 32], [3, 32], [3, 32, 32, 1]])
+def test_a_shape_that_no_image_has_is_refused(shape, original, here):
+    copy = claim(original["exact"], here / "copy", identity=lambda identity: identity | {"data": identity["data"] | {"shape": shape}})
+    refused("run.json: 'data.shape", copy)
+
+
+def shaped(shape):
+    return lambda p: structs.replace(p, data=structs.replace(p.data, shape=shape))
+
+
+def test_another_shape_than_that_of_the_images_is_refused(original, here):
+    copy = claim(original["exact"], here / "copy", provenance=shaped((3, 64, 64)))
+    message = "images of [3, 64, 64], but those with its digest are of [3, 32, 32]; changed by hand"
+    refused(message, copy)
+    with pytest.raises(UserError, match=re.escape(message)):
+        evaluation.evaluate_kept(copy, "cpu", 16)
+
+
+def test_a_network_that_a_run_says_is_larger_than_its_weights_takes_no_memory(original, here, monkeypatch):
+    made = []
+    build = models.build
+    monkeypatch.setattr(models, "build", lambda *given: made.append(build(*given)) or made[-1])
+    large = claim(original["exact"], here / "large", provenance=shaped((3, 4096, 4096)))  # its network would take eight gibibytes
+    many = {"name": "resnet18", "arguments": {"num_classes": 10**8}}
+    others = claim(original["exact"], here / "many", provenance=lambda p: structs.replace(p, model=params.section(params.Model, many, "")))
+    for run in (large, others):
+        with pytest.raises(UserError, match="the weights are not "):
+            predict.predict(run, [], "cpu", lambda network, given: None)
+    assert {tensor.device.type for network in made for tensor in network.state_dict().values()} == {"meta"}
+
+
+def test_arguments_that_simple_cnn_has_not_are_one_line(original, here):
+    model = params.section(params.Model, {"arguments": {"path": "../x"}}, "")
+    copy = claim(original["exact"], here / "copy", provenance=lambda p: structs.replace(p, model=model))
+    with pytest.raises(UserError, match=r"model\.name simple_cnn: TypeError: .*unexpected keyword argument 'path'; mend the network, its"):
+        reproduce.reproduce(copy)
+
+
+@pytest.mark.parametrize("link", ["a hard link", "a link"])
+@pytest.mark.parametrize("part", [*outputs.PARTS, kept.IDENTITY, kept.ENVIRONMENT])
+def test_a_part_that_is_a_link_is_the_bytes_that_it_leads_to_and_nothing_is_written_there(part, link, original, here, monkeypatch, capsys):
+    run, other = claim(original["exact"], here / "run"), here / "other"
+    shutil.move(run / part, other)
+    (os.link if link == "a hard link" else os.symlink)(other, run / part)
+    before = other.read_bytes()
+    assert reproduce.reproduce(run, epochs=1)
+    assert (said(capsys)[:10], other.read_bytes()) == ("identical:", before)
+
+    def changing(*arguments, fit=stage.fit):  # under its other name, while the run is computed again
+        other.write_bytes(before.replace(b"1", b"2"))
+        return fit(*arguments)
+
+    monkeypatch.setattr(stage, "fit", changing)
+    if part in outputs.PARTS:
+        with pytest.raises(UserError, match="was changed while it was computed again"):
+            reproduce.reproduce(run, epochs=1)
+    else:  # what is in no sum was read once, before
+        assert reproduce.reproduce(run, epochs=1)
 
 
 def test_more_class_names_than_exact_numerics_can_add_are_refused(original, here):

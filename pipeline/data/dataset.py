@@ -24,6 +24,8 @@ LONGEST_NAME = 100
 Shape = tuple[int, int, int]
 """Channels, height and width of an image."""
 TUTORIAL: Shape = (3, 32, 32)
+_Channels = Annotated[int, msgspec.Meta(ge=1, le=3, description="a whole number from 1 to 3")]
+_Side = Annotated[int, msgspec.Meta(ge=1, le=4096, description="a whole number from 1 to 4096")]
 
 
 Classes = Annotated[tuple[schema.Phrase, ...], msgspec.Meta(min_length=1, max_length=8192, description="a list of 1 to 8192 names")]
@@ -37,7 +39,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The fingerprint of the images and labels."""
     classes: Classes
     """In the order of the labels."""
-    shape: Shape = TUTORIAL
+    shape: tuple[_Channels, _Side, _Side] = TUTORIAL
     """Of each image; not written where it is the tutorial's, so that runs made before there were others keep their digests."""
 
 
@@ -108,6 +110,12 @@ class Dataset:
     def save(self, path: Path = DATASET) -> None:
         """Write the set, durably."""
         tensors.write(path, self.tensors(), ("dataset", json.dumps({"name": self.name, "classes": self.classes})))
+
+
+def check_shape(data: Dataset, wanted: Description, run: Path) -> None:
+    """Raise UserError where a run of these images and labels says that the images have another shape."""
+    if data.shape != wanted.shape:
+        raise UserError(f"{run}: images of {list(wanted.shape)}, but those with its digest are of {list(data.shape)}; changed by hand")
 
 
 def label_dtype(classes: int) -> np.dtype:

@@ -179,7 +179,7 @@ def mistakes_explained(model: Model) -> Iterator[None]:
     except (UserError, Unsupported, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception as error:
-        if (line := _own_line(error)) is None and model.name == SIMPLE_CNN:
+        if (line := _own_line(error)) is None and model.name == SIMPLE_CNN and not model.arguments:
             raise
         said = " ".join(str(error).split())[:300] or type(error).__name__
         where = line or f"model.name {model.name}"
@@ -235,12 +235,34 @@ def try_out(network: nn.Module, model: Model, shape: Shape, classes: int, numeri
         torch.set_rng_state(state)
 
 
+def with_weights(model: Model, shape: Shape, classes: int, weights: dict[str, np.ndarray] | Any) -> nn.Module:
+    """The network with weights and buffers. One of another size than theirs, as a received run may say, is refused before it takes memory.
+
+    Raises:
+        UserError: there is no such network, or names, shapes or types differ.
+    """
+    sizes = None
+    if ".py:" not in model.name:
+        with contextlib.suppress(UserError), torch.device("meta"):  # a few of torchvision's ask for values, which are not there
+            sizes = build(model, shape, classes)
+    if sizes is not None:
+        _check_fit(sizes, weights, model.name)
+    network = build(model, shape, classes)
+    load(network, weights, model.name)
+    return network
+
+
 def load(network: nn.Module, weights: dict[str, np.ndarray] | Any, name: str = "SimpleCNN") -> None:
     """Put weights and buffers into a network.
 
     Raises:
         UserError: names, shapes or types differ; lists the differences.
     """
+    _check_fit(network, weights, name)
+    network.load_state_dict({key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in weights.items()})
+
+
+def _check_fit(network: nn.Module, weights: dict[str, np.ndarray] | Any, name: str) -> None:
     wanted = {key: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for key, t in network.state_dict().items()}
     given = {key: (tuple(array.shape), array.dtype.name) for key, array in weights.items()}
     wrong = [f"{key} is {given[key][0] if key in given else 'missing'}, not {shape}" for key, (shape, _) in wanted.items()
@@ -249,4 +271,3 @@ def load(network: nn.Module, weights: dict[str, np.ndarray] | Any, name: str = "
     wrong += [f"{key} is {given[key][1]}, not {dtype}" for key, (_, dtype) in wanted.items() if key in given and given[key][1] != dtype]
     if wrong:
         raise UserError(f"the weights are not {name}'s: {'; '.join(wrong[:10])}{'; ...' if len(wrong) > 10 else ''}")
-    network.load_state_dict({key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in weights.items()})

@@ -27,14 +27,17 @@ def recorded_network(
 ) -> recorded.Recording | None:
     """What a run's network.json says of its network, where that is to be computed with.
 
-    None where the source is: the file is not there or could not be recorded, or the numerics are native, whose bits the module's own way
-    decides, and the source is the one that trained.
+    None where the source is: the file is not there or could not be recorded; the network is not of a file of somebody's own, so that
+    nothing that came with a run makes another network a resnet18; or the numerics are native, whose bits the module's own way decides,
+    and the source is the one that trained.
 
     Raises:
         UserError: the file is damaged, or does not fit the weights.
     """
     found = None if network is None else recorded.read(network, weights, classes, shape, NETWORK)
-    if found is None or numerics != "native":
+    if found is None or ".py:" not in model.name:
+        return None
+    if numerics != "native":
         return found
     try:
         return None if models.source(model, numerics) == ("" if not isinstance(source, str) else source) else found
@@ -42,13 +45,22 @@ def recorded_network(
         return found
 
 
-def build(found: recorded.Recording | None, model: Model, source: object, classes: int, shape: Shape) -> nn.Module:
-    """The network for weights that are loaded; says on standard error where its source has changed since the training."""
-    if found is not None:
-        return recorded.Recorded(found)
-    if said := models.changed(model, source):
-        print(printable(said), file=sys.stderr)
-    return models.build(model, shape, classes)
+def build(
+    found: recorded.Recording | None, model: Model, source: object, classes: int, shape: Shape, weights: Mapping[str, np.ndarray]
+) -> nn.Module:
+    """The network with a run's weights; says on standard error where its source has changed since the training."""
+    if found is None:
+        network = models.with_weights(model, shape, classes, weights)
+        if said := models.changed(model, source):
+            print(printable(said), file=sys.stderr)
+        return network
+    models.load(network := recorded.Recorded(found), weights, model.name)
+    return network
+
+
+def is_another(claimed: bytes | None, trained: bytes) -> bool:
+    """Whether the network.json that came with a run says another network than the one that was trained."""
+    return claimed is not None and not recorded.is_refusal(claimed) and claimed != trained
 
 
 def differs_here(network: bytes, model: Model, classes: int, shape: Shape, numerics: Numerics) -> str:

@@ -23,6 +23,8 @@ from pipeline.exact import initialisation, registry
 MOST_CALLS = 5000
 MOST_NUMBERS = 2**28
 """Numbers that the values of two images may hold at a time: 1 GiB of float32."""
+MOST_UNSAVED = 2**26
+"""Numbers of all buffers that no file of weights holds, whose length bounds the others."""
 _OF_VALUES = {Tensor.item, Tensor.__bool__, Tensor.__int__, Tensor.__index__, Tensor.__float__, Tensor.tolist}
 _ALL = {*registry.FORM_OF, *registry.COMPOSED, *registry.IN_PLACE, *registry.MAKING, *registry.OF_CONSTANTS, Tensor.__setitem__}
 NAMES: dict[Any, str] = {each: str(resolve_name(each)) for each in _ALL - _OF_VALUES}
@@ -119,13 +121,18 @@ class Recorded(nn.Module):
         return _decoded(graph.gives, values, where)
 
 
+def is_refusal(content: bytes) -> bool:
+    """Whether the bytes of `network.json` say why the network is not recorded."""
+    return b'"refused"' in content[:200]
+
+
 def read(content: bytes, weights: Mapping[str, np.ndarray], classes: int, shape: tuple[int, int, int], where: str) -> Recording | None:
     """The recording in the bytes of a file called `where`, for a run's weights, its images and classes; None if it was refused.
 
     Raises:
         UserError: it is damaged, does not fit the weights, or is such as no network is.
     """
-    if b'"refused"' in content[:200]:
+    if is_refusal(content):
         schema.decode(Unrecorded, content, where)
         return None
     recording = schema.decode(Recording, content, where)
@@ -152,13 +159,14 @@ def read(content: bytes, weights: Mapping[str, np.ndarray], classes: int, shape:
 
 def _check(recording: Recording) -> None:
     """Raise ValueError where something is named that is not there, or there is too much of it."""
+    unsaved = sum(math.prod(held.shape) for held in recording.held.values() if held.kind == "unsaved")
+    if unsaved > MOST_UNSAVED:
+        raise ValueError(f"it has {unsaved} numbers that no file of weights holds, and {MOST_UNSAVED} are the most")
     before: set[str] = set()
     for name, held in recording.held.items():
         if held.same is not None and held.same not in before:
             raise ValueError(f"{shown(name)} is the same as {shown(held.same)}, which does not come before it")
         before.add(name)
-        if held.kind == "unsaved" and math.prod(held.shape) > MOST_NUMBERS:
-            raise ValueError(f"{shown(name)} has the shape {held.shape}")
     for graph in (recording.training, recording.evaluation):
         if len(graph.calls) > MOST_CALLS:
             raise ValueError(f"it has {len(graph.calls)} calls, and {MOST_CALLS} are the most")
