@@ -240,6 +240,11 @@ def publishing(folder: Path) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)
 
 
+def _opened(lock: Path) -> IO[bytes]:
+    """The file of a lock. A link is not followed: who holds the lock that it leads to would wait for himself."""
+    return open(lock, "ab", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
+
+
 @contextlib.contextmanager
 def only_one(lock: Path, what: str) -> Iterator[None]:
     """Hold `lock` for the block; a second process is refused. The kernel frees it however the holder dies.
@@ -250,7 +255,7 @@ def only_one(lock: Path, what: str) -> Iterator[None]:
         with explained(lock):
             paths.only_a_file(lock)
             make_folder(lock.parent)
-            handle = held.enter_context(open(lock, "ab"))
+            handle = held.enter_context(_opened(lock))
             try:
                 if not _lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
                     print(f"{lock}: this file system has no locks; see to it that {what} runs once only here", file=sys.stderr, flush=True)
@@ -266,5 +271,5 @@ def in_turn(lock: Path) -> Iterator[None]:
         with explained(lock):
             paths.only_a_file(lock)
             make_folder(lock.parent)
-            _lock(held.enter_context(open(lock, "ab")), fcntl.LOCK_EX)
+            _lock(held.enter_context(_opened(lock)), fcntl.LOCK_EX)
         yield

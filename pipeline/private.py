@@ -17,7 +17,8 @@ def secret() -> bytes:
     valid seal.
     """
     with contextlib.suppress(OSError):
-        folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "pipeline"
+        named = Path(os.environ.get("XDG_STATE_HOME", ""))  # a relative one is to be ignored: it would be in whichever folder this is
+        folder = (named if named.is_absolute() else Path.home() / ".local" / "state") / "pipeline"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if stat.S_ISDIR((found := folder.lstat()).st_mode) and _alone(found):
             with contextlib.suppress(FileExistsError):

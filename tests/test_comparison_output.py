@@ -105,11 +105,12 @@ def test_markdown_shows_names_as_they_are(compare: Compare) -> None:
 
 
 def test_nothing_that_a_run_says_is_a_link_a_mention_or_a_reference_on_github(compare: Compare) -> None:
-    live = "@someone #12 https://example.com/x http://a.b www.example.com GH-7 owner/repo#3 a@b.example `code @x"
+    live = "@someone #12 https://example.com/x http://a.b www.example.com GH-7 owner/repo#3 a@b.example `code @x "
+    live += "1c27acca4c5a221e50ed3e4e8510b9f9656c9264 owner/repo@1c27acca4c 9876543 v1.c27acca feedbac1c27acca4c5a (ABCDEF0)"
     _, out, _ = compare(keep(), keep(device="cuda", hardware=live), "--markdown")
     line = next(line for line in out.splitlines() if "example.com" in line)
     shown = re.sub(r"\\(\W)", r"\1", line.replace("&#8203;", "\u200b"))  # as GitHub has it when it looks for them
-    assert not re.search(r"@\w|#\d|://|www\.|GH-\d", shown)
+    assert not re.search(r"@\w|#\d|://|www\.|GH-\d|\b(?i:[0-9a-f]{7,40})\b", shown)
     assert shown.replace("\u200b", "").count(live) == 1
 
 

@@ -330,6 +330,21 @@ def test_a_lock_is_refused_while_another_process_has_it_and_free_when_that_one_i
         pass
 
 
+@pytest.mark.parametrize("hold", [lambda lock: files.only_one(lock, "train"), files.in_turn])
+def test_a_lock_that_is_a_link_is_refused_and_not_waited_for(hold, tmp_path):
+    (tmp_path / "a.lock").symlink_to("b.lock")
+    with (
+        files.in_turn(tmp_path / "b.lock"),
+        pytest.raises(UserError, match=r"cannot write .*a\.lock: Too many levels of symbolic links"),
+        hold(tmp_path / "a.lock"),
+    ):
+        pass
+    (tmp_path / "b.lock").unlink()
+    with pytest.raises(UserError, match="Too many levels of symbolic links"), hold(tmp_path / "a.lock"):
+        pass
+    assert not (tmp_path / "b.lock").exists()
+
+
 def test_every_file_that_the_project_writes_is_written_by_the_module_for_it():
     for path in (ROOT / "pipeline").rglob("*.py"):
         if path.name in ("files.py", "private.py"):  # the secret is made whole by a link, outside every workspace

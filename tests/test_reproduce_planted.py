@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from pipeline import evaluation, models, params, reproduce
+from pipeline import evaluation, models, params, private, reproduce
 from pipeline.errors import UserError
 from pipeline.runs import kept, outputs
 from pipeline.training import checkpoint, loop
@@ -63,6 +63,27 @@ def test_where_every_name_of_the_true_result_is_taken_by_another_it_is_an_error_
         shutil.copytree(run, target)
     with pytest.raises(UserError, match="is there, but is not the run of that name"):
         reproduce.reproduce(run)
+
+
+def test_of_two_runs_whose_hashes_collide_in_the_eight_digits_of_the_name_each_is_kept_as_itself(original, here, monkeypatch):
+    digest = kept._digest
+    monkeypatch.setattr(kept, "_digest", lambda run: f"{'0' * 8}{digest(run)[8:]}")
+    runs = [kept.load(original["exact"]), kept.load(forged(original, here))]
+    for _ in range(2):
+        places = [kept.put(run, kept.read_parts(run.folder), here / kept.RUNS) for run in runs]
+        assert [len(place.name.rpartition("-")[2]) for place in places] == [8, 16]
+        assert [kept.load(place).sums for place in places] == [run.sums for run in runs]
+    assert len(kept.listed(here / kept.RUNS)) == 2
+
+
+def test_no_secret_is_read_or_made_in_the_current_folder(original, here, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", "state")
+    monkeypatch.setenv("HOME", str(here / "home"))
+    (here / "state" / "pipeline").mkdir(mode=0o700, parents=True)
+    (here / "state" / "pipeline" / "secret").write_bytes(b"f" * 32)
+    (here / "state" / "pipeline" / "secret").chmod(0o600)
+    assert private.secret() != b"f" * 32
+    assert private.secret() == (here / "home/.local/state/pipeline/secret").read_bytes()
 
 
 def test_what_stands_under_the_name_of_a_finished_run_is_held_to_its_sums(original, here):
@@ -119,6 +140,24 @@ def test_no_program_that_came_with_a_run_is_started_for_its_network(words, origi
     done = command(*words, "forged", *images, folder=here)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "a file of your own belongs into networks/" in done.stderr
+    assert not (here / "started").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [["reproduce"], ["evaluate", "--run"], ["predict"], ["export", "--to", "x.onnx"]], ids=lambda words: words[0]
+)
+@pytest.mark.parametrize("at", [".", "networks"])
+def test_whoever_is_in_the_folder_of_a_run_starts_nothing_that_came_with_it(words, at, original, here):
+    run = claim(original["exact"], here / "forged", provenance=lambda p: structs.replace(p, model=params.Model(name="networks/n.py:N")))
+    (run / "networks" / "networks").mkdir(parents=True)
+    for folder in (run, run / "networks"):
+        shutil.copytree(original["exact"].parent.parent / "data", folder / "data")
+        (folder / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+        (folder / "networks" / "n.py").write_text(f"open({str(here / 'started')!r}, 'w')\n")
+    images = ["x.png"] if words == ["predict"] else []
+    done = command(*words, os.path.relpath(run, run / at), *images, folder=run / at)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "you are in it, and a networks/ that came with it would be taken for yours; go to a folder of yours" in done.stderr
     assert not (here / "started").exists()
 
 

@@ -8,6 +8,8 @@ from pipeline.comparison import wording
 from pipeline.comparison.report import Report, Verdict
 from pipeline.errors import printable
 
+_COMMIT = re.compile(r"(?i)(?<![0-9a-z])(?:(?<!\.)|(?=\d*[a-f]))[0-9a-f]{7,}(?![0-9a-z])")
+"""What may be a commit's name; the digits behind a point are a number's."""
 MARKS: dict[Verdict, str] = {"identical": "✅", "equivalent": "🟰", "undecided": "❔", "different": "❌"}
 
 
@@ -28,12 +30,13 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def escaped(text: str) -> str:
-    """`text` as markdown that shows it as it is, and does nothing on GitHub: no link, no mention, no reference to an issue.
+    """`text` as markdown that shows it as it is, and does nothing on GitHub: no link, no mention, no reference to an issue or a commit.
 
     GitHub looks for those in the text that is shown, where no backslash stands any more, so they are broken by a space without width.
     """
     text = re.sub(r"([\\`*_{}\[\]<>#|~&@])", r"\\\1", printable(text))
-    return re.sub(r"(?i)([@#]|:(?=//)|www(?=\.)|gh-(?=\d))", r"\1&#8203;", text)
+    text = re.sub(r"(?i)([@#]|:(?=//)|www(?=\.)|gh-(?=\d))", r"\1&#8203;", text)
+    return _COMMIT.sub(lambda found: re.sub(r"(.{6})(?=.)", r"\1&#8203;", found[0]), text)
 
 
 def code(text: str) -> str:

@@ -229,6 +229,7 @@ def load(folder: Path) -> Run:
         raise UserError(
             f"{folder / IDENTITY}: 'workers' is {identity.workers}; allowed: null, for the bits of exact numerics have no such part"
         )
+    outputs.refuse_from_within(folder, identity.provenance)
     environment = environments.read(folder / ENVIRONMENT)
     parts = read_parts(folder)
     return _run(folder, parts, outputs.model(folder / MODEL, parts[MODEL], parts.get(NETWORK)), identity, environment, document.files)

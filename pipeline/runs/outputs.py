@@ -128,7 +128,15 @@ def read_weights(folder: Path) -> dict[str, np.ndarray]:
 def read_model(folder: Path) -> Model:
     """A model's weights and what trained them. Raises UserError as `model` does, and when the file is missing."""
     content = _model_bytes(folder)
-    return model(folder / MODEL, content, read_bytes(folder / NETWORK) if os.path.lexists(folder / NETWORK) else None)
+    read = model(folder / MODEL, content, read_bytes(folder / NETWORK) if os.path.lexists(folder / NETWORK) else None)
+    refuse_from_within(folder, read.provenance)
+    return read
+
+
+def refuse_from_within(folder: Path, provenance: Provenance) -> None:
+    """Raise UserError where the source of a run's network would be looked for in the run's own folder, and started."""
+    if ".py:" in provenance.network.name and Path.cwd().is_relative_to(os.path.realpath(folder)):
+        raise UserError(f"{folder}: you are in it, and a networks/ that came with it would be taken for yours; go to a folder of yours")
 
 
 def model(path: Path, content: bytes | bytearray, network: bytes | None = None) -> Model:
