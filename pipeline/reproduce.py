@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 
 from pipeline import device as devices
@@ -21,13 +22,13 @@ from pipeline.data.dataset import Dataset, Description
 from pipeline.device import CPU
 from pipeline.errors import UserError, printable
 from pipeline.inputs import CACHE
-from pipeline.models import of_runs
+from pipeline.models import of_runs, recorded
 from pipeline.models.recorded import Recording
 from pipeline.numerics import Numerics
 from pipeline.params import SOURCES, Compare, Evaluate, Train
 from pipeline.runs import kept, outputs, provenance
 from pipeline.runs.kept import Run
-from pipeline.runs.outputs import Step
+from pipeline.runs.outputs import Prediction, Step
 from pipeline.runs.provenance import Provenance
 from pipeline.training import checkpoint, stage
 from pipeline.training.checkpoint import Checkpoint
@@ -257,12 +258,28 @@ def _answer(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Verdict
         _say(f"computed again: fingerprint {again.identity.fingerprint}, accuracy {again.metrics.accuracy:.2%}, kept as {at}")
     else:
         answer = _beginning(plan, training.history)
-    if answer[0] in AGREEING and of_runs.is_another(run.network, network):
+    if answer[0] in AGREEING and of_runs.is_another(run.network, network) and _network_differs(plan):
         answer = "different", f"{outputs.NETWORK} of the run is not the network that was trained here, {described.network.name}"
     if not kept.unchanged(run):
         raise UserError(f"{run.folder}: was changed while it was computed again; of what it was before the answer is {answer[0]!r}")
     unfinished.remove()
     return answer
+
+
+def _network_differs(plan: _Plan) -> bool:
+    """Whether a network.json that is not the one here says another network: another release of PyTorch may write the same otherwise."""
+    run, data = plan.run, plan.data
+    if run.environment.train is not None and run.environment.train.torch == devices.describe(plan.device)["torch"]:
+        return True
+    network = plan.described.network
+    claimed = recorded.read(run.network or b"", run.weights, len(data.classes), data.shape, outputs.NETWORK)
+    with devices.failures_explained(plan.device):
+        given = evaluation.evaluate(run.weights, data, plan.device, plan.numerics, plan.evaluate, network, claimed).predictions
+
+    def shown(predictions: Iterable[Prediction]) -> list[tuple[str, np.float32 | None]]:
+        return [(p.predicted, None if plan.numerics.version == "native" else np.float32(p.confidence)) for p in predictions]
+
+    return shown(given) != shown(run.predictions)
 
 
 def _train(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Training, bytes, Checkpoint, Group]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from pipeline.models import checkpoints
 from pipeline.params import Compare, Model
 from pipeline.predict import Network
 from pipeline.runs import kept, outputs
+from tests.conftest import ROOT
 from tests.reproductions import small_set
 
 MODEL = Model(name="mobilenet_v2", arguments={"width_mult": 0.25})
@@ -135,8 +137,9 @@ def test_published_layouts_fit_and_the_last_layer_tells_the_number_of_classes(ma
     assert list(checkpoints.fit(weights, theirs, tmp_path, "theirs")) == list(weights)
 
 
-def test_a_run_of_it_is_evaluated_compared_and_predicted_with_and_never_reproduced(monkeypatch, tmp_path, capsys):
+def test_a_run_of_it_is_evaluated_compared_and_predicted_with_and_never_reproduced(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
     data = small_set()
     data.save()
     torch.save(network(10).state_dict(), "theirs.pth")
@@ -159,7 +162,6 @@ def test_a_run_of_it_is_evaluated_compared_and_predicted_with_and_never_reproduc
     assert "trained elsewhere" in Path("page.html").read_text()
     with pytest.raises(UserError, match="its weights were trained elsewhere and imported, so nothing here can train them again"):
         reproduce.reproduce(run.folder)
-    assert "elsewhere" in capsys.readouterr().out
 
 
 class Executes:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from msgspec import structs
 
+from pipeline import device as devices
 from pipeline import evaluation, reproduce
 from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.runs import outputs
@@ -131,6 +132,23 @@ def test_a_true_run_with_the_network_json_of_another_network_is_different(numeri
     assert not reproduce.reproduce(forged)
     assert said(capsys) == "different: network.json of the run is not the network that was trained here, simple_cnn"
     assert reproduce.reproduce(claim(original[numerics], here / "true", network=lambda its: its))
+
+
+def test_a_network_json_that_another_release_of_pytorch_wrote_is_held_to_the_runs_predictions(original, here, capsys, monkeypatch):
+    of_here = devices.describe
+    monkeypatch.setattr(devices, "describe", lambda device: of_here(device) | {"torch": "9.9"})
+    same, forged = (
+        claim(original["exact"], here / name, network=lambda its, changed=changed: renamed(its, *changed))
+        for name, changed in (("same", (b".Tensor.view", b".Tensor.reshape")), ("forged", (b".functional.relu", b".functional.silu")))
+    )
+    assert reproduce.reproduce(same)
+    assert not reproduce.reproduce(forged)
+    assert said(capsys) == "different: network.json of the run is not the network that was trained here, simple_cnn"
+
+
+def renamed(network: bytes, name: bytes, other: bytes) -> bytes:
+    assert name in network
+    return network.replace(name, other)
 
 
 def test_a_training_that_diverges_where_the_run_claims_a_history_is_different(original, here, capsys, monkeypatch):
