@@ -25,6 +25,25 @@ def encoded(name: str) -> bytes:
     return file.getvalue()
 
 
+def odd_photos(folder: Path) -> Path:
+    """Three classes of pictures of 40 odd sizes, some turned, with palettes and with alpha, in train/ and test/, which has each kind."""
+    draw = np.random.default_rng(0)
+    for number in range(40):
+        width, height = 7 + number, 60 - number
+        image = Image.fromarray(draw.integers(0, 256, (height, width, 4), np.uint8))
+        suffix = ("png", "jpg", "webp", "gif", "bmp", "JPEG", "PNG")[number % 7]
+        if suffix in ("gif", "PNG"):
+            image = image.quantize()  # its palette has alpha
+        elif suffix not in ("png", "webp"):
+            image = image.convert("RGB")
+        exif = Image.Exif()
+        exif[0x0112] = 1 + number % 8
+        path = folder / ("test" if number % 5 == 0 else "train") / "abc"[number % 3] / f"{number}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, **({"exif": exif} if suffix in ("jpg", "JPEG") else {}))
+    return folder
+
+
 def write(folder: Path, dataset: Dataset) -> Path:
     """The set as PNGs in train/CLASS/ and test/CLASS/, numbered in its order."""
     for split in ("train", "test"):

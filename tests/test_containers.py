@@ -17,7 +17,8 @@ import pytest
 
 import pipeline
 from pipeline import demo
-from tests import reproductions
+from tests import folders, reproductions
+from tests.settings import set_params
 
 ROOT = Path(__file__).parent.parent
 DOCKER = os.environ.get("DOCKER", "docker")
@@ -160,6 +161,18 @@ def test_compare_in_a_container_finds_host_and_container_identical(cpu, in_a_con
         (kept,) = checkout.glob("runs/*")
         shutil.copytree(kept, folder / "runs" / name)
     assert "identical" in run(cpu, folder, "python", "-m", "pipeline", "compare", "runs/host", "runs/container").stdout
+
+
+def test_a_folder_of_odd_photos_gives_the_hosts_data_set_and_weights_in_a_container(cpu, make_checkout):
+    host, container = make_checkout(), make_checkout()
+    for folder in (host, container):
+        folders.odd_photos(folder / "photos")
+        set_params(folder, data={"source": "folder", "folder": "photos", "size": 32, "channels": 3})
+    for stage in ("download", "train", "evaluate"):
+        subprocess.run([sys.executable, "-m", "pipeline", stage], cwd=host, check=True, stdin=subprocess.DEVNULL)
+    run(cpu, container)
+    assert (container / "data" / "dataset.safetensors").read_bytes() == (host / "data" / "dataset.safetensors").read_bytes()
+    assert fingerprint(container) == fingerprint(host)
 
 
 def test_a_received_run_is_checked_in_a_container_without_its_networks_source(cpu, tmp_path):

@@ -29,22 +29,7 @@ def settings(path: Path, **others: object) -> Data:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Three classes of pictures of 40 odd sizes, some turned, with palettes and with alpha, in train/ and test/, which has each kind."""
-    draw = np.random.default_rng(0)
-    for number in range(40):
-        width, height = 7 + number, 60 - number
-        image = Image.fromarray(draw.integers(0, 256, (height, width, 4), np.uint8))
-        suffix = ("png", "jpg", "webp", "gif", "bmp", "JPEG", "PNG")[number % 7]
-        if suffix in ("gif", "PNG"):
-            image = image.quantize()  # its palette has alpha
-        elif suffix not in ("png", "webp"):
-            image = image.convert("RGB")
-        exif = Image.Exif()
-        exif[0x0112] = 1 + number % 8
-        path = tmp_path / "photos" / ("test" if number % 5 == 0 else "train") / "abc"[number % 3] / f"{number}.{suffix}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path, **({"exif": exif} if suffix in ("jpg", "JPEG") else {}))
-    return tmp_path / "photos"
+    return folders.odd_photos(tmp_path / "photos")
 
 
 def refused(path: Path, **others: object) -> str:
