@@ -252,7 +252,7 @@ def _size(network: nn.Module) -> list[str]:
 
 def _bound(model: Model) -> list[str]:
     """The lines of a network's own file that are bound to a device."""
-    if ".py:" not in model.name:
+    if not model.is_own:
         return []
     from pipeline.port import port
 

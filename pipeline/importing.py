@@ -100,7 +100,7 @@ def model_of(name: str, arguments: list[str], mean: str | None, std: str | None)
 def _shape(model: Model, size: int | None, data: Dataset | None) -> Shape:
     if data is not None and size in (None, data.shape[1]):
         return data.shape
-    side = size or (32 if model.name == SIMPLE_CNN or ".py:" in model.name else 224)
+    side = size or (32 if model.name == SIMPLE_CNN or model.is_own else 224)
     return 3, side, side
 
 

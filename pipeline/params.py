@@ -85,6 +85,11 @@ class Model(Section, frozen=True, kw_only=True, omit_defaults=True):
     normalize: bool | Normalize = False
     """Whether (images - mean) / std comes first, of the training images or as given."""
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it is of a file of somebody's own, whose name does not say what it computes."""
+        return ".py:" in self.name
+
 
 class Optimizer(Section, frozen=True, kw_only=True, omit_defaults=True):
     """What changes the weights, as torch.optim defines it; its rate is `train.lr`, and `train.momentum` that of sgd."""

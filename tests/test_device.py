@@ -88,7 +88,9 @@ def test_code_for_the_virtual_machine_is_for_every_later_gpu_and_a_pytorch_that_
 
 
 MODEL = SimpleNamespace(
-    weights=None, provenance=SimpleNamespace(data=SimpleNamespace(shape=(3, 32, 32), classes=range(10)), network=params.Model())
+    weights=None,
+    network=None,
+    provenance=SimpleNamespace(data=SimpleNamespace(shape=(3, 32, 32), classes=range(10)), network=params.Model(), source=None),
 )
 FAILURES = {
     torch.AcceleratorError("CUDA error: all CUDA-capable devices are busy or unavailable\nmore"): (
@@ -110,7 +112,7 @@ def test_a_gpu_that_fails_before_training_is_one_line(failure, when, simulated_g
         raise failure
 
     simulated_gpu((9, 0))
-    monkeypatch.setattr(predict.models, "load", lambda *_: None)
+    monkeypatch.setattr(predict.of_runs, "build", lambda *_: torch.nn.Linear(1, 1))
     owner, name, use = {
         "the GPU is looked at": (torch.cuda, "get_device_capability", lambda: devices.select("cuda")),
         "the kernels are proved": (self_test, "check", lambda: numerics.select("exact", torch.device("cuda"))),

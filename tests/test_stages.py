@@ -14,7 +14,7 @@ from pipeline.data import dataset
 from pipeline.demo import FINGERPRINT, SETTINGS
 from pipeline.evaluation import evaluate
 from pipeline.runs import outputs as parts
-from pipeline.runs.outputs import METRICS, MODEL, OUTPUTS, PARTS
+from pipeline.runs.outputs import METRICS, MODEL, NETWORK, OUTPUTS, PARTS
 from tests.conftest import ROOT, command
 
 
@@ -126,7 +126,7 @@ def test_nothing_in_an_output_tells_the_host_or_the_device(outputs):
     assert list(json.loads((outputs / METRICS).read_text())) == ["accuracy", "loss", "accuracy_per_class", "numerics", "fingerprint"]
     (metadata,) = tensors.read(outputs / MODEL).metadata.values()
     described = json.loads(metadata)
-    assert set(described) == {"provenance", "history"}
+    assert set(described) == {"provenance", "history", "network"}
     assert set(described["provenance"]) == {"code", "data", "numerics", "seed", "train", "workers"}
     assert set(described["provenance"]["data"]) == {"classes", "digest", "name", "shape"}
 
@@ -136,7 +136,7 @@ def test_a_repeated_run_in_another_folder_gives_equal_files(workspace, tmp_path)
     for stage in ("download", "train", "evaluate"):
         done = command(stage, folder=tmp_path, OMP_NUM_THREADS="1")
         assert done.returncode == 0, done.stderr
-    for name in [dataset.DATASET, *(OUTPUTS / part for part in PARTS)]:
+    for name in [dataset.DATASET, *(OUTPUTS / part for part in (*PARTS, NETWORK))]:
         assert (tmp_path / name).read_bytes() == (workspace / name).read_bytes(), name
 
 

@@ -59,7 +59,7 @@ def build(model: Model, shape: Shape, classes: int, seed: int | None = None) -> 
 def _found(model: Model, shape: Shape, classes: int) -> Callable[[], Any]:
     if model.name == SIMPLE_CNN:
         return lambda: SimpleCNN(shape[0], shape[1], classes, **model.arguments)
-    if ".py:" in model.name:
+    if model.is_own:
         make = _of_file(model.name)
     else:
         make = _of_torchvision(model.name)
@@ -150,7 +150,7 @@ def source(model: Model, numerics: str) -> str:
     """
     if model.name == SIMPLE_CNN:
         return ""
-    if ".py:" not in model.name:
+    if not model.is_own:
         import torchvision
 
         return f"torchvision {torchvision.__version__}" if numerics == "native" else ""
@@ -166,7 +166,7 @@ def source(model: Model, numerics: str) -> str:
 
 def changed(model: Model, trained: object) -> str:
     """A line where the sources of a file's network are others than those with the digest `trained`; else nothing."""
-    if ".py:" not in model.name or source(model, "") == trained:
+    if not model.is_own or source(model, "") == trained:
         return ""
     return f"{NETWORKS}/ has changed since the training: what {model.name} computes may be something else now"
 
@@ -242,7 +242,7 @@ def with_weights(model: Model, shape: Shape, classes: int, weights: dict[str, np
         UserError: there is no such network, or names, shapes or types differ.
     """
     sizes = None
-    if ".py:" not in model.name:
+    if not model.is_own:
         with contextlib.suppress(UserError), torch.device("meta"):  # a few of torchvision's ask for values, which are not there
             sizes = build(model, shape, classes)
     if sizes is not None:

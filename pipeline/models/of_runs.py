@@ -35,7 +35,7 @@ def recorded_network(
         UserError: the file is damaged, or does not fit the weights.
     """
     found = None if network is None else recorded.read(network, weights, classes, shape, NETWORK)
-    if found is None or ".py:" not in model.name:
+    if found is None or not model.is_own:
         return None
     if numerics != "native":
         return found

@@ -269,8 +269,8 @@ def _run(
         )
     if model.provenance != identity.provenance:
         raise UserError(f"{folder / IDENTITY}: claims another training than the one that {MODEL} says made it; changed after the run")
-    for name in sums:  # before one part is held against another: a foreign one is named itself, not what it contradicts
-        if sums[name] != recorded.get(name):
+    for name in {**sums, **recorded}:  # before one part is held against another: a foreign one is named itself, not what it contradicts
+        if sums.get(name) != recorded.get(name):
             raise UserError(f"{folder / name}: changed after the run, or of another run (its SHA-256 is not the one in {IDENTITY})")
     if sums[HISTORY] != model.history:
         raise UserError(f"{folder / HISTORY}: not the history of {MODEL}: changed, or of another training; {outputs.again(folder)}")

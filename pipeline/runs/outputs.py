@@ -150,8 +150,8 @@ def model(path: Path, content: bytes | bytearray, network: bytes | None = None) 
     if "training" not in read.metadata:
         raise UserError(f"{path}: does not say what trained it; run `dvc repro` with this version, which trains again")
     metadata = schema.decode(_Metadata, read.metadata["training"].encode(), str(path))
-    if isinstance(metadata.network, msgspec.UnsetType):
-        network = None
+    if isinstance(metadata.network, msgspec.UnsetType) or (network is None and not metadata.provenance.network.is_own):
+        network = None  # one that its name makes needs no file beside the weights
     elif network is None or hashlib.sha256(network).hexdigest() != metadata.network:
         beside = path.parent / NETWORK
         raise UserError(f"{beside}: {'not found' if network is None else f'not the network of {MODEL}: changed'}; {again(path.parent)}")
