@@ -18,7 +18,7 @@ from pipeline.data.batches import Batches
 from pipeline.errors import UserError, printable
 from pipeline.inputs import LOCK, Inputs
 from pipeline.models import of_runs
-from pipeline.models.recorded import Recorded, Recording
+from pipeline.models.recorded import Recording
 from pipeline.params import Evaluate
 from pipeline.params import Model as Network
 from pipeline.runs import kept, outputs, provenance
@@ -155,10 +155,7 @@ def evaluate(
     Raises:
         UserError: the weights are not the network's, or give a loss that is not finite.
     """
-    if recorded is None:
-        model = models.with_weights(network, data.shape, len(data.classes), weights)
-    else:
-        models.load(model := Recorded(recorded), weights, network.name)
+    model = of_runs.build(recorded, network, len(data.classes), data.shape, weights)
     model.to(device).eval()
     batches = Batches(data.test_images, data.test_labels, device)
     every = torch.arange(len(batches), device=device)

@@ -21,7 +21,7 @@ import torch
 from rich.cells import cell_len
 
 from pipeline import device as devices
-from pipeline import numerics, paths
+from pipeline import models, numerics, paths
 from pipeline.data import pictures
 from pipeline.data.dataset import Shape
 from pipeline.errors import UserError, printable
@@ -59,7 +59,9 @@ class Network:
         self.network = model.provenance.network
         named = (self.network, model.provenance.source)
         found = of_runs.recorded_network(model.network, *named, model.weights, len(self.classes), self.shape, self.numerics.version)
-        self.module = of_runs.build(found, *named, len(self.classes), self.shape, model.weights)
+        self.module = of_runs.build(found, self.network, len(self.classes), self.shape, model.weights)
+        if found is None and (said := models.changed(*named)):
+            print(printable(said), file=sys.stderr)
         with devices.failures_explained(self._device):
             self.module.to(self._device).eval()
         self.fingerprint = model.fingerprint

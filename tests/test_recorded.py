@@ -198,3 +198,11 @@ def test_a_network_that_was_tampered_with_is_one_line(what):
     assert said in str(raised.value)
     assert str(raised.value).startswith("network.json: ")
     assert "\n" not in str(raised.value)
+
+
+def test_a_buffer_of_integers_that_no_float32_is_is_not_recorded():
+    network = built(Asking)
+    network.ask = lambda y: y
+    network.register_buffer("index", torch.tensor([2**24, 2**24 + 1]))
+    content = recording.record(network, SHAPE, numerics.select("native", CPU), CPU)
+    assert json.loads(content)["refused"] == "index holds what no finite float32 is"

@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline import files, models, offline, schema
+from pipeline import files, offline, schema
 from pipeline.data import pictures
 from pipeline.data.dataset import Shape
 from pipeline.device import CPU
 from pipeline.errors import UserError
 from pipeline.exact.draws import random_integers
 from pipeline.models import recorded, recording
-from pipeline.params import SIMPLE_CNN
 from pipeline.predict import Network
 from pipeline.runs.outputs import NETWORK, Model
 
@@ -35,8 +34,8 @@ _ELSE = "--to FILE.onnx takes any network"
 def write(path: Path, model: Model) -> list[str]:
     """Write the page of `model`; return what is to be said of it. Raises UserError."""
     native = model.provenance.numerics == "native"
-    if model.network is None and (name := model.provenance.network.name) != SIMPLE_CNN:
-        raise UserError(f"{name}: the run has no {NETWORK}, and a page is made of that; {_ELSE}")
+    if model.network is None and (named := model.provenance.network).is_own:
+        raise UserError(f"{named.name}: the run has no {NETWORK}, and a page is made of that; {_ELSE}")
     network = Network(model, CPU, VERSION if native else model.provenance.numerics)
     if network.numerics.version != VERSION:
         raise UserError(f"numerics '{network.numerics.version}': the page computes {VERSION}; use the version of the pipeline that has it")
@@ -81,11 +80,10 @@ def content(found: recorded.Recording, module: nn.Module, shape: Shape) -> dict[
 
 
 def _recording(model: Model, network: Network) -> recorded.Recording:
-    """The run's network.json; of a SimpleCNN from before there was one it is made here."""
+    """The run's network.json, of a network of somebody's own; what a name makes is recorded here, as `predict` makes it here."""
     found = model.network
-    if found is None:
-        module = models.build(network.network, network.shape, len(network.classes), 0)
-        found = recording.record(module, network.shape, network.numerics, torch.device(CPU))
+    if found is None or not network.network.is_own:
+        found = recording.record(network.module, network.shape, network.numerics, torch.device(CPU), trained=True)
     read = recorded.read(found, model.weights, len(network.classes), network.shape, NETWORK)
     if read is None:
         reason = schema.decode(recorded.Unrecorded, found, NETWORK).refused

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from torch import nn
 
 from pipeline import models
 from pipeline.device import CPU
-from pipeline.errors import UserError, printable
+from pipeline.errors import UserError
 from pipeline.models import recorded, recording
 from pipeline.params import Model
 from pipeline.runs.outputs import NETWORK
@@ -45,15 +44,10 @@ def recorded_network(
         return found
 
 
-def build(
-    found: recorded.Recording | None, model: Model, source: object, classes: int, shape: Shape, weights: Mapping[str, np.ndarray]
-) -> nn.Module:
-    """The network with a run's weights; says on standard error where its source has changed since the training."""
+def build(found: recorded.Recording | None, model: Model, classes: int, shape: Shape, weights: Mapping[str, np.ndarray]) -> nn.Module:
+    """The network with a run's weights, as it was recorded or as its source makes it."""
     if found is None:
-        network = models.with_weights(model, shape, classes, weights)
-        if said := models.changed(model, source):
-            print(printable(said), file=sys.stderr)
-        return network
+        return models.with_weights(model, shape, classes, weights)
     models.load(network := recorded.Recorded(found), weights, model.name)
     return network
 

@@ -123,7 +123,7 @@ class Recorded(nn.Module):
 
 def is_refusal(content: bytes) -> bool:
     """Whether the bytes of `network.json` say why the network is not recorded."""
-    return b'"refused"' in content[:200]
+    return content.startswith(b'{"format":1,"refused":')
 
 
 def read(content: bytes, weights: Mapping[str, np.ndarray], classes: int, shape: tuple[int, int, int], where: str) -> Recording | None:

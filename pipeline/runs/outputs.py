@@ -135,7 +135,7 @@ def read_model(folder: Path) -> Model:
 
 def refuse_from_within(folder: Path, provenance: Provenance) -> None:
     """Raise UserError where the source of a run's network would be looked for in the run's own folder, and started."""
-    if ".py:" in provenance.network.name and Path.cwd().is_relative_to(os.path.realpath(folder)):
+    if provenance.network.is_own and Path.cwd().is_relative_to(os.path.realpath(folder)):
         raise UserError(f"{folder}: you are in it, and a networks/ that came with it would be taken for yours; go to a folder of yours")
 
 
