@@ -22,7 +22,8 @@ from pipeline.data.dataset import Dataset, Description
 from pipeline.device import CPU
 from pipeline.errors import UserError, printable
 from pipeline.inputs import CACHE
-from pipeline.models import of_runs, recorded
+from pipeline.models import checkpoints, of_runs, recorded
+from pipeline.models.checkpoints import Checkpoint
 from pipeline.models.recorded import Recording
 from pipeline.numerics import Numerics
 from pipeline.params import SOURCES, Compare, Evaluate, Train
@@ -31,7 +32,6 @@ from pipeline.runs.kept import Run
 from pipeline.runs.outputs import Prediction, Step
 from pipeline.runs.provenance import Provenance
 from pipeline.training import checkpoint, stage
-from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.loop import Diverged, Training
 from pipeline.workers import Group, rank, session
 from pipeline.workers.rank import Worker
@@ -57,6 +57,8 @@ class _Plan:
     """This process among the workers."""
     recorded: Recording | None
     """The run's network as data; None where it is made from its source."""
+    start: Checkpoint | None
+    """The weights that it begins with; None where they are drawn."""
 
     @property
     def described(self) -> Provenance:
@@ -129,10 +131,25 @@ def _plan(run: Run, device_name: str, epochs: int | None, data_file: Path | None
     network = of_runs.recorded_network(
         run.network, described.network, described.source, run.weights, len(data.classes), data.shape, chosen.version
     )
-    plan = _Plan(run, train, evaluate, data, device, chosen, at, network)
+    plan = _Plan(run, train, evaluate, data, device, chosen, at, network, _start(run))
     if not plan.whole:
         _check_beginning(plan)
     return plan
+
+
+def _start(run: Run) -> Checkpoint | None:
+    """The weights that the run's training began with, which do not come with it."""
+    wanted = run.identity.provenance.weights
+    if isinstance(wanted, msgspec.UnsetType):
+        return None
+    path = run.identity.provenance.network.weights
+    needs = f"{run.folder}: its training began with {path or 'a file'} (SHA-256 {wanted:.12}...), which does not come with a run"
+    if not os.path.exists(path):
+        raise UserError(f"{needs}; put that file there")
+    start = checkpoints.start(run.identity.provenance.network)
+    if start is None or start.digest != wanted:
+        raise UserError(f"{needs}, and {path} here is another one; put the run's there")
+    return start
 
 
 def _workers(run: Run) -> int:
@@ -282,7 +299,7 @@ def _network_differs(plan: _Plan) -> bool:
     return shown(given) != shown(run.predictions)
 
 
-def _train(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Training, bytes, Checkpoint, Group]:
+def _train(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Training, bytes, checkpoint.Checkpoint, Group]:
     """Train as planned, with the other workers, what is returned as data too; only worker 0 saves an unfinished training."""
     device, described = plan.device, plan.described
     unfinished = stage.checkpoint_of(described, device, work / CACHE / f"epochs-{plan.train.epochs}", private.secret())
@@ -290,7 +307,9 @@ def _train(plan: _Plan, work: Path, checkpoint_seconds: float) -> tuple[Training
     with session.together(plan.worker, work / "workers") as join, devices.failures_explained(device):
         group = join(device, provenance.flattened(described))
         epochs = plan.run.identity.recipe.epochs
-        _, training, network = stage.fit(described, plan.data, device, plan.numerics, own, checkpoint_seconds, group, epochs, plan.recorded)
+        _, training, network = stage.fit(
+            described, plan.data, device, plan.numerics, own, checkpoint_seconds, group, epochs, plan.recorded, plan.start
+        )
     return training, network, unfinished, group
 
 
