@@ -190,6 +190,7 @@ def test_a_file_that_cannot_be_begun_with_is_one_line(change, line, project):
         trainer(Model(**SMALL, weights=FILE))
 
 
+@pytest.mark.fault(79)
 @pytest.mark.parametrize(
     "name", ["begin.pth", "networks/../begin.pth", "/networks/begin.pth", "networks/begin.txt", "networks/.hidden.pth"]
 )
