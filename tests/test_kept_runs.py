@@ -16,9 +16,9 @@ from pipeline.data import synthetic
 from pipeline.runs import environments, outputs
 from pipeline.runs import kept as runs
 from pipeline.runs.outputs import OUTPUTS
-from tests import kept_runs, pages
+from tests import kept_runs
 from tests.conftest import ROOT, command
-from tests.dvc_clone import SMALL, copied, environment, kept, sh
+from tests.dvc_clone import SMALL, copied, kept, sh
 
 
 def test_a_second_repro_does_nothing(clone):
