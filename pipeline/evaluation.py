@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from pipeline import device as devices
-from pipeline import files, models, numerics, tensors
+from pipeline import models, numerics
 from pipeline.data import dataset
 from pipeline.data.batches import Batches
-from pipeline.errors import UserError, printable
 from pipeline.inputs import LOCK, Inputs
 from pipeline.models import of_runs
 from pipeline.models.recorded import Recording
@@ -24,7 +23,9 @@ from pipeline.params import Model as Network
 from pipeline.runs import kept, outputs, provenance
 from pipeline.runs.environments import Facts
 from pipeline.runs.outputs import HISTORY, MODEL, OUTPUTS, PREDICTIONS, Metrics, Model, Prediction
-from pipeline.tensors import Tensors
+from pipeline.system import files, tensors
+from pipeline.system.errors import UserError, printable
+from pipeline.system.tensors import Tensors
 
 if TYPE_CHECKING:
     from pipeline.data.dataset import Dataset

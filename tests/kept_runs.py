@@ -18,7 +18,7 @@ from pipeline.runs import environments, kept, outputs
 from pipeline.runs.environments import Facts
 from pipeline.runs.outputs import Metrics, Prediction, Step
 from pipeline.runs.provenance import Provenance
-from pipeline.tensors import Tensors, fingerprint
+from pipeline.system.tensors import Tensors, fingerprint
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TRAIN = Train(epochs=2, batch_size=64, lr=0.01, momentum=0.9, log_every=10)

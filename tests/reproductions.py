@@ -15,14 +15,16 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from pipeline import evaluation, inputs, reproduce, tensors
+from pipeline import evaluation, inputs
 from pipeline.data.dataset import Dataset
-from pipeline.errors import Interrupted, UserError
 from pipeline.exact.draws import permutation
 from pipeline.params import Compare
 from pipeline.runs import kept, outputs
+from pipeline.system import tensors
+from pipeline.system.errors import Interrupted, UserError
 from pipeline.training import stage
 from pipeline.training.trainer import Trainer
+from pipeline.weights import reproduce
 from tests.conftest import ROOT
 from tests.settings import set_params
 

@@ -18,8 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import device as devices
-from pipeline import models, numerics, params, tensors
-from pipeline.errors import UserError
+from pipeline import models, numerics, params
 from pipeline.evaluation import evaluate, evaluate_kept
 from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.params import Evaluate
@@ -27,6 +26,8 @@ from pipeline.runs import environments, kept, outputs, provenance
 from pipeline.runs.environments import Facts
 from pipeline.runs.kept import RUNS
 from pipeline.runs.outputs import MODEL, OUTPUTS, Step
+from pipeline.system import tensors
+from pipeline.system.errors import UserError
 from tests import kept_runs
 from tests.conftest import ROOT, command
 from tests.steps import CPU, drawn_set, trainer

@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import errors, evaluation, files, libraries, models, predict, reproduce
+from pipeline import evaluation, models
 from pipeline.data import dataset, synthetic
 from pipeline.data.pictures import png
-from pipeline.errors import UserError
 from pipeline.params import Model, Train
 from pipeline.runs import kept, outputs
 from pipeline.runs.outputs import METRICS, MODEL, OUTPUTS, PREDICTIONS
 from pipeline.runs.provenance import Provenance
+from pipeline.system import errors, files, libraries
+from pipeline.system.errors import UserError
+from pipeline.weights import predict, reproduce
 from tests import kept_runs
 from tests.conftest import ROOT
 from tests.dvc_clone import attempt, make, sh

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from pipeline import reproduce
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 from pipeline.training import stage
+from pipeline.weights import reproduce
 from tests.conftest import ROOT, command
 from tests.reproductions import claim, loss_changed, said, stopped_at, trained_with
 

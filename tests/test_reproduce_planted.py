@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from pipeline import evaluation, models, params, private, reproduce
-from pipeline.errors import UserError
+from pipeline import evaluation, models, params
 from pipeline.runs import kept, outputs
+from pipeline.system import private
+from pipeline.system.errors import UserError
 from pipeline.training import checkpoint, loop
+from pipeline.weights import reproduce
 from tests.conftest import ROOT, command
 from tests.reproductions import claim, content, said
 

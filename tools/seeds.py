@@ -17,15 +17,16 @@ from pathlib import Path
 import msgspec
 
 from pipeline import device as devices
-from pipeline import files, numerics, sources
+from pipeline import numerics, sources
 from pipeline.comparison import markdown
 from pipeline.data import dataset
 from pipeline.data.dataset import Dataset
-from pipeline.errors import UserError, printable
 from pipeline.evaluation import evaluate
 from pipeline.exact import VERSION
 from pipeline.inputs import CACHE
 from pipeline.params import Evaluate, Train
+from pipeline.system import files
+from pipeline.system.errors import UserError, printable
 from pipeline.training import loop
 from pipeline.training.trainer import Trainer
 from tools import commit, markers

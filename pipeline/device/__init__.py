@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 
-from pipeline import memory
 from pipeline.device import cuda
 from pipeline.device.cuda import accelerators, build, driver_too_old, driver_version, needed_driver
 from pipeline.device.description import Stopwatch, available, describe, peak_memory_bytes, synchronise
 from pipeline.device.failures import failures_explained
 from pipeline.device.graph import as_cuda_graph
-from pipeline.errors import UserError, shown
 from pipeline.exact import precision
 from pipeline.exact.errors import Imprecise
 from pipeline.params import DEVICE
+from pipeline.system import memory
+from pipeline.system.errors import UserError, shown
 
 __all__ = [
     "CPU", "Stopwatch", "accelerators", "as_cuda_graph", "available", "build", "collectives", "cpu_limit", "describe", "driver_too_old",

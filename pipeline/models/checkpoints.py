@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.device import CPU
-from pipeline.errors import UserError, shown
+from pipeline.system.errors import UserError, shown
 
 ENTRIES = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params", "model_ema", "state_dict_ema", "ema",
            "ema_state_dict")  # fmt: skip

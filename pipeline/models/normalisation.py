@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
 from pipeline.exact import arrays
 from pipeline.params import Normalize
+from pipeline.system.errors import UserError
 
 IMAGES = 256
 """Whose integers are added at a time."""

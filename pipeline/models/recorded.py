@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import resolve_name
 
-from pipeline import schema
-from pipeline.errors import UserError, shown
 from pipeline.exact import initialisation, registry
+from pipeline.system import schema
+from pipeline.system.errors import UserError, shown
 
 MOST_CALLS = 5000
 MOST_NUMBERS = 2**28

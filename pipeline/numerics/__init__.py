@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from pipeline import device as devices
-from pipeline.errors import UserError
 from pipeline.exact import VERSION, hardware, self_test
 from pipeline.exact.errors import Imprecise
 from pipeline.numerics.exact import Exact
 from pipeline.numerics.native import Native
+from pipeline.system.errors import UserError
 
 Numerics = Exact | Native
 

@@ -19,15 +19,16 @@ from typing import Any
 
 import msgspec
 
-from pipeline import files, revision, schema, sources
-from pipeline.errors import UserError, printable
+from pipeline import sources
 from pipeline.inputs import CACHE
 from pipeline.params import Device
 from pipeline.runs import environments, outputs
 from pipeline.runs.environments import Environment, Facts
 from pipeline.runs.outputs import HISTORY, METRICS, MODEL, NETWORK, OUTPUTS, PARTS, PREDICTIONS, Metrics, Model, Prediction, Step
 from pipeline.runs.provenance import Provenance
-from pipeline.tensors import Tensors
+from pipeline.system import files, revision, schema
+from pipeline.system.errors import UserError, printable
+from pipeline.system.tensors import Tensors
 
 RUNS = Path("runs")
 IDENTITY = "run.json"

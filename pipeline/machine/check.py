@@ -27,18 +27,18 @@ from torch.overrides import TorchFunctionMode
 from pipeline import device as devices
 from pipeline import models, numerics
 from pipeline.data import dataset
-from pipeline.errors import UserError
 from pipeline.exact import SGD, fingerprint, registry
 from pipeline.exact.draws import random_integers
 from pipeline.exact.engine import Exact
 from pipeline.exact.group import ALONE, Group
 from pipeline.exact.masks import Draws
 from pipeline.exact.threads import Exchange, together
-from pipeline.machine import OLDEST_INSTRUCTIONS
+from pipeline.machine.records import OLDEST_INSTRUCTIONS
 from pipeline.models import Shape
 from pipeline.params import Model, Params
+from pipeline.sources import PROJECT
+from pipeline.system.errors import UserError
 
-_PROJECT = str(Path(__file__).resolve().parent.parent)
 IMAGES, STEPS, LR, MOMENTUM = 3, 2, 0.01, 0.9
 
 
@@ -169,8 +169,8 @@ def built(subject: Subject) -> nn.Module:
 def _elsewhere(subject: Subject, **environment: str) -> Way:
     """One training and an evaluation in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.check"], input=msgspec.json.encode(subject), capture_output=True,
-        env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, (_PROJECT, os.environ.get("PYTHONPATH"))))},
+        [sys.executable, "-m", "pipeline.machine.check"], input=msgspec.json.encode(subject), capture_output=True,
+        env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))},
     )  # fmt: skip
     if done.returncode:
         raise UserError(f"a process of its own with {environment} failed: {done.stderr.decode(errors='replace').strip()[-300:]}")

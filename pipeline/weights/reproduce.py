@@ -14,13 +14,12 @@ import numpy as np
 import torch
 
 from pipeline import device as devices
-from pipeline import evaluation, files, models, native_evidence, numerics, params, private, sources
+from pipeline import evaluation, models, numerics, params, sources
 from pipeline.comparison import bits, verdict, wording
 from pipeline.comparison.report import AGREEING, Verdict
 from pipeline.data import dataset, synthetic
 from pipeline.data.dataset import Dataset, Description
 from pipeline.device import CPU
-from pipeline.errors import UserError, printable
 from pipeline.inputs import CACHE
 from pipeline.models import of_runs, recorded
 from pipeline.models.recorded import Recording
@@ -30,9 +29,12 @@ from pipeline.runs import kept, outputs, provenance
 from pipeline.runs.kept import Run
 from pipeline.runs.outputs import Prediction, Step
 from pipeline.runs.provenance import Provenance
+from pipeline.system import files, private
+from pipeline.system.errors import UserError, printable
 from pipeline.training import checkpoint, stage
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.loop import Diverged, Training
+from pipeline.weights import native_evidence
 from pipeline.workers import Group, rank, session
 from pipeline.workers.rank import Worker
 

@@ -13,14 +13,15 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline import device as devices
-from pipeline import evaluation, files, models, numerics, params, paths, sources
+from pipeline import evaluation, models, numerics, params, sources
 from pipeline.data import dataset
 from pipeline.data.dataset import Dataset, Description, Shape
-from pipeline.errors import UserError, shown
 from pipeline.models import checkpoints, recording
 from pipeline.params import SIMPLE_CNN, Model
 from pipeline.runs import kept, outputs
 from pipeline.runs.provenance import Imported, Provenance
+from pipeline.system import files, paths
+from pipeline.system.errors import UserError, shown
 
 IMPORTED = Path("imported")
 """Where a run stands that was not evaluated: there were no images."""

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from pipeline import device as devices
-from pipeline import tensors
 from pipeline.exact import VERSION
 from pipeline.exact.draws import random_integers
 from pipeline.exact.engine import Exact
@@ -26,6 +25,7 @@ from pipeline.exact.later import Later
 from pipeline.exact.optimizers import SGD
 from pipeline.exact.tape import Backward, Gradient, Tape
 from pipeline.models.simple_cnn import SimpleCNN
+from pipeline.system import tensors
 
 GOLDEN = Path(__file__).with_name(f"trace-{VERSION}.txt")
 """A line a tensor: the first 16 hexadecimal digits of its hash, and which it is."""

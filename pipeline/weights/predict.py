@@ -21,13 +21,14 @@ import torch
 from rich.cells import cell_len
 
 from pipeline import device as devices
-from pipeline import models, numerics, paths
+from pipeline import models, numerics
 from pipeline.data import pictures
 from pipeline.data.dataset import Shape
-from pipeline.errors import UserError, printable
 from pipeline.models import of_runs
 from pipeline.runs import outputs
 from pipeline.runs.outputs import Model
+from pipeline.system import paths
+from pipeline.system.errors import UserError, printable
 
 STDIN = "-"
 BEST = 3
