@@ -20,7 +20,7 @@ from pipeline.models import of_runs
 from pipeline.models.recorded import Recording
 from pipeline.params import Evaluate
 from pipeline.params import Model as Network
-from pipeline.runs import kept, outputs, provenance
+from pipeline.runs import keeping, kept, outputs, provenance
 from pipeline.runs.environments import Facts
 from pipeline.runs.outputs import HISTORY, MODEL, OUTPUTS, PREDICTIONS, Metrics, Model, Prediction
 from pipeline.system import files, tensors
@@ -70,7 +70,7 @@ def stage(inputs: Inputs) -> None:
             evaluation = evaluate(model.weights, data, device, chosen, params.evaluate, params.model, network)
         inputs.check_unchanged()
         outputs.write_evaluation(OUTPUTS, evaluation.metrics, evaluation.predictions)
-        folder = kept.keep(OUTPUTS, evaluated_in=environment(evaluation, device, params.evaluate))
+        folder = keeping.keep(OUTPUTS, evaluated_in=environment(evaluation, device, params.evaluate))
     _report(evaluation.metrics, data.name)
     print(f"kept as {folder}")
 

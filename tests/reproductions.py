@@ -106,7 +106,7 @@ def claim(run: Path, target: Path, **changed: Callable) -> Path:
     outputs.write_evaluation(target, outputs.Metrics(**change("metrics", metrics)), predictions)
     described = json.loads(msgspec.json.encode(provenance))
     identity = json.loads((run / kept.IDENTITY).read_text()) | described | {"fingerprint": fingerprint}
-    identity["files"] = kept._sums(kept.read_parts(target))
+    identity["files"] = kept.sums_of(kept.read_parts(target))
     (target / kept.IDENTITY).write_text(json.dumps(change("identity", identity)))
     (target / kept.ENVIRONMENT).write_bytes((run / kept.ENVIRONMENT).read_bytes())
     return target

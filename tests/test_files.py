@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.dataset import Dataset
-from pipeline.runs import kept, outputs
+from pipeline.runs import keeping, outputs
 from pipeline.runs.environments import Facts
 from pipeline.runs.outputs import MODEL, Step
 from pipeline.system import files
@@ -111,7 +111,7 @@ def a_state(step: int) -> State:
 
 def keep_a_run(folder: Path) -> None:
     kept_runs.write_outputs(folder / "outputs")
-    kept.keep(folder / "outputs", folder / "runs", Facts(threads=1))
+    keeping.keep(folder / "outputs", folder / "runs", Facts(threads=1))
 
 
 WRITES: dict[str, Callable[[Path, int], object]] = {

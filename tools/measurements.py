@@ -23,7 +23,7 @@ from pipeline.exact.initialisation import initialise
 from pipeline.machine import demo
 from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.params import Evaluate
-from pipeline.runs import kept, outputs
+from pipeline.runs import keeping, kept, outputs
 from pipeline.runs.outputs import OUTPUTS, Step
 from pipeline.runs.provenance import Provenance
 from pipeline.system import files
@@ -168,7 +168,7 @@ def keep_full_size(folder: Path) -> list[str]:
         evaluation = evaluate(weights, data, device, chosen, Evaluate(batch_size=1000))
         outputs.write_training(folder / OUTPUTS, weights, history, trained)
         outputs.write_evaluation(folder / OUTPUTS, evaluation.metrics, evaluation.predictions)
-        folders.append(str(kept.keep(folder / OUTPUTS, folder / kept.RUNS)))
+        folders.append(str(keeping.keep(folder / OUTPUTS, folder / kept.RUNS)))
     return folders
 
 

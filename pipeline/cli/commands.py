@@ -104,13 +104,13 @@ def compare(
     from pipeline import params
     from pipeline.comparison import verdict
     from pipeline.comparison.report import AGREEING
-    from pipeline.runs import kept
+    from pipeline.runs import keeping, kept
 
     atexit.register(gc.freeze)  # nothing is left to be found; the search at the end took a tenth of this command's CPU time
     if json and markdown:
         raise UserError("--json and --markdown together: choose one")
     settings = params.load().compare
-    if not folders and (folder := kept.keep_unkept()):
+    if not folders and (folder := keeping.keep_unkept()):
         print(f"kept as {folder}", file=sys.stderr)
     runs = verdict.load(folders or kept.by_time(kept.listed()))
     report = verdict.report(runs, settings)

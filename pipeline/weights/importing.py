@@ -18,7 +18,7 @@ from pipeline.data import dataset
 from pipeline.data.dataset import Dataset, Description, Shape
 from pipeline.models import checkpoints, recording
 from pipeline.params import SIMPLE_CNN, Model
-from pipeline.runs import kept, outputs
+from pipeline.runs import keeping, outputs
 from pipeline.runs.provenance import Imported, Provenance
 from pipeline.system import files, paths
 from pipeline.system.errors import UserError, shown
@@ -72,8 +72,8 @@ def import_checkpoint(
         return [*said, f"{target}: for predict and export; not evaluated, for {why}"]
     evaluated = evaluation.evaluate(weights, data, device, chosen, evaluation.BATCHES, model)
     parts |= outputs.evaluation_parts(evaluated.metrics, evaluated.predictions)
-    run = kept.made(path.parent, parts, evaluation.environment(evaluated, device, evaluation.BATCHES))
-    at = kept.put(run, parts, kept.runs_folder())
+    run = keeping.made(path.parent, parts, evaluation.environment(evaluated, device, evaluation.BATCHES))
+    at = keeping.put(run, parts, keeping.runs_folder())
     return [*said, f"{data.name}: accuracy {evaluated.metrics.accuracy:.2%}, loss {evaluated.metrics.loss:.4f}", f"kept as {at}"]
 
 
