@@ -157,21 +157,6 @@ def check(
         raise typer.Exit(ANSWER_IS_NO)
 
 
-def _trace() -> int:
-    from pipeline import device as devices
-    from pipeline import params
-    from pipeline.machine import trace as traces
-
-    device = devices.select(params.load().device)
-    lines = traces.trace(device)
-    difference = traces.first_difference(lines, traces.golden())
-    print(
-        f"on {device} "
-        + (f"differs first: {difference}" if difference else f"all {len(lines)} tensors of two training steps are the golden's")
-    )
-    return ANSWER_IS_NO if difference else 0
-
-
 @app.command()
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")] = False,
@@ -185,7 +170,10 @@ def doctor(
 ) -> None:
     """Say what this environment can do; exit code 0 if the device of params.yaml can be used, 3 if not."""
     if trace:
-        raise typer.Exit(_trace())
+        from pipeline import params
+        from pipeline.machine import trace as traces
+
+        raise typer.Exit(0 if traces.show(params.load().device) else ANSWER_IS_NO)
     import json
 
     from pipeline.machine import doctor

@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ContextDecorator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,20 +75,9 @@ class Noted:
     """Weights that take no part in the loss."""
 
 
-class _Counted(nn.Module):
-    """A network whose operations are counted, by the names that PyTorch gives them."""
+class _Counting(TorchFunctionMode, ContextDecorator):
+    """Counts operations by the names that PyTorch gives them."""
 
-    def __init__(self, network: nn.Module, counts: Counter[str]) -> None:
-        super().__init__()
-        self.network, self._mode = network, _Counting(counts)
-
-    def forward(self, images: Tensor) -> object:
-        """As the network's."""
-        with self._mode:
-            return self.network(images)
-
-
-class _Counting(TorchFunctionMode):
     def __init__(self, counts: Counter[str]) -> None:
         super().__init__()
         self._counts = counts
@@ -125,11 +115,13 @@ def _steps(network: nn.Module, subject: Subject, group: Group, noted: Noted | No
     share, optimizer = group.share(IMAGES), SGD(network.parameters(), LR, MOMENTUM)
     for step in range(STEPS):
         draws = Draws(subject.seed, torch.full((1,), step, dtype=torch.int64, device=images.device), share.start)
-        counted = network if noted is None or step else _Counted(network, noted.operations)
+        if noted is not None and not step:
+            forward, network.forward = network.forward, _Counting(noted.operations)(network.forward)
         loss, gradients = exact.loss_and_gradients(
-            counted, images[share], labels[share], group, IMAGES, draws=draws, auxiliary=subject.model.auxiliary
+            network, images[share], labels[share], group, IMAGES, draws=draws, auxiliary=subject.model.auxiliary
         )
-        if noted is not None and step == 0:
+        if noted is not None and not step:
+            network.forward = forward
             noted.unused = [name for (name, _), g in zip(network.named_parameters(), gradients, strict=True) if g is None]
         for parameter, gradient in zip(network.parameters(), gradients, strict=True):
             parameter.grad = gradient

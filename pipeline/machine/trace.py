@@ -129,3 +129,13 @@ def first_difference(lines: list[str], wanted: list[str]) -> str | None:
         if line != other:
             return f"{which}: {computed}, but the golden has {expected}"
     return None
+
+
+def show(device_name: str) -> bool:
+    """Print what a trace on a device gives; whether all of it is the golden's."""
+    device = devices.select(device_name)
+    lines = trace(device)
+    difference = first_difference(lines, golden())
+    said = f"differs first: {difference}" if difference else f"all {len(lines)} tensors of two training steps are the golden's"
+    print(f"on {device} {said}")
+    return difference is None

@@ -13,7 +13,7 @@ from typing import Any
 
 import libcst as cst
 
-from pipeline.port import cannot, checkpoints, moved, placement, precision, runtime  # noqa: F401 - each registers its rules
+from pipeline.port import cannot, checkpoints, kinds, moved, placement, precision, runtime  # noqa: F401 - each registers its rules
 from pipeline.port.cannot import PACKAGES
 from pipeline.port.device import exported, settle
 from pipeline.port.rules import RULES, Answer, Edit, Finding, Found, Level, Rule
