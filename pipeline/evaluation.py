@@ -57,9 +57,7 @@ def stage(inputs: Inputs) -> None:
         inputs.watch(dataset.DATASET, OUTPUTS / MODEL, OUTPUTS / HISTORY)
         model = outputs.read_model(OUTPUTS)
         data = dataset.load()
-        device = devices.select(params.device)
-        devices.prepare(device)
-        chosen = numerics.select(params.numerics, device)
+        device, chosen = numerics.prepared(params.device, params.numerics)
         source = models.source(params.model, chosen.version)
         described = provenance.described_by(params, chosen.version, data.description, model.provenance.code, source)
         _check_trained_as(model, described)
@@ -115,9 +113,7 @@ def evaluate_kept(folder: Path, device_name: str, batch_size: int) -> bool:
         raise UserError(f"{folder / PREDICTIONS}: {len(run.predictions)} predictions of the {len(data.test_labels)} test images of "
                         f"'{data.name}': damaged; {outputs.again(folder)}")  # fmt: skip
     described = run.identity.provenance
-    device = devices.select(device_name)
-    devices.prepare(device)
-    chosen = numerics.select(run.identity.numerics, device)
+    device, chosen = numerics.prepared(device_name, run.identity.numerics)
     with devices.failures_explained(device):
         network = of_runs.recorded_network(
             run.network, described.network, described.source, run.weights, len(data.classes), data.shape, chosen.version

@@ -45,9 +45,7 @@ def accuracy(name: str, seed: int, data: Dataset) -> float:
     noted = CACHE / "seeds" / f"{sources.digest('train')[:16]}-{data.digest[:16]}-{name}-{seed}.json"
     if noted.exists():
         return float(json.loads(noted.read_bytes()))
-    device = devices.select(devices.CPU)
-    devices.prepare(device)
-    chosen = numerics.select(name, device)
+    device, chosen = numerics.prepared(devices.CPU, name)
     weights = loop.train(Trainer(data, device, seed, chosen, SETTINGS)).weights
     percent = 100 * evaluate(weights, data, device, chosen, Evaluate(batch_size=1000)).metrics.accuracy
     files.write_json(noted, percent)

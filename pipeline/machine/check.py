@@ -150,9 +150,7 @@ def built(subject: Subject) -> nn.Module:
     Raises:
         UserError: it cannot be made, or does what it cannot or what has no exact form.
     """
-    device = devices.select(subject.device)
-    devices.prepare(device)
-    exact = numerics.select("exact", device)
+    device, exact = numerics.prepared(subject.device, "exact")
     network = models.build(subject.model, subject.shape, subject.classes, subject.seed).to(device)
     models.try_out(network, subject.model, subject.shape, subject.classes, exact, device)
     return network

@@ -14,6 +14,17 @@ from pipeline.system.errors import UserError
 Numerics = Exact | Native
 
 
+def prepared(device_name: str, name: str, worker: int = 0, workers: int = 1) -> tuple[torch.device, Numerics]:
+    """The device that `device_name` is for one of several workers on this machine, prepared, and the numerics called `name` on it.
+
+    Raises:
+        UserError: as `device.select`, `device.prepare` and `select` do.
+    """
+    device = devices.select(device_name, worker, workers)
+    devices.prepare(device, workers)
+    return device, select(name, device)
+
+
 def select(name: str, on: torch.device) -> Numerics:
     """The numerics called `name` in params.yaml (`exact-3` counts as exact where that is this version), for a device.
 

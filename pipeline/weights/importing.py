@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -40,9 +39,7 @@ def import_checkpoint(
     Raises:
         UserError: the checkpoint cannot be read, or its weights are not the network's; nothing is written.
     """
-    device = torch.device(devices.CPU)
-    devices.prepare(device)
-    chosen = numerics.select(numerics_name, device)
+    device, chosen = numerics.prepared(devices.CPU, numerics_name)
     read = checkpoints.read(path, entry)
     data = dataset.load() if os.path.exists(dataset.DATASET) else None
     shape = _shape(model, size, data)

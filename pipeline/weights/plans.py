@@ -67,9 +67,7 @@ def of(run: Run, device_name: str, epochs: int | None, data_file: Path | None, a
     evaluate, evaluated = evaluation.BATCHES, run.environment.evaluate
     if evaluated and evaluated.batch_size is not None:
         evaluate = params.section(Evaluate, {"batch_size": evaluated.batch_size}, str(run.folder / kept.ENVIRONMENT))
-    device = devices.select(device_name, at.local_rank, at.local_count)
-    devices.prepare(device, at.local_count)
-    chosen = numerics.select(run.identity.numerics, device)
+    device, chosen = numerics.prepared(device_name, run.identity.numerics, at.local_rank, at.local_count)
     if run.identity.numerics != chosen.version:
         raise UserError(f"{run.folder}: numerics {run.identity.numerics!r:.40} without a version; the run was changed by hand")
     train = msgspec.structs.replace(train, epochs=epochs or train.epochs)

@@ -52,9 +52,7 @@ class Network:
 
     def __init__(self, model: Model, device_name: str, numerics_name: str | None = None) -> None:
         """Raises UserError: the device or the numerics cannot be used, or the weights are not the network's."""
-        self._device = devices.select(device_name)
-        devices.prepare(self._device)
-        self.numerics = numerics.select(numerics_name or model.provenance.numerics, self._device)
+        self._device, self.numerics = numerics.prepared(device_name, numerics_name or model.provenance.numerics)
         described = model.provenance.data
         self.shape, self.classes = described.shape, list(described.classes)
         self.network = model.provenance.network
