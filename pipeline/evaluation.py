@@ -16,7 +16,7 @@ from pipeline import models, numerics
 from pipeline.data import dataset
 from pipeline.data.batches import Batches
 from pipeline.inputs import LOCK, Inputs
-from pipeline.models import of_runs
+from pipeline.models import checkpoints, of_runs
 from pipeline.models.recorded import Recording
 from pipeline.params import Evaluate
 from pipeline.params import Model as Network
@@ -59,7 +59,10 @@ def stage(inputs: Inputs) -> None:
         data = dataset.load()
         device, chosen = numerics.prepared(params.device, params.numerics)
         source = models.source(params.model, chosen.version)
-        described = provenance.described_by(params, chosen.version, data.description, model.provenance.code, source)
+        start = checkpoints.start(params.model)
+        described = provenance.described_by(
+            params, chosen.version, data.description, model.provenance.code, source, start.digest if start else ""
+        )
         _check_trained_as(model, described)
         with devices.failures_explained(device):
             network = of_runs.recorded_network(

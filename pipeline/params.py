@@ -84,6 +84,15 @@ class Model(Section, frozen=True, kw_only=True, omit_defaults=True):
     """How much a head beside the main one counts in the loss (GoogLeNet's, Inception's)."""
     normalize: bool | Normalize = False
     """Whether (images - mean) / std comes first, of the training images or as given."""
+    weights: Annotated[
+        str,
+        schema.text(
+            "networks/FILE.pth, .pt or .safetensors",
+            r"networks/(?:[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}/){0,9}"
+            r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}\.(?:pth|pt|safetensors)|",
+        ),
+    ] = ""
+    """A file of weights that the training begins with, in place of those drawn for the seed."""  # fmt: skip
 
     @property
     def is_own(self) -> bool:

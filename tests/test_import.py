@@ -186,8 +186,8 @@ def changed(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Pa
 
 
 REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "nothing": (lambda folder: folder / "theirs.pth", "not found; name a .pth, .pt or .safetensors file"),
-    "a folder": (lambda folder: folder, "not a file; name a .pth, .pt or .safetensors file"),
+    "nothing": (lambda folder: folder / "theirs.pth", "No such file or directory; name a .pth, .pt or .safetensors file"),
+    "a folder": (lambda folder: folder, "Is a directory; name a .pth, .pt or .safetensors file"),
     "noise": (written(lambda path: path.write_bytes(b"xx\n")), "not a checkpoint of PyTorch, or damaged"),
     "empty": (written(lambda path: path.write_bytes(b"")), "not a checkpoint of PyTorch, or damaged"),
     "cut": (written(lambda path: (torch.save(state(), path), path.write_bytes(path.read_bytes()[:5000]))), "not a checkpoint of PyTorch"),

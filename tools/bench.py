@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 ROUNDS, TEST_ROUNDS = 48, 9
 """Rounds of training steps, and of evaluations."""
+NETWORK_ROUNDS = 12
+"""Rounds of a step and of an evaluation of each larger network."""
 SIZES = ((12_500, 1), (12_500, 2), (12_500, 4), (12_500, 8), (25_000, 1), (50_000, 1))
 """Images and epochs of the trainings that are measured alone."""
 PAGE = Path("docs/performance.md")
@@ -59,6 +61,7 @@ def bench(device: torch.device, measured_at: str, quick: bool = False) -> str:
     devices.prepare(device)
     tables = [
         measurements.in_turns(device, measured_at, 3 if quick else ROUNDS, 2 if quick else TEST_ROUNDS),
+        measurements.networks(device, 2 if quick else NETWORK_ROUNDS),
         measurements.alone(device, SIZES[:2] if quick else SIZES),
     ]
     if importlib.util.find_spec("dvc"):

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import torch
 
 from pipeline import device as devices
@@ -22,14 +23,27 @@ from pipeline.evaluation import evaluate
 from pipeline.exact.initialisation import initialise
 from pipeline.machine import demo
 from pipeline.models.simple_cnn import SimpleCNN
-from pipeline.params import Evaluate
+from pipeline.params import Evaluate, Model
 from pipeline.runs import keeping, kept, outputs
 from pipeline.runs.outputs import OUTPUTS, Step
 from pipeline.runs.provenance import Provenance
 from pipeline.system import files
 from pipeline.system.errors import UserError
-from tools.variants import SETTINGS, TUTORIAL, Call, evaluations, our_steps, random_set, training_steps, tutorial_steps
+from tools.variants import (
+    NETWORKS,
+    SETTINGS,
+    TUTORIAL,
+    Call,
+    evaluations,
+    network_evaluation,
+    our_steps,
+    random_set,
+    training_steps,
+    tutorial_steps,
+)  # fmt: skip
 
+TEST_IMAGES = 1000
+"""That networks are evaluated on."""
 STEPS = 10
 """Of each variant in a round."""
 PAUSE = 0.1
@@ -37,7 +51,7 @@ PAUSE = 0.1
 
 
 class Spread(NamedTuple):
-    """Seconds: the median, and the tenth and ninetieth of a hundred; and the ratio to the tutorial's, the median of the rounds' own."""
+    """Seconds: the median, the tenth and ninetieth of a hundred; and the ratio to the first variant's, the median of the rounds' own."""
 
     median: float
     low: float
@@ -45,10 +59,10 @@ class Spread(NamedTuple):
     ratio: float
 
 
-def spread(seconds: list[float], tutorials: list[float]) -> Spread:
+def spread(seconds: list[float], firsts: list[float]) -> Spread:
     """The spread of a variant's rounds. A round's turns follow one another, so they share what the machine has to bear in that second."""
     tenths = statistics.quantiles(seconds, n=10, method="inclusive")
-    ratio = statistics.median(own / tutorial for own, tutorial in zip(seconds, tutorials, strict=True))
+    ratio = statistics.median(own / first for own, first in zip(seconds, firsts, strict=True))
     return Spread(statistics.median(seconds), tenths[0], tenths[-1], ratio)
 
 
@@ -93,7 +107,29 @@ def _measure(variants: dict[str, Call], device: torch.device, rounds: int, repea
                 call()
         if round_number:
             seconds[name].append(clock.seconds / repeats)
-    return {name: spread(of_rounds, seconds[TUTORIAL]) for name, of_rounds in seconds.items()}
+    return {name: spread(of_rounds, seconds[next(iter(variants))]) for name, of_rounds in seconds.items()}
+
+
+# --- networks, in turns ----------------------------------------------------------------------------------------------
+
+
+def networks(device: torch.device, rounds: int) -> str:
+    """A table of the networks that people use: PyTorch's own training and exact numerics', a step and an evaluation, and memory alone."""
+    data = random_set(TEST_IMAGES, TEST_IMAGES)
+    lines = [
+        "| network | a step, ms: PyTorch's own, exact | ratio | evaluation of 1,000 images, s: PyTorch's own, exact | ratio | "
+        "peak memory, MB: PyTorch's own, exact |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, network in NETWORKS.items():
+        steps = _measure({which: our_steps(data, device, which, network) for which in ("native", "exact")}, device, rounds, 1)
+        tests = _measure({which: network_evaluation(data, device, which, network) for which in ("native", "exact")}, device, rounds, 1)
+        memory = [_in_a_process(which, STEPS * SETTINGS.batch_size, 1, str(device), name)[1] / 1e6 for which in ("native", "exact")]
+        lines.append(
+            f"| {name} | {steps['native'].median * 1e3:.0f}, {steps['exact'].median * 1e3:.0f} | {steps['exact'].ratio:.2f} | "
+            f"{tests['native'].median:.2f}, {tests['exact'].median:.2f} | {tests['exact'].ratio:.2f} | {memory[0]:,.0f}, {memory[1]:,.0f} |"
+        )
+    return "\n".join(lines)
 
 
 # --- one variant alone -----------------------------------------------------------------------------------------------
@@ -109,20 +145,22 @@ def alone(device: torch.device, sizes: tuple[tuple[int, int], ...]) -> str:
     return "\n".join([*lines, "", f"Peak memory for 50,000 images x 1: {', '.join(f'{name} {mb:,.0f} MB' for name, mb in peaks.items())}."])
 
 
-def _in_a_process(variant: str, images: int, epochs: int, device_name: str) -> tuple[float, int]:
+def _in_a_process(variant: str, images: int, epochs: int, device_name: str, network: str = "") -> tuple[float, int]:
     """One variant in a process of its own: seconds of its training, and the most bytes of memory that it took."""
-    code = f"from tools import measurements; measurements.train_alone({variant!r}, {images}, {epochs}, {device_name!r})"
+    code = f"from tools import measurements; measurements.train_alone({variant!r}, {images}, {epochs}, {device_name!r}, {network!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=sources.PROJECT)
     seconds, memory = json.loads(done.stdout)
     return seconds, memory
 
 
-def train_alone(variant: str, images: int, epochs: int, device_name: str) -> None:
+def train_alone(variant: str, images: int, epochs: int, device_name: str, network: str = "") -> None:
     """Train in this process; print the seconds and the most bytes of memory as JSON."""
     device = devices.select(device_name)
     devices.prepare(device)
     data = random_set(images, 10)
-    step = tutorial_steps(data, device) if variant == TUTORIAL else our_steps(data, device, variant)
+    settings = msgspec.structs.replace(SETTINGS, epochs=epochs + 1)  # for the step that comes first
+    model = NETWORKS.get(network, Model())
+    step = tutorial_steps(data, device) if variant == TUTORIAL else our_steps(data, device, variant, model, settings)
     step()
     clock = devices.Stopwatch(device)
     with clock.running():

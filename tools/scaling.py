@@ -19,19 +19,20 @@ from pipeline import cli, params, sources
 from pipeline import device as devices
 from pipeline.data.dataset import DATASET
 from pipeline.machine import demo
+from pipeline.params import Model
 from pipeline.runs.environments import WAITING, Facts
 from pipeline.system import files
 from pipeline.system.errors import UserError, printable
 from tools import commit, markers
-from tools.variants import random_set
+from tools.variants import NETWORKS, random_set
 
 PAGE = Path("docs/performance.md")
 NAME = "scaling"
 """Of the block in that page."""
-BATCHES = (64, 1024)
+CASES = {"SimpleCNN": ((64, 20_480), (1024, 20_480)), "ResNet-20": ((256, 1_536),)}
+"""Network -> batch sizes, and how many images are an epoch, which is a measurement."""
 WORKERS = (1, 2, 4)
 """Of one thread each."""
-IMAGES = 20_480
 ROUNDS = 5
 COLLECTIVES = Path("collectives.json")
 """Where a training that is measured leaves its seconds in collectives."""
@@ -48,7 +49,6 @@ class Step(NamedTuple):
 def main() -> None:
     """Measure, and put the table into its page."""
     parser = argparse.ArgumentParser(prog="python -m tools.scaling", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--images", type=int, default=IMAGES, help="of an epoch, which is a measurement")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--train", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -58,14 +58,14 @@ def main() -> None:
     try:
         measured_at = commit.measured()
         with tempfile.TemporaryDirectory() as name:
-            table = scaling(Path(name), measured_at, asked.images, asked.rounds)
+            table = scaling(Path(name), measured_at, asked.rounds)
         print(table)
         markers.replace(PAGE, NAME, table)
     except UserError as error:
         sys.exit(f"error: {printable(str(error))}")
 
 
-def scaling(folder: Path, measured_at: str, images: int = IMAGES, rounds: int = ROUNDS) -> str:
+def scaling(folder: Path, measured_at: str, rounds: int = ROUNDS) -> str:
     """Measure in `folder`; a table of milliseconds a step, with their ratio to those of one process of one thread.
 
     Raises:
@@ -73,32 +73,36 @@ def scaling(folder: Path, measured_at: str, images: int = IMAGES, rounds: int = 
     """
     limit = devices.cpu_limit()
     demo.lay_out(folder)
-    random_set(images, 10).save(folder / DATASET)
     ways = [*((workers, 1) for workers in WORKERS), *((1, limit) for _ in range(limit > 1))]
-    steps: dict[tuple[int, int, int], list[Step]] = {(batch, *way): [] for batch in BATCHES for way in ways}
-    for _ in range(rounds):
-        for (batch, workers, threads), measured in steps.items():
-            measured.append(_step(folder, batch, workers, threads, -(-images // batch)))
+    steps: dict[tuple[str, int, int, int], list[Step]] = {}
+    for name, batches in CASES.items():
+        for batch, images in batches:
+            random_set(images, 10).save(folder / DATASET)
+            of_case: dict[tuple[str, int, int, int], list[Step]] = {(name, batch, *way): [] for way in ways}
+            for _ in range(rounds):
+                for (_, _, workers, threads), measured in of_case.items():
+                    measured.append(_step(folder, batch, workers, threads, -(-images // batch), NETWORKS.get(name, Model())))
+            steps |= of_case
     facts = devices.describe(devices.select(devices.CPU))
     lines = [
         f"Measured {time.strftime('%Y-%m-%d')} at commit {measured_at} on {facts['hardware']}, {facts['cpu_capability']}, {limit} CPUs, "
         f"PyTorch {facts['torch']}; the median of {rounds} trainings each, which took turns.",
         "",
-        "| batch | workers | threads of each | ms a step | of them in collectives | ratio to one worker of one thread |",
-        "|---|---|---|---|---|---|",
+        "| network | batch | workers | threads of each | ms a step | of them in collectives | ratio to one worker of one thread |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for (batch, workers, threads), measured in steps.items():
-        one = statistics.median(step.all for step in steps[batch, 1, 1])
+    for (name, batch, workers, threads), measured in steps.items():
+        one = statistics.median(step.all for step in steps[name, batch, 1, 1])
         median = statistics.median(step.all for step in measured)
         collectives = statistics.median(step.collectives for step in measured)
-        lines.append(f"| {batch} | {workers} | {threads} | {median:.1f} | {collectives:.1f} | {median / one:.2f} |")
+        lines.append(f"| {name} | {batch} | {workers} | {threads} | {median:.1f} | {collectives:.1f} | {median / one:.2f} |")
     return "\n".join(lines)
 
 
-def _step(folder: Path, batch: int, workers: int, threads: int, steps: int) -> Step:
+def _step(folder: Path, batch: int, workers: int, threads: int, steps: int, network: Model = Model()) -> Step:  # noqa: B008
     """A step's share of an epoch of `python -m pipeline train` in `folder`."""
     path = folder / params.PARAMS
-    settings = msgspec.to_builtins(params.load(path)) | {"workers": workers}
+    settings = msgspec.to_builtins(params.load(path)) | {"workers": workers, "model": msgspec.to_builtins(network)}
     settings["train"] |= {"epochs": 1, "batch_size": batch}
     path.write_text(params.dump(settings))
     for before in (folder / WAITING).rglob("*.json"):

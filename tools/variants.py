@@ -11,18 +11,25 @@ import torchvision
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
-from pipeline import numerics
+from pipeline import models, numerics
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation import evaluate
 from pipeline.exact.draws import random_integers
 from pipeline.exact.initialisation import initialise
 from pipeline.models.simple_cnn import SimpleCNN
-from pipeline.params import Evaluate, Train
+from pipeline.params import Evaluate, Model, Train
 from pipeline.training.trainer import Trainer
 
 SETTINGS = Train(epochs=1, batch_size=64, lr=0.001, momentum=0.9, log_every=10)
 """The tutorial's, but for the batch size."""
 TUTORIAL = "the tutorial's script"
+NETWORKS = {
+    "ResNet-20": Model(name="networks/resnet20.py:ResNet20"),
+    "resnet18": Model(name="resnet18"),
+    "mobilenet_v2": Model(name="mobilenet_v2"),
+    "ViT, 6 x 192": Model(name="networks/vit.py:ViT"),
+}
+"""For images of 32 x 32."""
 
 Call = Callable[[], Any]
 
@@ -68,13 +75,13 @@ def tutorial_steps(data: Dataset, device: torch.device, workers: int = 0) -> Cal
     return step
 
 
-def our_steps(data: Dataset, device: torch.device, name: str) -> Call:
+def our_steps(data: Dataset, device: torch.device, name: str, network: Model = Model(), settings: Train = SETTINGS) -> Call:  # noqa: B008
     """The pipeline's loop, a step at a time; the log is read as often as `loop.train` reads it."""
-    trainer = Trainer(data, device, 0, numerics.select(name, device), SETTINGS)
+    trainer = Trainer(data, device, 0, numerics.select(name, device), settings, network=network)
 
     def step() -> None:
         trainer.step()
-        if trainer.steps_completed % SETTINGS.log_every == 0:
+        if trainer.steps_completed % settings.log_every == 0:
             trainer.read_step_log()
 
     return step
@@ -110,3 +117,11 @@ def evaluations(data: Dataset, device: torch.device) -> dict[str, Call]:
         return lambda: evaluate(weights, data, device, chosen, Evaluate(batch_size=1000))
 
     return {TUTORIAL: tutorial, "native": ours("native"), "exact": ours("exact")}
+
+
+def network_evaluation(data: Dataset, device: torch.device, name: str, network: Model) -> Call:
+    """An evaluation of the test images by a network with its initial weights."""
+    model = models.build(network, data.shape, len(data.classes), 0)
+    weights = {key: tensor.numpy().copy() for key, tensor in model.state_dict().items()}
+    chosen = numerics.select(name, device)
+    return lambda: evaluate(weights, data, device, chosen, Evaluate(batch_size=250), network)

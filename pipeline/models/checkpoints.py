@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import io
 import pickle
 import re
 import warnings
@@ -16,6 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.device import CPU
+from pipeline.models import normalisation
+from pipeline.params import Model
+from pipeline.system import paths
 from pipeline.system.errors import UserError, shown
 
 ENTRIES = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params", "model_ema", "state_dict_ema", "ema",
@@ -24,6 +29,8 @@ ENTRIES = ("state_dict", "model_state_dict", "model", "net", "network", "module"
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 """What DataParallel, torch.compile and modules around a network put before each name."""
 LISTED = 5
+LARGEST_BYTES = 2**34
+"""Of a file of weights."""
 
 
 class Checkpoint(NamedTuple):
@@ -32,6 +39,8 @@ class Checkpoint(NamedTuple):
     weights: dict[str, np.ndarray]
     said: list[str]
     """What was done to them, a phrase each."""
+    digest: str
+    """The SHA-256 of the file."""
 
 
 def read(path: Path, entry: str | None = None) -> Checkpoint:
@@ -40,7 +49,7 @@ def read(path: Path, entry: str | None = None) -> Checkpoint:
     Raises:
         UserError: it cannot be read, would execute something, or holds no weights.
     """
-    content = _read(path)
+    content, digest = _read(path)
     said = []
     name = entry or ("" if _tensors(content) else next((key for key in ENTRIES if _tensors(_entry(content, key))), ""))
     if name:
@@ -63,20 +72,24 @@ def read(path: Path, entry: str | None = None) -> Checkpoint:
         if value.is_complex() or value.is_quantized:
             raise UserError(f"{path}: {shown(key)} is {value.dtype}; a network of float32 weights takes none; convert it where it was made")
         weights[key] = value.detach().to(torch.float32 if value.is_floating_point() else torch.int64).contiguous().numpy()
-    return Checkpoint(weights, said)
+    return Checkpoint(weights, said, digest)
 
 
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise UserError(f"{path}: {'not a file' if path.exists() else 'not found'}; name a .pth, .pt or .safetensors file")
+def _read(path: Path) -> tuple[Any, str]:
+    """What a file holds, and its digest, of the same bytes."""
+    try:
+        content = paths.read(path, LARGEST_BYTES)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; name a .pth, .pt or .safetensors file") from None
+    digest = hashlib.sha256(content).hexdigest()
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+            from safetensors.torch import load
 
-            return load_file(path)
+            return load(bytes(content)), digest
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is refused next
-            return torch.load(path, map_location=CPU, weights_only=True)
+            return torch.load(io.BytesIO(content), map_location=CPU, weights_only=True), digest
     except pickle.UnpicklingError as error:
         text = str(error)
         if named := re.search(r"GLOBAL ([\w.]+)", text):
@@ -86,17 +99,17 @@ def _read(path: Path) -> Any:
             ) from None
         raise UserError(f"{path}: not a checkpoint of PyTorch, or damaged; copy it again, or save it there with torch.save") from None
     except Exception as error:  # whatever a damaged file makes of PyTorch's and safetensors' readers
-        if "TorchScript" in str(error) or _is_script(path):
+        if "TorchScript" in str(error) or _is_script(content):
             raise UserError(f"{path}: a TorchScript archive; where it was made, save torch.jit.load(FILE).state_dict()") from None
         said = " ".join(str(error).split())[:80] or type(error).__name__
         raise UserError(f"{path}: not a checkpoint of PyTorch, or damaged ({said}); copy it again") from None
 
 
-def _is_script(path: Path) -> bool:
+def _is_script(content: bytearray) -> bool:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return any("/code/" in name for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
+    except zipfile.BadZipFile:
         return False
 
 
@@ -137,6 +150,32 @@ def fit(weights: Mapping[str, np.ndarray], network: nn.Module, path: Path, name:
         raise UserError(f"{path}: not the weights of {name}: {'; '.join(wrong[:LISTED])}{more}")
     count = np.zeros((), np.int64)  # old checkpoints have none, and nothing reads it where momentum is a number
     return {key: weights[key].reshape(shape) if key in weights else count for key, shape in wanted.items()}
+
+
+def start(model: Model) -> Checkpoint | None:
+    """The weights that a training of `model` begins with; None where they are drawn. Raises as `read` does."""
+    return read(Path(model.weights)) if model.weights else None
+
+
+def begin(network: nn.Module, start: Checkpoint, model: Model, classes: int) -> str:
+    """Put the weights of `model.weights` into a network that is to be trained for so many classes; what was done, in words.
+
+    Layers that the file has for another number of classes, and the numbers of `model.normalize`, stay the network's own.
+
+    Raises:
+        UserError: other weights are missing, too many or of other shapes.
+    """
+    own = {key: tensor.numpy() for key, tensor in network.state_dict().items()}
+    given = {key: array for key, array in start.weights.items() if key not in normalisation.BUFFERS}
+    theirs = classes_of(given, network, classes)
+    heads = [
+        key for key in own if theirs != classes and key in given and given[key].shape == (theirs, *own[key].shape[1:]) != own[key].shape
+    ]
+    kept = [*heads, *(key for key in normalisation.BUFFERS if key in own)]
+    weights = fit(given | {key: own[key] for key in kept}, network, Path(model.weights), model.name)
+    network.load_state_dict({key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in weights.items()})
+    anew = f"{', '.join(heads)} begin anew, for {classes} classes in place of {theirs}" if heads else ""
+    return "; ".join(filter(None, (f"{model.weights}: the training begins with its {len(own) - len(kept)} tensors", *start.said, anew)))
 
 
 def _differences(weights: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]], left: set[str]) -> Iterator[str]:

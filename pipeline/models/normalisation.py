@@ -17,6 +17,8 @@ from pipeline.exact import arrays
 from pipeline.params import Normalize
 from pipeline.system.errors import UserError
 
+BUFFERS = ("pixel_mean", "pixel_deviation")
+"""Their names in a network's state."""
 IMAGES = 256
 """Whose integers are added at a time."""
 
@@ -50,7 +52,7 @@ def set_numbers(network: nn.Module, images: np.ndarray) -> None:
         raise UserError(
             f"model.normalize: channel {deviation.index(0)} is the same in all pixels, so it has no deviation; leave normalize out"
         )
-    for name, values in (("pixel_mean", mean), ("pixel_deviation", deviation)):
+    for name, values in zip(BUFFERS, (mean, deviation), strict=True):
         buffer = network.get_buffer(name)
         buffer.copy_(torch.tensor(values, dtype=torch.float32).view(buffer.shape))
 

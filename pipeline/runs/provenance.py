@@ -37,6 +37,8 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     code: schema.Digest
     """The digest of the sources that trained (`sources.digest`)."""
     imported: Imported | msgspec.UnsetType = msgspec.UNSET
+    weights: schema.Digest | msgspec.UnsetType = msgspec.UNSET
+    """The SHA-256 of the file that `model.weights` names; not written where it names none."""
     workers: Workers | None = None
     """For native numerics how many workers trained, for their bits depend on it; else None."""
 
@@ -52,11 +54,14 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return Model() if isinstance(self.model, msgspec.UnsetType) else self.model
 
 
-def described_by(params: Params, numerics: str, data: Description, code: str, source: str = "") -> Provenance:
-    """The training that `params` describe, with this version of the numerics, on this data set, by our sources and the network's."""
+def described_by(params: Params, numerics: str, data: Description, code: str, source: str = "", weights: str = "") -> Provenance:
+    """The training that `params` describe, with this version of the numerics, on this data set, by our sources and the network's.
+
+    `weights` is the SHA-256 of the file of weights that it begins with.
+    """
     return Provenance(
         data=data, seed=params.seed, numerics=numerics, train=params.train, code=code,
-        model=msgspec.UNSET if params.model == Model() else params.model, source=source or msgspec.UNSET,
+        model=msgspec.UNSET if params.model == Model() else params.model, source=source or msgspec.UNSET, weights=weights or msgspec.UNSET,
         workers=params.workers if numerics == "native" else None,
     )  # fmt: skip
 

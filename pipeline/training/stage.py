@@ -13,13 +13,13 @@ from pipeline import device as devices
 from pipeline import models, numerics
 from pipeline.data import dataset
 from pipeline.inputs import CACHE, LOCK, Inputs
-from pipeline.models import recording
+from pipeline.models import checkpoints, recording
 from pipeline.runs import environments, outputs, provenance
 from pipeline.runs.environments import Facts
 from pipeline.runs.outputs import MODEL, OUTPUTS
 from pipeline.runs.provenance import Provenance
 from pipeline.system import files
-from pipeline.system.errors import UserError
+from pipeline.system.errors import UserError, printable
 from pipeline.training import checkpoint, loop
 from pipeline.training.checkpoint import UNFINISHED, Checkpoint
 from pipeline.training.loop import Training
@@ -55,7 +55,7 @@ def train(inputs: Inputs, checkpoint_seconds: float = checkpoint.SECONDS) -> Non
     params = inputs.params
     own = rank.here(params.workers, params.numerics)
     with files.only_one(LOCK, "a stage") if own.rank == 0 else contextlib.nullcontext():
-        inputs.watch(dataset.DATASET)
+        inputs.watch(dataset.DATASET, *([Path(params.model.weights)] if params.model.weights else []))
         with session.together(own, WORKERS) as join:
             data = dataset.load()
             device = devices.select(params.device, own.local_rank, own.local_count)
@@ -63,14 +63,15 @@ def train(inputs: Inputs, checkpoint_seconds: float = checkpoint.SECONDS) -> Non
             if own.rank == 0 and device.type == devices.CPU and own.local_count > (limit := devices.cpu_limit()):
                 print(f"{own.local_count} workers share {limit} CPU(s), which is slower than workers: {limit}", file=sys.stderr, flush=True)
             chosen = numerics.select(params.numerics, device)
+            source, start = models.source(params.model, chosen.version), checkpoints.start(params.model)
             described = provenance.described_by(
-                params, chosen.version, data.description, inputs.code, models.source(params.model, chosen.version)
+                params, chosen.version, data.description, inputs.code, source, start.digest if start else ""
             )
             unfinished = checkpoint_of(described, device, UNFINISHED) if own.rank == 0 else None
             pytorch = devices.describe(device)["torch"] if chosen.version == "native" else None
             with devices.failures_explained(device):
                 group = join(device, {**provenance.flattened(described), "PyTorch": pytorch})
-                trainer, training, network = fit(described, data, device, chosen, unfinished, checkpoint_seconds, group)
+                trainer, training, network = fit(described, data, device, chosen, unfinished, checkpoint_seconds, group, start=start)
         if unfinished is None:
             return
         try:
@@ -97,10 +98,12 @@ def checkpoint_of(described: Provenance, device: torch.device, folder: Path, sec
 def fit(
     described: Provenance, data: Dataset, device: torch.device, chosen: Numerics, unfinished: Checkpoint | None,
     checkpoint_seconds: float, group: Group = ALONE, of_epochs: int | None = None, recorded: Recording | None = None,
+    start: checkpoints.Checkpoint | None = None,
 ) -> tuple[Trainer, Training, bytes]:  # fmt: skip
     """Train as `described` to the end, from the state in `unfinished` if there is one, which the caller removes; the network as data.
 
-    Where that is the beginning of a training of `of_epochs` epochs, its schedule is that training's. The network is `recorded`, if given.
+    Where that is the beginning of a training of `of_epochs` epochs, its schedule is that training's. The network is `recorded`, if given,
+    and begins with the weights of `start`, if given.
 
     Raises:
         UserError: the device failed, or the training diverged.
@@ -108,7 +111,11 @@ def fit(
     """
     with devices.failures_explained(device):
         settings = msgspec.structs.replace(described.recipe, epochs=of_epochs or described.recipe.epochs)
-        trainer = Trainer(data, device, described.seed, chosen, settings, group, described.recipe.epochs, described.network, recorded)
+        trainer = Trainer(
+            data, device, described.seed, chosen, settings, group, described.recipe.epochs, described.network, recorded, start
+        )
+        if trainer.began and group.rank == 0:
+            print(printable(trainer.began), file=sys.stderr, flush=True)
         outputs.check_weights(trainer.named_weights(), "the network cannot be kept, so it is not trained")
         network = recording.record(trainer.model, data.shape, chosen, device)  # before any step: with its initial values
         return trainer, loop.train(trainer, unfinished, checkpoint_seconds), network

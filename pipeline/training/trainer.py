@@ -18,7 +18,8 @@ from pipeline.data.batches import Batches
 from pipeline.exact.augmentation import Augmentation
 from pipeline.exact.draws import permutation
 from pipeline.exact.masks import Draws
-from pipeline.models import normalisation
+from pipeline.models import checkpoints, normalisation
+from pipeline.models.checkpoints import Checkpoint
 from pipeline.models.recorded import Recorded, Recording
 from pipeline.params import Model, Train
 from pipeline.training import updates
@@ -46,10 +47,11 @@ class Trainer:
     def __init__(
         self, data: Dataset, device: torch.device, seed: int, numerics: Numerics, settings: Train, group: Group = ALONE,
         epochs: int | None = None, network: Model = Model(), recorded: Recording | None = None,  # noqa: B008 - frozen
+        start: Checkpoint | None = None,
     ) -> None:  # fmt: skip
         """Of a training of `settings.epochs` epochs, which its schedule is for, only the first `epochs` are trained, where given.
 
-        A network that was recorded is trained as the recording has it.
+        A network that was recorded is trained as the recording has it; one that has a start begins with those weights.
         """
         self.epochs = settings.epochs if epochs is None else epochs
         self.device, self.seed, self.numerics, self.settings, self.group = device, seed, numerics, settings, group
@@ -58,6 +60,9 @@ class Trainer:
         self.network = network
         if network.normalize is True and recorded is None:
             normalisation.set_numbers(self.model, data.train_images)
+        self.began = ""
+        if start is not None:
+            self.began = checkpoints.begin(self.model, start, network, len(data.classes))
         self.model.to(device)
         if network != Model():
             models.try_out(self.model, network, data.shape, len(data.classes), numerics, device)

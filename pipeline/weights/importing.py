@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from pipeline import device as devices
 from pipeline import evaluation, models, numerics, params, sources
 from pipeline.data import dataset
 from pipeline.data.dataset import Dataset, Description, Shape
-from pipeline.models import checkpoints, recording
+from pipeline.models import checkpoints, normalisation, recording
 from pipeline.params import SIMPLE_CNN, Model
 from pipeline.runs import keeping, outputs
 from pipeline.runs.provenance import Imported, Provenance
@@ -47,7 +46,7 @@ def import_checkpoint(
     classes = _classes(names, data, count)
     network = models.build(model, shape, count)
     if model.normalize:  # the numbers are given, and no checkpoint holds them
-        read.weights.update({key: b.numpy() for key, b in network.named_buffers() if key in ("pixel_mean", "pixel_deviation")})
+        read.weights.update({key: b.numpy() for key, b in network.named_buffers() if key in normalisation.BUFFERS})
     weights = checkpoints.fit(read.weights, network, path, model.name)
     outputs.check_weights(weights, f"{path}: cannot be kept")
     models.load(network, weights, model.name)
@@ -57,7 +56,7 @@ def import_checkpoint(
         data=data.description if data is not None and fits else Description(name="none", digest=NOWHERE, classes=classes, shape=shape),
         seed=0, numerics=chosen.version, train=None, model=msgspec.UNSET if model == Model() else model, code=sources.digest("train"),
         source=models.source(model, chosen.version) or msgspec.UNSET,
-        imported=Imported(checkpoint=hashlib.sha256(paths.read(path)).hexdigest()),
+        imported=Imported(checkpoint=read.digest),
     )  # fmt: skip
     parts = outputs.training_parts(weights, [], described, recording.record(network, shape, chosen, device, trained=True))
     said = [f"{path}: {len(weights)} tensors of {model.name} for {count} classes, trained elsewhere", *read.said]

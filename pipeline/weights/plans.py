@@ -16,7 +16,8 @@ from pipeline import device as devices
 from pipeline import evaluation, models, numerics, params, sources
 from pipeline.data import dataset, synthetic
 from pipeline.data.dataset import Dataset, Description
-from pipeline.models import of_runs
+from pipeline.models import checkpoints, of_runs
+from pipeline.models.checkpoints import Checkpoint
 from pipeline.models.recorded import Recording
 from pipeline.numerics import Numerics
 from pipeline.params import SOURCES, Evaluate, Train
@@ -42,6 +43,8 @@ class Plan:
     """This process among the workers."""
     recorded: Recording | None
     """The run's network as data; None where it is made from its source."""
+    start: Checkpoint | None
+    """The weights that it begins with; None where they are drawn."""
 
     @property
     def described(self) -> Provenance:
@@ -75,10 +78,25 @@ def of(run: Run, device_name: str, epochs: int | None, data_file: Path | None, a
     network = of_runs.recorded_network(
         run.network, described.network, described.source, run.weights, len(data.classes), data.shape, chosen.version
     )
-    plan = Plan(run, train, evaluate, data, device, chosen, at, network)
+    plan = Plan(run, train, evaluate, data, device, chosen, at, network, _start(run))
     if not plan.whole:
         _check_beginning(plan)
     return plan
+
+
+def _start(run: Run) -> Checkpoint | None:
+    """The weights that the run's training began with, which do not come with it."""
+    wanted = run.identity.provenance.weights
+    if isinstance(wanted, msgspec.UnsetType):
+        return None
+    path = run.identity.provenance.network.weights
+    needs = f"{run.folder}: its training began with {path or 'a file'} (SHA-256 {wanted:.12}...), which does not come with a run"
+    if not os.path.exists(path):
+        raise UserError(f"{needs}; put that file there")
+    start = checkpoints.start(run.identity.provenance.network)
+    if start is None or start.digest != wanted:
+        raise UserError(f"{needs}, and {path} here is another one; put the run's there")
+    return start
 
 
 def workers(run: Run) -> int:

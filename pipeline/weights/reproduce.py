@@ -122,7 +122,9 @@ def _train(plan: Plan, work: Path, checkpoint_seconds: float) -> tuple[Training,
     with session.together(plan.worker, work / "workers") as join, devices.failures_explained(device):
         group = join(device, provenance.flattened(described))
         epochs = plan.run.identity.recipe.epochs
-        _, training, network = stage.fit(described, plan.data, device, plan.numerics, own, checkpoint_seconds, group, epochs, plan.recorded)
+        _, training, network = stage.fit(
+            described, plan.data, device, plan.numerics, own, checkpoint_seconds, group, epochs, plan.recorded, plan.start
+        )
     return training, network, unfinished, group
 
 
