@@ -69,7 +69,7 @@ compare: $(READY) ## compare the kept runs
 results: $(READY) ## make the README's table from the kept runs in results/
 	$(BIN)/python -m tools.results
 
-claims: $(READY) ## make the README's table of machines from the records in results/machines/
+claims: $(READY) ## make the tables of machines from the records in results/machines/
 	$(BIN)/python -m tools.claims
 
 pictures: $(READY) ## draw the README's picture from the kept runs in results/

@@ -1,4 +1,4 @@
-"""The README's table of machines: a row for every claim, seen only where a record shows it."""
+"""The tables of machines: a row for every claim, seen only where a record shows it."""
 
 from __future__ import annotations
 
@@ -106,19 +106,33 @@ def test_records_of_another_version_are_no_evidence_and_said(tmp_path, capsys):
         claims.load(tmp_path)
 
 
-def test_what_a_record_says_is_shown_in_the_readme_as_it_is_and_does_nothing():
+def test_what_a_record_says_is_shown_as_it_is_and_does_nothing():
     hostile = record(processor="a|b <img src=x> @someone https://example.com [x](y)", torch="2.14.1|<b>")
     (row,) = (line for line in claims.table([hostile]).splitlines() if "example" in line)
     assert row.replace("\\|", "").count("|") == 4
     assert r"a\|b \<img src=x\> \@&#8203;someone https:&#8203;//example.com \[x\](y), 2026-01-02, PyTorch 2.14.1\|\<b\>" in row
 
 
-def test_the_readmes_table_is_that_of_the_records():
-    assert markers.read(ROOT / "README.md", "claims") == claims.table(claims.load(ROOT / records.RECORDS))
+def test_the_tables_are_those_of_the_records():
+    found = claims.load(ROOT / records.RECORDS)
+    assert markers.read(ROOT / claims.README, "claims") == claims.short(found)
+    assert markers.read(ROOT / claims.PAGE, "claims") == claims.table(found)
+
+
+def test_the_short_table_counts_machines_and_says_what_contradicts_a_claim():
+    def row(*records: Record, text: str = "x86-64 without AVX-512") -> str:
+        (found,) = (line for line in claims.short(list(records)).splitlines() if line.startswith(f"| {text} |"))
+        return found.removeprefix(f"| {text} | ").removesuffix(" |")
+
+    assert row() == "not seen yet"
+    assert row(text="an NVIDIA GPU") == "[read in PyTorch's machine code](docs/gpu.md), not yet run"
+    assert row(record()) == row(record(), record(date="2026-01-03")) == "on 1 machine"
+    assert row(record(), record(processor="8080")) == "on 2 machines"
+    assert row(record(), record(outcome(fingerprint=WRONG), processor="6502")) == "**NOT on 1**"
 
 
 def test_every_section_that_a_claim_refers_to_is_in_the_definition():
-    headings = re.findall(r"^#+ (.*)$", (ROOT / claims.DEFINITION).read_text(), re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", (ROOT / "docs" / claims.DEFINITION).read_text(), re.MULTILINE)
     anchors = {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
     assert {claim.section for claim in claims.CLAIMS} - anchors == set()
 

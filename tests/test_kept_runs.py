@@ -17,9 +17,9 @@ from pipeline.runs import environments, outputs
 from pipeline.runs import kept as runs
 from pipeline.runs.outputs import OUTPUTS
 from pipeline.system import tensors
-from tests import kept_runs, pages
+from tests import kept_runs
 from tests.conftest import ROOT, command
-from tests.dvc_clone import SMALL, copied, environment, kept, sh
+from tests.dvc_clone import SMALL, copied, kept, sh
 
 
 def test_a_second_repro_does_nothing(clone):
@@ -128,18 +128,6 @@ def test_a_run_that_dvc_pulls_into_another_clone_is_kept_by_compare_with_what_th
     compared = command("compare", "--json", folder=second)
     assert compared.returncode == 0
     assert json.loads(compared.stdout)["verdict"] == "identical"
-
-
-def test_a_run_crosses_to_another_machine_as_the_page_says(clone, tmp_path):
-    shutil.copytree(clone, tmp_path / "first", symlinks=True)
-    for folder in (tmp_path / "first" / "runs").glob("*seed[1-9]*"):  # of other tests
-        shutil.rmtree(folder)
-    page, _, _ = (ROOT / "docs/two-machines.md").read_text().partition("## Other remotes")
-    shown = pages.commands(page)
-    said = pages.run([words for words, _ in shown], tmp_path, PATH=environment()["PATH"])
-    for (words, printed), (code, text) in zip(shown, said, strict=True):
-        assert (words, code, pages.missing(printed, text)) == (words, 0, None), text
-    assert kept(tmp_path / "second") == kept(tmp_path / "first")
 
 
 def test_a_run_that_was_not_evaluated_yet_is_not_kept(clone, tmp_path):

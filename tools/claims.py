@@ -1,4 +1,4 @@
-"""`make claims`: the README's first table, from the records in results/machines/: claim, why it holds, where it was seen."""
+"""`make claims`: what was seen to give the same bits, from the records in results/machines/: the README's short table, and the page's."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pipeline.machine.records import RECORDS, Outcome, Record, read
 from pipeline.system.errors import UserError
 from tools import markers
 
-README = Path("README.md")
-DEFINITION = "docs/exact-numerics.md"
+README, PAGE = Path("README.md"), Path("docs/machines.md")
+DEFINITION = "exact-numerics.md"
 NOT_SEEN = "not seen yet"
 SHOWN = 3
 """Machines a row at most."""
@@ -96,7 +96,7 @@ CLAIMS = (
     Claim("ARM64, Linux", "all that rounds is IEEE 754", "the-bound-with-its-proof", _arm()),
     Claim("ARM64, macOS", "all that rounds is IEEE 754", "the-bound-with-its-proof", _arm(macos=True)),
     Claim("an NVIDIA GPU", SUMS, "the-bound-with-its-proof", _on_gpu(resumed=False),
-          unseen="[read in PyTorch's machine code](docs/gpu.md), not yet run"),
+          unseen="[read in PyTorch's machine code](gpu.md), not yet run"),
     Claim("begun on the CPU, ended on a GPU", "a checkpoint is all that a step reads", "the-update", _on_gpu(resumed=True)),
     Claim("any batch size in evaluation", "an image has grids of its own", "grids", _several(lambda o: o.evaluation_batch)),
     Claim("any number of workers", "integers are added, and rounded once", "backward", _several(lambda o: o.workers)),
@@ -105,14 +105,15 @@ CLAIMS = (
 
 
 def main() -> None:
-    """Put the table into the README; exit code 2 if that cannot be."""
+    """Put the tables into their pages; exit code 2 if that cannot be."""
     try:
-        found = load(Path(RECORDS))
-        markers.replace(README, "claims", table(found))
+        records = load(Path(RECORDS))
+        markers.replace(README, "claims", short(records))
+        markers.replace(PAGE, "claims", table(records))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    print(f"{README}: the table is that of {len(found)} records in {RECORDS}/")
+    print(f"{README} and {PAGE}: the tables are those of {len(records)} records in {RECORDS}/")
 
 
 def load(folder: Path) -> list[Record]:
@@ -131,27 +132,49 @@ def load(folder: Path) -> list[Record]:
     return sorted(records, key=lambda record: record.date, reverse=True)
 
 
+def short(records: list[Record]) -> str:
+    """The README's table: a row for every claim, and on how many machines it was seen."""
+    evaluation = _usual(outcome.evaluation for record in records for outcome in record.outcomes)
+    rows = []
+    for claim in CLAIMS:
+        same, other = _machines(claim, records, evaluation)
+        count = len({name.rpartition(",")[0] for name in same})
+        seen = f"on {count} machine{'s' * (count > 1)}" if count else claim.unseen.replace("](", "](docs/")
+        rows.append([claim.text, f"**NOT on {len(other)}**" if other else seen])
+    rows.append(["another release of PyTorch", _seen_releases(records, evaluation)])
+    return "\n".join(markdown.table(["the same bits for", f"[seen]({PAGE})"], rows))
+
+
 def table(records: list[Record]) -> str:
-    """The Markdown table: a row for every claim, seen or not."""
+    """The page's table: a row for every claim, seen or not, why it holds, and the machines."""
     evaluation = _usual(outcome.evaluation for record in records for outcome in record.outcomes)
     rows = [
         [claim.text, f"[{claim.reason}]({DEFINITION}#{claim.section})", _seen(claim, records, evaluation)]
         for claim in CLAIMS
     ]  # fmt: skip
-    releases = sorted({_release(record) for record in records if _right(record.outcomes, evaluation)}, key=_numbers)
-    where = f"PyTorch {', '.join(releases)}" if len(releases) > 1 else NOT_SEEN
-    rows.append(["another release of PyTorch", f"[{SUMS}]({DEFINITION}#the-bound-with-its-proof)", where])
+    rows.append(["another release of PyTorch", f"[{SUMS}]({DEFINITION}#the-bound-with-its-proof)", _seen_releases(records, evaluation)])
     return "\n".join(markdown.table(["the same bits for", "why it holds", "seen on"], rows))
 
 
-def _seen(claim: Claim, records: list[Record], evaluation: str | None) -> str:
-    """The machines that show the claim, the newest first; those that contradict it before all others, by name."""
+def _seen_releases(records: list[Record], evaluation: str | None) -> str:
+    releases = sorted({_release(record) for record in records if _right(record.outcomes, evaluation)}, key=_numbers)
+    return f"PyTorch {', '.join(releases)}" if len(releases) > 1 else NOT_SEEN
+
+
+def _machines(claim: Claim, records: list[Record], evaluation: str | None) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """The machines that show the claim, and those that contradict it, the newest first, each with releases of PyTorch."""
     same: dict[str, set[str]] = {}
     other: dict[str, set[str]] = {}
     for record in records:
         if outcomes := claim.outcomes(record):
             seen = same if _right(outcomes, evaluation) else other
             seen.setdefault(_machine(record, outcomes[0]), set()).add(_release(record))
+    return same, other
+
+
+def _seen(claim: Claim, records: list[Record], evaluation: str | None) -> str:
+    """The machines that show the claim; those that contradict it before all others, by name."""
+    same, other = _machines(claim, records, evaluation)
     names = [*(f"**NOT on** {name}" for name in _with_releases(other)), *_with_releases(same)[:SHOWN]]
     more = [f"and {len(same) - SHOWN} more"] if len(same) > SHOWN else []
     return "<br>".join([*names, *more]) or claim.unseen

@@ -1,0 +1,32 @@
+"""docs/tutorial.md: its commands can be copied in order, from a clone to the same weights on two machines, and print what stands there."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from pipeline.data import synthetic
+from tests import folders, pages
+from tests.conftest import ROOT, git
+
+
+def test_the_tutorials_commands_end_as_the_page_says(origin: Path, tmp_path: Path) -> None:
+    clone = tmp_path / "first"
+    git("clone", "--quiet", str(origin), str(clone), folder=ROOT)
+    (clone / ".venv").mkdir()
+    for part in Path(sys.prefix).iterdir():
+        if part.name != ".ready":
+            (clone / ".venv" / part.name).symlink_to(part)
+    (clone / ".venv" / ".ready").touch()  # newer than the requirements, so `make setup` has nothing to do
+    folders.write(clone / "photos", synthetic.make(400, 100, classes=4))
+    for key, value in {"name": "tests", "email": "tests@example.invalid"}.items():
+        git("config", f"user.{key}", value, folder=clone)
+    page, _, _ = (ROOT / "docs/tutorial.md").read_text().partition("## Other remotes")
+    shown = pages.commands(page)
+    path = f"{clone}/.venv/bin{os.pathsep}{os.environ['PATH']}"
+    said = pages.run([words for words, _ in shown], tmp_path, PATH=path, DVC_SITE_CACHE_DIR=str(tmp_path / "site"))
+    for (words, printed), (code, text) in zip(shown, said, strict=True):
+        failing = "mend the network" in printed
+        assert (words, code == 0, pages.missing(printed, text)) == (words, not failing, None), text
+    assert (clone / "outputs/model.safetensors").read_bytes() == (tmp_path / "second/outputs/model.safetensors").read_bytes()
