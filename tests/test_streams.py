@@ -121,7 +121,10 @@ def test_the_terminal_of_a_training_may_be_closed(workspace):
 
 @pytest.mark.fault(61)
 def test_nohup_is_heeded(workspace):
-    code = "import signal\nfrom pipeline.system.errors import STOP_SIGNALS\nprint(signal.SIGHUP in STOP_SIGNALS, signal.SIGTERM in STOP_SIGNALS)"
+    code = (
+        "import signal\nfrom pipeline.system.errors import STOP_SIGNALS\n"
+        "print(signal.SIGHUP in STOP_SIGNALS, signal.SIGTERM in STOP_SIGNALS)"
+    )
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, capture_output=True, text=True).stdout == "True True\n"
     assert subprocess.run(["nohup", *command], capture_output=True, text=True).stdout == "False True\n"
