@@ -16,7 +16,7 @@ def run() -> None:
     try:
         from pipeline.cli import main
     except Exception as error:
-        from pipeline.libraries import failed_import
+        from pipeline.system.libraries import failed_import
 
         print("error: " + str(failed_import(error) or error), file=sys.stderr)
         sys.exit(2)

@@ -12,19 +12,20 @@ import torch
 from torch import Tensor
 
 from pipeline import device as devices
-from pipeline import files, models, numerics, tensors
+from pipeline import models, numerics
 from pipeline.data import dataset
 from pipeline.data.batches import Batches
-from pipeline.errors import UserError, printable
 from pipeline.inputs import LOCK, Inputs
 from pipeline.models import checkpoints, of_runs
 from pipeline.models.recorded import Recording
 from pipeline.params import Evaluate
 from pipeline.params import Model as Network
-from pipeline.runs import kept, outputs, provenance
+from pipeline.runs import keeping, kept, outputs, provenance
 from pipeline.runs.environments import Facts
 from pipeline.runs.outputs import HISTORY, MODEL, OUTPUTS, PREDICTIONS, Metrics, Model, Prediction
-from pipeline.tensors import Tensors
+from pipeline.system import files, tensors
+from pipeline.system.errors import UserError, printable
+from pipeline.system.tensors import Tensors
 
 if TYPE_CHECKING:
     from pipeline.data.dataset import Dataset
@@ -56,9 +57,7 @@ def stage(inputs: Inputs) -> None:
         inputs.watch(dataset.DATASET, OUTPUTS / MODEL, OUTPUTS / HISTORY)
         model = outputs.read_model(OUTPUTS)
         data = dataset.load()
-        device = devices.select(params.device)
-        devices.prepare(device)
-        chosen = numerics.select(params.numerics, device)
+        device, chosen = numerics.prepared(params.device, params.numerics)
         source = models.source(params.model, chosen.version)
         start = checkpoints.start(params.model)
         described = provenance.described_by(
@@ -72,7 +71,7 @@ def stage(inputs: Inputs) -> None:
             evaluation = evaluate(model.weights, data, device, chosen, params.evaluate, params.model, network)
         inputs.check_unchanged()
         outputs.write_evaluation(OUTPUTS, evaluation.metrics, evaluation.predictions)
-        folder = kept.keep(OUTPUTS, evaluated_in=environment(evaluation, device, params.evaluate))
+        folder = keeping.keep(OUTPUTS, evaluated_in=environment(evaluation, device, params.evaluate))
     _report(evaluation.metrics, data.name)
     print(f"kept as {folder}")
 
@@ -117,9 +116,7 @@ def evaluate_kept(folder: Path, device_name: str, batch_size: int) -> bool:
         raise UserError(f"{folder / PREDICTIONS}: {len(run.predictions)} predictions of the {len(data.test_labels)} test images of "
                         f"'{data.name}': damaged; {outputs.again(folder)}")  # fmt: skip
     described = run.identity.provenance
-    device = devices.select(device_name)
-    devices.prepare(device)
-    chosen = numerics.select(run.identity.numerics, device)
+    device, chosen = numerics.prepared(device_name, run.identity.numerics)
     with devices.failures_explained(device):
         network = of_runs.recorded_network(
             run.network, described.network, described.source, run.weights, len(data.classes), data.shape, chosen.version

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline import params, sources
-from pipeline.errors import UserError
 from pipeline.params import Params
+from pipeline.system.errors import UserError
 
 CACHE = Path(".cache")
 """Undeclared and ignored: downloads, unfinished training, and the environments of finished training."""

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, to_builtins
 
-from pipeline import schema
-from pipeline.errors import UserError, shown
+from pipeline.system import schema
+from pipeline.system.errors import UserError, shown
 
 PARAMS = Path("params.yaml")
 LARGEST = 100_000

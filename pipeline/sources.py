@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 
 PACKAGE = Path(__file__).parent
+PROJECT = PACKAGE.resolve().parent
 
-_EVERY_STAGE = ("files.py", "inputs.py", "params.py", "paths.py", "schema.py", "sources.py", "tensors.py")
-_MODEL = ("data", "device", "exact", "memory.py", "models", "numerics", "runs/outputs.py", "runs/provenance.py", "workers")
+_EVERY_STAGE = ("data", "exact", "inputs.py", "params.py", "sources.py", "system")
+_MODEL = ("device", "models", "numerics", "runs", "workers")
 STAGES: dict[str, tuple[str, ...]] = {
-    "download": (*_EVERY_STAGE, "data", "exact/__init__.py", "exact/arrays.py", "exact/draws.py"),
+    "download": _EVERY_STAGE,
     "train": (*_EVERY_STAGE, *_MODEL, "training"),
     "evaluate": (*_EVERY_STAGE, *_MODEL, "evaluation.py"),
 }

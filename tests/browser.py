@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 from tests import chromium as headless
 from tests.chromium import visit, wait_for
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 
 ARGUMENTS = (
     "--headless=new",

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline import params, tensors
+from pipeline import params
 from pipeline.comparison import verdict, wording
 from pipeline.comparison.report import Pair, Report
-from pipeline.errors import UserError
 from pipeline.runs import outputs
 from pipeline.runs.kept import IDENTITY
 from pipeline.runs.outputs import HISTORY, METRICS, MODEL, PARTS
+from pipeline.system import tensors
+from pipeline.system.errors import UserError
 from tests.conftest import ROOT
 from tests.kept_runs import DATA, replaced
 

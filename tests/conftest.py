@@ -151,7 +151,7 @@ def nothing_outlives_its_test() -> Iterator[None]:
 def cuda():
     """The first CUDA device; skips where there is none."""
     from pipeline import device
-    from pipeline.errors import UserError
+    from pipeline.system.errors import UserError
 
     try:
         return device.select("cuda")

@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline import tensors
 from pipeline.data import synthetic
 from pipeline.runs import kept as runs
+from pipeline.system import tensors
 from tests import folders
 from tests.conftest import ROOT
 from tests.settings import set_params

@@ -14,11 +14,11 @@ import numpy as np
 from pipeline.data.dataset import Dataset, Description
 from pipeline.exact.draws import random_integers
 from pipeline.params import Train
-from pipeline.runs import environments, kept, outputs
+from pipeline.runs import environments, keeping, kept, outputs
 from pipeline.runs.environments import Facts
 from pipeline.runs.outputs import Metrics, Prediction, Step
 from pipeline.runs.provenance import Provenance
-from pipeline.tensors import Tensors, fingerprint
+from pipeline.system.tensors import Tensors, fingerprint
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TRAIN = Train(epochs=2, batch_size=64, lr=0.01, momentum=0.9, log_every=10)
@@ -138,6 +138,6 @@ def keep(
     else:  # as on a machine where nothing was trained
         shutil.rmtree(environments.WAITING, ignore_errors=True)
     evaluated = replaced(facts, {"batch_size": 1000, "images_per_second": 9000.0, "peak_memory_bytes": 310_000_000})
-    target = kept.keep(folder, runs, evaluated)
+    target = keeping.keep(folder, runs, evaluated)
     shutil.rmtree(folder)
     return target

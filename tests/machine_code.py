@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 
-from pipeline import files
+from pipeline.system import files
 
 CACHE = Path(__file__).parent.parent / ".cache" / "machine-code"
 _PLAIN = r"(vectorized_elementwise_kernelILi4E.*|elementwise_kernelILi\d+ELi\dEZNS0_22gpu_kernel_impl_nocastI.*)"

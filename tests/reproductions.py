@@ -15,14 +15,16 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from pipeline import evaluation, inputs, reproduce, tensors
+from pipeline import evaluation, inputs
 from pipeline.data.dataset import Dataset
-from pipeline.errors import Interrupted, UserError
 from pipeline.exact.draws import permutation
 from pipeline.params import Compare
 from pipeline.runs import kept, outputs
+from pipeline.system import tensors
+from pipeline.system.errors import Interrupted, UserError
 from pipeline.training import stage
 from pipeline.training.trainer import Trainer
+from pipeline.weights import reproduce
 from tests.conftest import ROOT
 from tests.settings import set_params
 
@@ -104,7 +106,7 @@ def claim(run: Path, target: Path, **changed: Callable) -> Path:
     outputs.write_evaluation(target, outputs.Metrics(**change("metrics", metrics)), predictions)
     described = json.loads(msgspec.json.encode(provenance))
     identity = json.loads((run / kept.IDENTITY).read_text()) | described | {"fingerprint": fingerprint}
-    identity["files"] = kept._sums(kept.read_parts(target))
+    identity["files"] = kept.sums_of(kept.read_parts(target))
     (target / kept.IDENTITY).write_text(json.dumps(change("identity", identity)))
     (target / kept.ENVIRONMENT).write_bytes((run / kept.ENVIRONMENT).read_bytes())
     return target

@@ -15,7 +15,7 @@ from pipeline import numerics
 from pipeline.data.dataset import Dataset
 from pipeline.exact.draws import random_integers
 from pipeline.params import Train
-from pipeline.tensors import fingerprint
+from pipeline.system.tensors import fingerprint
 from pipeline.training.trainer import Trainer
 from pipeline.workers import ALONE, Group
 

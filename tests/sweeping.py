@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from typer.models import OptionInfo
 
-from pipeline import cli
+from pipeline.cli.commands import app
 from tests import kept_runs
 from tests.conftest import ROOT, own_files
 
@@ -40,7 +40,7 @@ class Parameter:
 def commands() -> dict[str, list[Parameter]]:
     """Command -> the paths that it takes, from the functions that typer calls."""
     by_command = {}
-    for registered in cli.app.registered_commands:
+    for registered in app.registered_commands:
         function = registered.callback
         hints = typing.get_type_hints(function, include_extras=True)
         paths = []

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import check, cli, params
-from pipeline.errors import UserError
+from pipeline import cli, params
+from pipeline.machine import check
 from pipeline.params import Model
+from pipeline.system.errors import UserError
 from tests.conftest import ROOT, command
 
 OWN = """

@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pipeline import demo, machine
-from pipeline.errors import UserError
 from pipeline.exact import VERSION
-from pipeline.machine import OLDEST_INSTRUCTIONS, Outcome, Record
+from pipeline.machine import demo, records
+from pipeline.machine.records import OLDEST_INSTRUCTIONS, Outcome, Record
+from pipeline.system.errors import UserError
 from tools import claims, markers
 
 ROOT = Path(__file__).parent.parent
@@ -98,7 +98,7 @@ def test_a_row_shows_each_machine_once_and_three_at_most():
 
 def test_records_of_another_version_are_no_evidence_and_said(tmp_path, capsys):
     for name, given in {"old": record(numerics="exact-1"), "b": record(date="2026-02-01"), "a": record()}.items():
-        machine.write(tmp_path / f"{name}.json", given)
+        records.write(tmp_path / f"{name}.json", given)
     assert [each.date for each in claims.load(tmp_path)] == ["2026-02-01", "2026-01-02"]
     assert capsys.readouterr().err == f"{tmp_path}/old.json: of exact-1, fingerprint {RIGHT:.12}: no evidence for this version\n"
     (tmp_path / "old.json").write_text("{")
@@ -114,9 +114,9 @@ def test_what_a_record_says_is_shown_as_it_is_and_does_nothing():
 
 
 def test_the_tables_are_those_of_the_records():
-    records = claims.load(ROOT / machine.RECORDS)
-    assert markers.read(ROOT / claims.README, "claims") == claims.short(records)
-    assert markers.read(ROOT / claims.PAGE, "claims") == claims.table(records)
+    found = claims.load(ROOT / records.RECORDS)
+    assert markers.read(ROOT / claims.README, "claims") == claims.short(found)
+    assert markers.read(ROOT / claims.PAGE, "claims") == claims.table(found)
 
 
 def test_the_short_table_counts_machines_and_says_what_contradicts_a_claim():
@@ -138,8 +138,8 @@ def test_every_section_that_a_claim_refers_to_is_in_the_definition():
 
 
 def test_every_record_in_results_is_whole_and_right():
-    for path in (ROOT / machine.RECORDS).glob("*.json"):
-        given = machine.read(path)
+    for path in (ROOT / records.RECORDS).glob("*.json"):
+        given = records.read(path)
         assert {each.fingerprint for each in given.outcomes} == {given.expected}, path
 
 
@@ -147,7 +147,7 @@ def test_a_record_says_nothing_of_whose_machine_it_is(monkeypatch):
     for name, value in {"HOSTNAME": "secret-host", "USER": "secret-user", "HOME": "/secret-home"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("platform.node", lambda: "secret-host")
-    given = machine.describe(RIGHT, [outcome()])
+    given = records.describe(RIGHT, [outcome()])
     text = msgspec.json.encode(given).decode()
     assert "secret" not in text
     assert str(Path.cwd()) not in text
@@ -157,8 +157,8 @@ def test_a_record_says_nothing_of_whose_machine_it_is(monkeypatch):
 
 def test_a_record_is_read_as_it_was_written(tmp_path):
     given = record(outcome(settings=OLDEST_INSTRUCTIONS, evaluation="e", evaluation_batch=7), accelerators={"cuda:0": "H100"})
-    machine.write(tmp_path / "record.json", given)
-    assert machine.read(tmp_path / "record.json") == given
+    records.write(tmp_path / "record.json", given)
+    assert records.read(tmp_path / "record.json") == given
 
 
 def test_on_macos_a_record_names_the_processor_and_the_system_as_apple_does(monkeypatch):
@@ -170,9 +170,9 @@ def test_on_macos_a_record_names_the_processor_and_the_system_as_apple_does(monk
 
     monkeypatch.setattr("platform.system", lambda: "Darwin")
     monkeypatch.setattr("platform.mac_ver", lambda: ("15.1", ("", "", ""), "arm64"))
-    monkeypatch.setattr(machine.subprocess, "run", sysctl)
-    monkeypatch.setattr(machine.revision, "describe", lambda folder: None)
-    given = machine.describe(RIGHT, [outcome()])
+    monkeypatch.setattr(records.subprocess, "run", sysctl)
+    monkeypatch.setattr(records.revision, "describe", lambda folder: None)
+    given = records.describe(RIGHT, [outcome()])
     assert (given.processor, given.system, asked) == ("Apple M9", "macOS 15.1", [["sysctl", "-n", "machdep.cpu.brand_string"]])
 
 

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from pipeline import cli, params
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 
 
 def answer(*words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:

@@ -11,7 +11,8 @@ import sys
 import pytest
 import yaml
 
-from pipeline import doctor, files
+from pipeline.machine import doctor
+from pipeline.system import files
 from tests.conftest import ROOT, git
 
 

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import tensors
 from pipeline.runs import kept
 from pipeline.runs.kept import ENVIRONMENT, IDENTITY, RUNS
 from pipeline.runs.outputs import HISTORY, METRICS, MODEL, PARTS, PREDICTIONS
+from pipeline.system import tensors
 from tests import kept_runs
 from tests.comparisons import Compare, agree
 from tests.kept_runs import DATA, guesses, keep, losses, replaced, weights

@@ -14,9 +14,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline import params, tensors
+from pipeline import params
 from pipeline.comparison import paired_statistics, wording
-from pipeline.errors import UserError
+from pipeline.system import tensors
+from pipeline.system.errors import UserError
 from tests.comparisons import Compare, report_of
 from tests.conftest import ROOT
 from tests.kept_runs import guesses, keep, weights

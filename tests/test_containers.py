@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from pipeline import demo
+from pipeline.machine import demo
 from tests import folders, reproductions
 from tests.settings import set_params
 

@@ -14,9 +14,9 @@ from torchvision.datasets import ImageFolder
 
 from pipeline import cli
 from pipeline.data import folder, synthetic
-from pipeline.errors import UserError
 from pipeline.params import Data
 from pipeline.runs import kept
+from pipeline.system.errors import UserError
 from tests import folders
 from tests.settings import set_params
 

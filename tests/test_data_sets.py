@@ -24,8 +24,8 @@ from pipeline import cli, params
 from pipeline.data import dataset, sets, transfer
 from pipeline.data.dataset import Dataset
 from pipeline.data.transfer import Policy
-from pipeline.errors import UserError
 from pipeline.runs import kept
+from pipeline.system.errors import UserError
 from tests import misbehaving_server as server
 from tests.misbehaving_server import Server
 from tests.settings import set_params

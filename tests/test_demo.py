@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline import demo
+from pipeline.machine import demo
 
 OURS, OTHER = demo.FINGERPRINT, "0" * 64
 

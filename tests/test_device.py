@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from pipeline import device as devices
-from pipeline import numerics, params, predict
+from pipeline import numerics, params
 from pipeline.device import graph
-from pipeline.errors import UserError
 from pipeline.exact import self_test
+from pipeline.system.errors import UserError
+from pipeline.weights import predict
 from tests.steps import CPU, drawn_set, trained_fingerprint, trainer
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import device, doctor, params
-from pipeline.errors import MAKE_AGAIN
+from pipeline import device, params
+from pipeline.machine import doctor
+from pipeline.system.errors import MAKE_AGAIN
 from tests.settings import set_params
 
 ROOT = Path(__file__).parent.parent

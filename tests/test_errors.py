@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import errors
+from pipeline.system import errors
 
 HOSTILE = {
     "colons": ":",

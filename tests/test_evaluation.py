@@ -18,15 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import device as devices
-from pipeline import models, numerics, params, tensors
-from pipeline.errors import UserError
+from pipeline import models, numerics, params
 from pipeline.evaluation import evaluate, evaluate_kept
 from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.params import Evaluate
-from pipeline.runs import environments, kept, outputs, provenance
+from pipeline.runs import environments, keeping, kept, outputs, provenance
 from pipeline.runs.environments import Facts
 from pipeline.runs.kept import RUNS
 from pipeline.runs.outputs import MODEL, OUTPUTS, Step
+from pipeline.system import tensors
+from pipeline.system.errors import UserError
 from tests import kept_runs
 from tests.conftest import ROOT, command
 from tests.steps import CPU, drawn_set, trainer
@@ -165,7 +166,7 @@ def made_on_cuda(weights, tmp_path, monkeypatch) -> Path:
     outputs.write_training(OUTPUTS, weights, [Step(1, 1, 2.25)], kept_runs.provenance(data=data.description, numerics="exact-3"))
     outputs.write_evaluation(OUTPUTS, evaluation.metrics, evaluation.predictions)
     environments.await_evaluation(outputs.read_model(OUTPUTS), Facts(device="cuda:0", hardware="NVIDIA"))
-    return kept.keep(evaluated_in=Facts(device="cuda:0", hardware="NVIDIA"))
+    return keeping.keep(evaluated_in=Facts(device="cuda:0", hardware="NVIDIA"))
 
 
 @pytest.mark.fault(21)
@@ -180,7 +181,7 @@ def test_a_run_with_predictions_of_fewer_images_than_the_data_set_has_is_not_eva
     all_right = [kept_runs.replaced(p, {"predicted": p.actual}) for p in run.predictions[:-1]]
     accuracies = {"accuracy": 1.0, "accuracy_per_class": dict.fromkeys(run.metrics.accuracy_per_class, 1.0)}
     outputs.write_evaluation(OUTPUTS, kept_runs.replaced(run.metrics, accuracies), all_right)
-    shorter = kept.keep(evaluated_in=Facts(hardware="another"))
+    shorter = keeping.keep(evaluated_in=Facts(hardware="another"))
     with pytest.raises(UserError, match=r"predictions\.csv: 63 predictions of the 64 test images of 'drawn': damaged"):
         evaluate_kept(shorter, "cpu", 20)
 

@@ -21,10 +21,10 @@ from networks.resnet20 import ResNet20
 from pipeline import models, numerics
 from pipeline.data.dataset import Shape
 from pipeline.exact.initialisation import initial_values
-from pipeline.export import page
 from pipeline.models import recorded, recording
 from pipeline.models.simple_cnn import SimpleCNN
-from pipeline.predict import Network
+from pipeline.weights.export import page
+from pipeline.weights.predict import Network
 from tests import goldens, network_runs, reference
 from tests.network_runs import DATA
 from tests.steps import CPU

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.exact import activations, arithmetic, grid, loss, masks, normalisation, pooling, products, shapes
+from pipeline.exact import activations, arithmetic, grid, loss, masks, normalisation, parts, pooling, products
 from pipeline.exact.draws import random_integers
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.group import ALONE
@@ -42,7 +42,7 @@ def test_what_is_0_on_the_least_grid_is_0_in_every_form(form):
             assert products.matmul(tape, arithmetic.multiply(tape, x, TINY), torch.ones(1, 1)).tolist() == [[[0.0]] * 3]
             return
         if form == "a weight read by index":
-            weight = shapes.get(tape, weight, torch.tensor([0, 1, 1]))
+            weight = parts.get(tape, weight, torch.tensor([0, 1, 1]))
         y = arithmetic.multiply(tape, x, weight)
         tape.walk_back([(y, torch.full_like(y, TINY))])
         assert tape.add_up(ALONE)["w"].flatten().tolist() == [0.0] * 3

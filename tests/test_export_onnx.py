@@ -14,11 +14,11 @@ import torch
 
 from pipeline import params
 from pipeline.data import dataset, synthetic
-from pipeline.errors import UserError
-from pipeline.export import export
-from pipeline.export import onnx as written
 from pipeline.numerics import native
-from pipeline.predict import Network
+from pipeline.system.errors import UserError
+from pipeline.weights.export import export
+from pipeline.weights.export import onnx as written
+from pipeline.weights.predict import Network
 from tests import network_runs
 from tests.conftest import ROOT
 from tests.network_runs import DATA

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import predict
 from pipeline.data import pictures
-from pipeline.errors import UserError
 from pipeline.exact import draws
-from pipeline.export import export
 from pipeline.params import Model as Network
 from pipeline.runs import outputs
+from pipeline.system.errors import UserError
+from pipeline.weights import predict
+from pipeline.weights.export import export
 from tests import browser, network_runs
 from tests.conftest import ROOT
 from tests.network_runs import DATA

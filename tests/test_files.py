@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import files
 from pipeline.data.dataset import Dataset
-from pipeline.errors import UserError
-from pipeline.runs import kept, outputs
+from pipeline.runs import keeping, outputs
 from pipeline.runs.environments import Facts
 from pipeline.runs.outputs import MODEL, Step
+from pipeline.system import files
+from pipeline.system.errors import UserError
 from pipeline.training.checkpoint import Checkpoint, State
 from tests import kept_runs
 from tests.conftest import ROOT
@@ -111,7 +111,7 @@ def a_state(step: int) -> State:
 
 def keep_a_run(folder: Path) -> None:
     kept_runs.write_outputs(folder / "outputs")
-    kept.keep(folder / "outputs", folder / "runs", Facts(threads=1))
+    keeping.keep(folder / "outputs", folder / "runs", Facts(threads=1))
 
 
 WRITES: dict[str, Callable[[Path, int], object]] = {
@@ -195,7 +195,7 @@ def killed(code: str, call: str, folder: Path) -> subprocess.CompletedProcess[st
     moment, _, name = call.partition(" ")
     kill = "os.kill(os.getpid(), signal.SIGKILL)"
     wrapped = f"lambda *a, **k: ({kill}, real(*a, **k))" if moment == "before" else f"lambda *a, **k: (real(*a, **k), {kill})"
-    setup = f"import os, signal\nfrom pathlib import Path\nfrom pipeline import files\nreal = os.{name}\nos.{name} = {wrapped}\n"
+    setup = f"import os, signal\nfrom pathlib import Path\nfrom pipeline.system import files\nreal = os.{name}\nos.{name} = {wrapped}\n"
     return subprocess.run([sys.executable, "-c", setup + code], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
@@ -226,7 +226,7 @@ def test_a_process_killed_while_publishing_a_folder_leaves_no_folder_or_a_whole_
 
 
 def test_two_processes_that_write_one_file_write_it_one_after_the_other(tmp_path):
-    code = "import sys\nfrom pathlib import Path\nfrom pipeline import files\n"
+    code = "import sys\nfrom pathlib import Path\nfrom pipeline.system import files\n"
     code += "for _ in range(200):\n    files.write_text(Path('file'), sys.argv[1] * 10_000)"
     both = [
         subprocess.Popen([sys.executable, "-c", code, letter], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}) for letter in "ab"
@@ -252,7 +252,7 @@ def a_full_disk(tmp_path: Path) -> tuple[list[str], Path]:
 @pytest.mark.fault(17)
 def test_on_a_full_disk_the_old_file_stays_and_the_error_names_the_path(tmp_path):
     prefix, folder = a_full_disk(tmp_path)
-    code = "import sys\nfrom pathlib import Path\nfrom pipeline import files\npath = Path(sys.argv[1])\n"
+    code = "import sys\nfrom pathlib import Path\nfrom pipeline.system import files\npath = Path(sys.argv[1])\n"
     code += "files.write_text(path, 'old')\ntry: files.write_text(path, 'new' * 40_000)\nexcept Exception as error: print(error)\n"
     code += "print(path.read_text(), [p.name for p in path.parent.iterdir()])"
     done = subprocess.run(
@@ -309,7 +309,7 @@ def test_what_is_no_plain_file_or_an_endless_one_is_refused_before_it_is_read(tm
 
 
 def test_a_lock_is_refused_while_another_process_has_it_and_free_when_that_one_is_killed(tmp_path):
-    code = "from pathlib import Path\nfrom pipeline import files\n"
+    code = "from pathlib import Path\nfrom pipeline.system import files\n"
     code += "with files.only_one(Path('a.lock'), 'train'): print('mine', flush=True); input()"
     holder = subprocess.Popen(
         [sys.executable, "-c", code],

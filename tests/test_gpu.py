@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from pipeline import demo, machine, revision
 from pipeline.data import synthetic
+from pipeline.machine import demo, records
 from pipeline.runs import kept
+from pipeline.system import revision
 from tests import folders
 from tests.conftest import ROOT
 from tools import gpu, gpu_kit
@@ -98,7 +99,7 @@ def test_the_rehearsal_in_a_bare_environment_leaves_runs_the_record_and_what_eac
     assert weights["graph"] == weights["eager"] != weights["native"] == weights["native again"]
 
     (path,) = (out / "machines").iterdir()
-    record = machine.read(path)
+    record = records.read(path)
     assert [(o.device, o.resumed_from, o.evaluation_batch) for o in record.outcomes] == [
         ("cpu", None, 1000), ("cpu", "cpu", None), ("cpu", None, 7),
     ]  # fmt: skip

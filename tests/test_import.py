@@ -17,13 +17,14 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torchvision.models import mobilenet_v2, resnet18, vgg11_bn
 
-from pipeline import cli, evaluation, importing, reproduce
+from pipeline import cli, evaluation
 from pipeline.comparison import verdict
-from pipeline.errors import UserError
 from pipeline.models import checkpoints
 from pipeline.params import Compare, Model
-from pipeline.predict import Network
 from pipeline.runs import kept, outputs
+from pipeline.system.errors import UserError
+from pipeline.weights import importing, reproduce
+from pipeline.weights.predict import Network
 from tests.conftest import ROOT
 from tests.reproductions import small_set
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pipeline import tensors
 from pipeline.data import synthetic
 from pipeline.data.dataset import Dataset
-from pipeline.errors import UserError
 from pipeline.runs import kept as runs
 from pipeline.runs import outputs
 from pipeline.runs.kept import IDENTITY
 from pipeline.runs.outputs import HISTORY, METRICS, MODEL, PARTS, PREDICTIONS
+from pipeline.system import tensors
+from pipeline.system.errors import UserError
 from tests import kept_runs
 from tests.conftest import command
 from tests.dvc_clone import SMALL

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import sources, tensors
+from pipeline import sources
 from pipeline.data import synthetic
 from pipeline.runs import environments, outputs
 from pipeline.runs import kept as runs
 from pipeline.runs.outputs import OUTPUTS
+from pipeline.system import tensors
 from tests import kept_runs
 from tests.conftest import ROOT, command
 from tests.dvc_clone import SMALL, copied, kept, sh

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import cli, doctor, libraries
-from pipeline.errors import MAKE_AGAIN
+from pipeline import cli
+from pipeline.machine import doctor
+from pipeline.system import libraries
+from pipeline.system.errors import MAKE_AGAIN
 from tests import kept_runs
 from tests.conftest import ROOT, command
 
@@ -105,7 +107,7 @@ def test_a_folder_of_packages_in_pythonpath_is_not_blamed_for_one_that_is_missin
     (site / "sitecustomize.py").write_text(f"import sys\nsys.modules['{missing}'] = None\n")
     code = f"import numpy, {missing}"
     done = subprocess.run(
-        [sys.executable, "-c", f"try:\n    {code}\nexcept Exception as error:\n    from pipeline import libraries\n"
+        [sys.executable, "-c", f"try:\n    {code}\nexcept Exception as error:\n    from pipeline.system import libraries\n"
          "    print(numpy.__file__, libraries.failed_import(error), sep='\\n')"],
         capture_output=True, text=True, env=os.environ | {"PYTHONPATH": f"{site}:{ROOT}"},
     )  # fmt: skip
@@ -213,11 +215,7 @@ def test_a_python_without_the_packages_is_one_line_with_the_remedy():
 @pytest.mark.fault(62)
 def test_a_package_that_is_missing_only_when_it_is_used_is_one_line_too(capsys, monkeypatch, workspace):
     monkeypatch.setitem(sys.modules, "msgspec", None)
-    for name in [
-        name
-        for name in sys.modules
-        if name.startswith("pipeline.") and name not in ("pipeline.errors", "pipeline.cli", "pipeline.libraries", "pipeline.streams")
-    ]:
+    for name in [name for name in sys.modules if name.startswith("pipeline.") and not name.startswith(("pipeline.cli", "pipeline.system"))]:
         monkeypatch.delitem(sys.modules, name)
     assert cli.answer(["fingerprint", "x"]) == 2
     said = capsys.readouterr().err

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import native_evidence
 from pipeline.data.dataset import Dataset, label_dtype
 from pipeline.evaluation import Evaluation
 from pipeline.runs.outputs import Metrics, Prediction, Step
+from pipeline.weights import native_evidence
 
 METRICS = Metrics(accuracy=0.0, loss=1.0, accuracy_per_class={}, numerics="native", fingerprint="0" * 64)
 

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from pipeline import check
 from pipeline.device import CPU
+from pipeline.machine import check
 from pipeline.params import Model
 from tests.conftest import ROOT
 from tools import markers, networks

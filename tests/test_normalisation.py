@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pipeline import models, numerics
-from pipeline.errors import UserError
 from pipeline.models import normalisation, recorded, recording
 from pipeline.params import Model, Normalize, Train
+from pipeline.system.errors import UserError
 from pipeline.training.trainer import Trainer
 from tests.steps import CPU, drawn_set
 

@@ -17,7 +17,7 @@ from pipeline.exact import grid, loss, optimizers, products, registry, self_test
 from pipeline.exact.draws import permutation, random_integers
 from pipeline.exact.initialisation import initialise
 from pipeline.models.simple_cnn import SimpleCNN
-from pipeline.tensors import fingerprint
+from pipeline.system.tensors import fingerprint
 from tests import reference
 from tests.conftest import ROOT
 from tests.dispatched import Dispatched

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from pipeline import numerics
-from pipeline.errors import UserError
 from pipeline.evaluation import evaluate
 from pipeline.exact.draws import random_integers
 from pipeline.exact.engine import Exact
 from pipeline.exact.reductions import Convolution, Matmul
 from pipeline.exact.rows import ConvolutionByRows
 from pipeline.params import Evaluate
+from pipeline.system.errors import UserError
 from tests.chaos import Chaos
 from tests.networks import batch, equal, own_network, step
 from tests.steps import CPU, drawn_set, trained_fingerprint, trainer

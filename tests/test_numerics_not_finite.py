@@ -7,8 +7,8 @@ import math
 import pytest
 
 from pipeline import numerics
-from pipeline.errors import UserError
 from pipeline.params import Train
+from pipeline.system.errors import UserError
 from pipeline.training.loop import train
 from pipeline.training.trainer import Trainer
 from tests.networks import batch, step

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from pipeline import numerics
-from pipeline.errors import UserError
 from pipeline.exact import VERSION
 from pipeline.exact.engine import Exact
 from pipeline.exact.errors import Unsupported
+from pipeline.system.errors import UserError
 from tests.networks import batch
 from tests.steps import CPU
 

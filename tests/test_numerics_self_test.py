@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from pipeline import device as devices
-from pipeline import doctor, numerics
-from pipeline.errors import UserError
+from pipeline import numerics
 from pipeline.exact import hardware, precision, registry, self_test
 from pipeline.exact.errors import Imprecise
+from pipeline.machine import doctor
+from pipeline.system.errors import UserError
 from tests.conftest import ROOT
 from tests.dispatched import Dispatched
 from tests.steps import CPU, trained_fingerprint

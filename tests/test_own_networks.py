@@ -8,11 +8,12 @@ import yaml
 from torch import nn
 
 from pipeline import device as devices
-from pipeline import files, models, numerics
-from pipeline.errors import UserError
+from pipeline import models, numerics
 from pipeline.params import Model, Train
 from pipeline.runs.provenance import Provenance
-from pipeline.tensors import fingerprint
+from pipeline.system import files
+from pipeline.system.errors import UserError
+from pipeline.system.tensors import fingerprint
 from pipeline.training import stage
 from pipeline.training.trainer import Trainer
 from tests.conftest import ROOT

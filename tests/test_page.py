@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import offline
 from pipeline.comparison import figures, page, verdict
 from pipeline.comparison.report import ORDER
 from pipeline.data import dataset, pictures
+from pipeline.system import offline
 from tests import browser, kept_runs
 from tests.comparisons import SETTINGS
 from tests.kept_runs import DATA, guesses, keep, losses, replaced, weights
 
 HOSTILE = "<script>window.hostile = 1</script>"
 CLASSES = (HOSTILE, "<b>auto</b>", *kept_runs.CLASSES[2:])
-PACKAGE = Path(offline.__file__).parent
+PACKAGE = Path(offline.__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_colours_have_the_contrast_that_wcag_asks_for(scheme: str) -> None:
-    style = "".join((PACKAGE / name).read_text() for name in ("offline.css", "comparison/page.css"))
+    style = "".join((PACKAGE / name).read_text() for name in ("system/offline.css", "comparison/page.css"))
     blocks = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
     light, dark = (dict(re.findall(r"(--[a-z0-9-]+): (#[0-9a-f]{6});", "".join(blocks[scheme::2]))) for scheme in (0, 1))
     assert light.keys() == dark.keys()

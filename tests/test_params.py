@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import params
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 from tests.conftest import ROOT
 
 FILE = Path(__file__).parent.parent / "params.yaml"

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import files
-from pipeline.errors import UserError
+from pipeline.system import files
+from pipeline.system.errors import UserError
 from tests.conftest import ROOT
 
 
@@ -133,7 +133,7 @@ def test_an_output_that_the_user_names_never_goes_into_what_cannot_hold_it(kind,
 @pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "output"])
 @pytest.mark.parametrize("to", ["a file", "a pipe"])
 def test_an_output_named_as_standard_output_stands_in_its_place_among_what_is_printed(name, to, tmp_path):
-    code = "import sys\nfrom pathlib import Path\nfrom pipeline import files\n"
+    code = "import sys\nfrom pathlib import Path\nfrom pipeline.system import files\n"
     code += f"print('before')\nfiles.write_output(Path({name!r}), b'page\\n')\nprint('after')"
     if name == "output" and to == "a pipe":
         os.symlink("/dev/stdout", tmp_path / "output")

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from pipeline.data import damage, pictures
-from pipeline.errors import UserError
 from pipeline.exact import draws
+from pipeline.system.errors import UserError
 from tests.folders import ENCODINGS, encoded
 
 

@@ -20,9 +20,10 @@ import pytest
 from PIL import Image
 from rich.cells import cell_len
 
-from pipeline import cli, predict
+from pipeline import cli
 from pipeline.data import pictures
 from pipeline.runs import outputs
+from pipeline.weights import predict
 from tests import network_runs
 from tests.conftest import ROOT
 from tests.network_runs import DATA
@@ -286,8 +287,8 @@ def test_a_reader_that_has_seen_enough_ends_it_without_a_traceback(folder: Path)
 
 def test_help_loads_neither_torch_nor_pillow() -> None:
     script = (
-        "import sys; from pipeline import cli\n"
-        "try: cli.app(['{0}', '--help'], standalone_mode=False)\n"
+        "import sys; from pipeline.cli import commands\n"
+        "try: commands.app(['{0}', '--help'], standalone_mode=False)\n"
         "finally: assert not {{'torch', 'PIL', 'numpy'}} & set(sys.modules), sorted(sys.modules)"
     )
     for name in ("predict", "export"):

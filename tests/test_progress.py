@@ -11,7 +11,7 @@ import sys
 from tests.conftest import ROOT
 
 CODE = """
-from pipeline.progress import progress
+from pipeline.system.progress import progress
 with progress("train", 3, "steps") as show:
     for step in (1, 2, 3):
         show(step, f"loss {step}.5")

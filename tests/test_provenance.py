@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.machine import RECORDS
+from pipeline.machine.records import RECORDS
 
 ROOT = Path(__file__).parent.parent
 STAGES = {"code": "train", "evaluation_code": "evaluate"}

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from msgspec import to_builtins
 
-from pipeline import demo, params
+from pipeline import params
 from pipeline.data import dataset, synthetic
+from pipeline.machine import demo
 from tests.conftest import ROOT, command
 
 OLDEST = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "OMP_NUM_THREADS": "2"}

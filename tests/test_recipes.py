@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 
 from pipeline import numerics, params
-from pipeline.errors import UserError
 from pipeline.exact import augmentation, loss, optimizers, schedules, self_test, transcendental
 from pipeline.exact.augmentation import Augmentation
 from pipeline.exact.tape import Tape
 from pipeline.params import Augment, Optimizer, Schedule, Train
+from pipeline.system.errors import UserError
 from pipeline.training import updates
 from pipeline.training.trainer import Trainer
 from pipeline.workers import ALONE, Group

@@ -16,13 +16,13 @@ from torchvision.models.swin_transformer import SwinTransformer
 from networks.my_net import Net
 from networks.resnet20 import ResNet20
 from pipeline import numerics
-from pipeline.errors import UserError
 from pipeline.exact.initialisation import initial_values
 from pipeline.exact.masks import Draws
 from pipeline.models import recorded, recording
 from pipeline.models.recorded import Recorded, Recording
 from pipeline.models.simple_cnn import SimpleCNN
-from pipeline.tensors import fingerprint
+from pipeline.system.errors import UserError
+from pipeline.system.tensors import fingerprint
 from pipeline.workers import ALONE
 from tests.networks import batch
 from tests.steps import CPU

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import evaluation, export, predict, reproduce
+from pipeline import evaluation
 from pipeline.data import dataset
-from pipeline.errors import UserError
 from pipeline.runs import kept, outputs
+from pipeline.system.errors import UserError
+from pipeline.weights import export, predict, reproduce
 from tests.reproductions import hand_over, said
 
 NETWORKS = {

@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import errors, evaluation, files, libraries, models, predict, reproduce
+from pipeline import evaluation, models
 from pipeline.data import dataset, synthetic
 from pipeline.data.pictures import png
-from pipeline.errors import UserError
 from pipeline.params import Model, Train
-from pipeline.runs import kept, outputs
+from pipeline.runs import keeping, kept, outputs
 from pipeline.runs.outputs import METRICS, MODEL, OUTPUTS, PREDICTIONS
 from pipeline.runs.provenance import Provenance
+from pipeline.system import errors, files, libraries
+from pipeline.system.errors import UserError
+from pipeline.weights import plans, predict
 from tests import kept_runs
 from tests.conftest import ROOT
 from tests.dvc_clone import attempt, make, sh
@@ -106,7 +108,7 @@ def test_a_data_set_that_the_user_named_is_not_downloaded_again(here):
 def test_a_synthetic_set_of_another_shape_is_not_asked_of_anybodys_folder():
     described = synthetic.make(20, 10, size=16, classes=3).description
     assert described.name.startswith("synthetic-")
-    assert reproduce._remedy(described).startswith("set data.source: synthetic and what its name says in params.yaml")
+    assert plans._remedy(described).startswith("set data.source: synthetic and what its name says in params.yaml")
 
 
 @pytest.fixture
@@ -125,7 +127,7 @@ def own(here) -> Path:
     chosen = evaluation.numerics.select("native", on)
     evaluated = evaluation.evaluate(weights, data, on, chosen, evaluation.Evaluate(batch_size=10), model)
     outputs.write_evaluation(OUTPUTS, evaluated.metrics, evaluated.predictions)
-    return kept.keep(OUTPUTS, evaluated_in=None)
+    return keeping.keep(OUTPUTS, evaluated_in=None)
 
 
 @pytest.mark.parametrize("edited", [False, True])

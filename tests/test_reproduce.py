@@ -10,8 +10,9 @@ import pytest
 import torch
 from msgspec import structs
 
-from pipeline import params, reproduce, sources
+from pipeline import params, sources
 from pipeline.runs import kept, outputs, provenance
+from pipeline.weights import reproduce
 from tests.conftest import command
 from tests.reproductions import CLASSES, WIDE, claim, content, said, slightly
 

@@ -9,10 +9,11 @@ import pytest
 from msgspec import structs
 
 from pipeline import device as devices
-from pipeline import evaluation, reproduce
+from pipeline import evaluation
 from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.runs import outputs
 from pipeline.training.trainer import LoggedStep, Trainer
+from pipeline.weights import reproduce
 from tests.conftest import ROOT, command
 from tests.reproductions import claim, in_full, loss_changed, make, said, slightly, trained_with
 

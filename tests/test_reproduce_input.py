@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from pipeline import evaluation, models, params, predict, reproduce, tensors
+from pipeline import evaluation, models, params
 from pipeline.data import dataset, synthetic
-from pipeline.errors import UserError
 from pipeline.runs import kept, outputs
+from pipeline.system import tensors
+from pipeline.system.errors import UserError
 from pipeline.training import stage
+from pipeline.weights import predict, reproduce
 from pipeline.workers import launch
 from tests.conftest import command
 from tests.reproductions import CLASSES, called, claim, refused, said, small_set, trained_with

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from pipeline import reproduce
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 from pipeline.training import stage
+from pipeline.weights import reproduce
 from tests.conftest import ROOT, command
 from tests.reproductions import claim, loss_changed, said, stopped_at, trained_with
 
@@ -58,7 +58,7 @@ def test_a_beginning_leaves_the_unfinished_training_of_the_whole_run_alone(origi
 KILLED = """
 import os, signal, sys
 from pipeline import cli, evaluation
-from pipeline.runs import kept
+from pipeline.runs import keeping
 from pipeline.training.trainer import LoggedStep, Trainer
 
 def die(*_, **__):
@@ -72,7 +72,7 @@ def die_at_step_8(self, step=Trainer.step):
 match sys.argv.pop(1):
     case "training": Trainer.step = die_at_step_8
     case "evaluation": evaluation.evaluate = die
-    case "keeping": kept.put = die
+    case "keeping": keeping.put = die
 cli.main()
 """
 

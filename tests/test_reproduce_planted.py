@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from pipeline import evaluation, models, params, private, reproduce
-from pipeline.errors import UserError
-from pipeline.runs import kept, outputs
+from pipeline import evaluation, models, params
+from pipeline.runs import keeping, kept, outputs
+from pipeline.runs.environments import Facts
+from pipeline.system import private
+from pipeline.system.errors import UserError
 from pipeline.training import checkpoint, loop
+from pipeline.weights import reproduce
 from tests.conftest import ROOT, command
 from tests.reproductions import claim, content, said
 
@@ -33,7 +36,7 @@ def names(run, here):
     reproduce.reproduce(run)
     runs = reproduce.REPRODUCED / run.name / kept.RUNS
     (target,) = kept.listed(runs)
-    digest = kept._digest(kept.load(target))
+    digest = keeping._digest(kept.load(target))
     shutil.rmtree(runs)
     stem = target.name[:-8]
     return [runs / f"{stem}{digest[:digits]}" for digits in (8, 16, 64)]
@@ -66,11 +69,11 @@ def test_where_every_name_of_the_true_result_is_taken_by_another_it_is_an_error_
 
 
 def test_of_two_runs_whose_hashes_collide_in_the_eight_digits_of_the_name_each_is_kept_as_itself(original, here, monkeypatch):
-    digest = kept._digest
-    monkeypatch.setattr(kept, "_digest", lambda run: f"{'0' * 8}{digest(run)[8:]}")
+    digest = keeping._digest
+    monkeypatch.setattr(keeping, "_digest", lambda run: f"{'0' * 8}{digest(run)[8:]}")
     runs = [kept.load(original["exact"]), kept.load(forged(original, here))]
     for _ in range(2):
-        places = [kept.put(run, kept.read_parts(run.folder), here / kept.RUNS) for run in runs]
+        places = [keeping.put(run, kept.read_parts(run.folder), here / kept.RUNS) for run in runs]
         assert [len(place.name.rpartition("-")[2]) for place in places] == [8, 16]
         assert [kept.load(place).sums for place in places] == [run.sums for run in runs]
     assert len(kept.listed(here / kept.RUNS)) == 2
@@ -89,12 +92,12 @@ def test_no_secret_is_read_or_made_in_the_current_folder(original, here, monkeyp
 def test_what_stands_under_the_name_of_a_finished_run_is_held_to_its_sums(original, here):
     with_model = original["exact"].parent.parent
     shutil.copytree(with_model / outputs.OUTPUTS, outputs.OUTPUTS)
-    first = kept.keep(evaluated_in=kept.Facts(threads=1))
-    assert kept.keep(evaluated_in=kept.Facts(threads=1)) == first
+    first = keeping.keep(evaluated_in=Facts(threads=1))
+    assert keeping.keep(evaluated_in=Facts(threads=1)) == first
     (first / outputs.HISTORY).write_text("step,epoch,loss\n1,1,0.5\n")
-    other = kept.keep(evaluated_in=kept.Facts(threads=1))
+    other = keeping.keep(evaluated_in=Facts(threads=1))
     assert other != first
-    assert kept.load(other).sums == kept._sums(kept.read_parts(outputs.OUTPUTS))
+    assert kept.load(other).sums == kept.sums_of(kept.read_parts(outputs.OUTPUTS))
 
 
 def test_a_checkpoint_that_a_forger_planted_is_not_resumed(original, here, capsys, monkeypatch):

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import device, machine, params, revision, tensors
-from pipeline.errors import UserError
+from pipeline import device, params
+from pipeline.machine import records
 from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.runs import kept
 from pipeline.runs.kept import ENVIRONMENT, IDENTITY
 from pipeline.runs.outputs import MODEL, PARTS
+from pipeline.system import revision, tensors
+from pipeline.system.errors import UserError
 from tests.conftest import ROOT
 from tests.kept_runs import keep, losses, weights
 from tools import bench, commit, markers, results, scaling, seeds
@@ -37,7 +39,7 @@ def test_the_readmes_table_is_what_the_kept_runs_say(measured: list[Path]) -> No
 
 
 def test_every_folder_in_results_is_a_kept_run_beside_the_records_of_machines() -> None:
-    folders = {path for path in (ROOT / results.RESULTS).iterdir() if path.is_dir()} - {ROOT / machine.RECORDS}
+    folders = {path for path in (ROOT / results.RESULTS).iterdir() if path.is_dir()} - {ROOT / records.RECORDS}
     assert folders == set(kept.listed(ROOT / results.RESULTS))
 
 

@@ -14,9 +14,10 @@ import safetensors.numpy
 import torch
 
 from pipeline import device as devices
-from pipeline import files, numerics
-from pipeline.errors import STOP_SIGNALS, Interrupted, UserError
+from pipeline import numerics
 from pipeline.params import Train
+from pipeline.system import files
+from pipeline.system.errors import STOP_SIGNALS, Interrupted, UserError
 from pipeline.training import checkpoint as checkpoints
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.loop import Training, train

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import revision
+from pipeline.system import revision
 
 pytestmark = pytest.mark.fault(53)
 

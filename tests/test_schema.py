@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Meta, Struct
 
-from pipeline.errors import UserError
-from pipeline.schema import DEEPEST, Finite, decode
+from pipeline.system.errors import UserError
+from pipeline.system.schema import DEEPEST, Finite, decode
 
 pytestmark = pytest.mark.fault(41)
 

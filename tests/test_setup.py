@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import MAKE_AGAIN
+from pipeline.system.errors import MAKE_AGAIN
 from tests.conftest import ROOT
 
 STRANGE = {

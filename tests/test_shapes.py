@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import cli, paths, tensors
+from pipeline import cli
 from pipeline.data import dataset, pictures, synthetic
 from pipeline.runs import kept
+from pipeline.system import paths, tensors
 from pipeline.workers import ALONE, Group
 from tests.conftest import ROOT
 from tests.settings import set_params

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 import ruamel.yaml
 
-from pipeline import demo, inputs, numerics, params, tensors
 from pipeline import device as devices
-from pipeline.errors import Interrupted
+from pipeline import inputs, numerics, params
+from pipeline.machine import demo
 from pipeline.params import Train
 from pipeline.runs import outputs
 from pipeline.runs.outputs import OUTPUTS
+from pipeline.system import tensors
+from pipeline.system.errors import Interrupted
 from pipeline.training import checkpoint, loop, stage
 from pipeline.training.checkpoint import UNFINISHED
 from pipeline.training.trainer import Trainer

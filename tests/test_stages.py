@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from pipeline import device as devices
-from pipeline import machine, numerics, params, tensors
+from pipeline import numerics, params
 from pipeline.data import dataset
-from pipeline.demo import FINGERPRINT, SETTINGS
 from pipeline.evaluation import evaluate
+from pipeline.machine import records
+from pipeline.machine.demo import FINGERPRINT, SETTINGS
 from pipeline.runs import outputs as parts
 from pipeline.runs.outputs import METRICS, MODEL, NETWORK, OUTPUTS, PARTS
+from pipeline.system import tensors
 from tests.conftest import ROOT, command
 
 
@@ -109,10 +111,10 @@ def test_the_demo_prints_the_same_fingerprint_for_every_way_to_train_and_the_sam
 
 
 def test_the_demo_leaves_a_record_of_the_machine_with_what_it_gave(demo):
-    record = machine.read(demo[0] / machine.RECORD)
+    record = records.read(demo[0] / records.RECORD)
     assert f"send it in a pull request as results/machines/{record.slug()}.json\n" in demo[1]
     assert {outcome.fingerprint for outcome in record.outcomes} == {record.expected} == {FINGERPRINT}
-    limit, oldest = devices.cpu_limit(), machine.OLDEST_INSTRUCTIONS
+    limit, oldest = devices.cpu_limit(), records.OLDEST_INSTRUCTIONS
     assert [(o.threads, o.settings) for o in record.outcomes[1:5]] == [(limit, {}), (1, {}), (limit, oldest), (1, {})]
     assert [o.workers for o in record.outcomes[:5]] == [1, 1, 1, 1, 2]
     assert [o.evaluation_batch for o in record.outcomes if o.evaluation] == [1000, 7]

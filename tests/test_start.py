@@ -15,13 +15,14 @@ from torch import nn
 from torchvision.models import mobilenet_v2
 
 from pipeline import device as devices
-from pipeline import evaluation, inputs, models, numerics, params, reproduce
-from pipeline.errors import UserError
+from pipeline import evaluation, inputs, models, numerics, params
 from pipeline.models import checkpoints, normalisation
 from pipeline.params import Model, Train
 from pipeline.runs import kept, outputs, provenance
+from pipeline.system.errors import UserError
 from pipeline.training import stage
 from pipeline.training.trainer import Trainer
+from pipeline.weights import reproduce
 from pipeline.workers import ALONE, Group
 from tests.conftest import ROOT
 from tests.reproductions import SETTINGS, said, small_set

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import streams
 from pipeline.runs.outputs import HISTORY, MODEL, OUTPUTS
+from pipeline.system import streams
 from tests import kept_runs
 from tests.conftest import ROOT
 from tests.steps import drawn_set
@@ -90,7 +90,7 @@ def test_a_verdict_that_is_asked_for_as_an_exit_code_alone_is_the_right_one(verd
 @pytest.mark.fault(55)
 def test_no_file_takes_the_place_of_a_stream_that_is_closed(workspace):
     (workspace / "opens.py").write_text(
-        "import os\nfrom pipeline import streams\nstreams.prepare()\n"
+        "import os\nfrom pipeline.system import streams\nstreams.prepare()\n"
         "handle = os.open('file', os.O_CREAT | os.O_WRONLY)\n"
         "os.write(1, b'x'), os.write(2, b'x'), print('x', flush=True)\nos._exit(handle)"
     )
@@ -121,7 +121,10 @@ def test_the_terminal_of_a_training_may_be_closed(workspace):
 
 @pytest.mark.fault(61)
 def test_nohup_is_heeded(workspace):
-    code = "import signal\nfrom pipeline.errors import STOP_SIGNALS\nprint(signal.SIGHUP in STOP_SIGNALS, signal.SIGTERM in STOP_SIGNALS)"
+    code = (
+        "import signal\nfrom pipeline.system.errors import STOP_SIGNALS\n"
+        "print(signal.SIGHUP in STOP_SIGNALS, signal.SIGTERM in STOP_SIGNALS)"
+    )
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, capture_output=True, text=True).stdout == "True True\n"
     assert subprocess.run(["nohup", *command], capture_output=True, text=True).stdout == "False True\n"

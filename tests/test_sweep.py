@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import cli, files
+from pipeline import cli
+from pipeline.system import files
 from tests import folders, network_runs
 from tests.sweeping import COMMANDS, LIMIT_SECONDS, check, make_runs, watched, words
 

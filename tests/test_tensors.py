@@ -12,10 +12,10 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import tensors
-from pipeline.errors import UserError
 from pipeline.exact import arrays
 from pipeline.runs import outputs
+from pipeline.system import tensors
+from pipeline.system.errors import UserError
 
 ARRAYS = {
     "bytes": np.arange(6, dtype=np.uint8).reshape(1, 2, 3), "flag": np.array([True, False, True]), "none": np.zeros((0, 4), np.float32),

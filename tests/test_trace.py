@@ -8,8 +8,8 @@ import shutil
 import pytest
 import torch
 
-from pipeline import trace
 from pipeline.exact import transcendental
+from pipeline.machine import trace
 from tests import goldens
 from tests.conftest import ROOT, command
 from tests.dispatched import Dispatched
@@ -107,13 +107,10 @@ def test_the_command_says_that_all_is_well_or_what_is_not_with_its_exit_code(tmp
 
 
 def test_the_command_names_the_first_difference(monkeypatch, capsys):
-    from pipeline import cli
-
-    monkeypatch.chdir(ROOT)
     wanted = trace.golden()
     wanted[3] = wanted[3].replace(wanted[3][:16], "0" * 16)
     monkeypatch.setattr(trace, "golden", lambda: wanted)
-    assert cli._trace() == 3
+    assert not trace.show("cpu")
     which, value = wanted[3].split("  ", 1)[1], trace.GOLDEN.read_text().splitlines()[3][:16]
     assert capsys.readouterr().out == f"on cpu differs first: {which}: {value}, but the golden has {'0' * 16}\n"
 

@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
-from pipeline import files, inputs, params
+from pipeline import inputs, params
 from pipeline.params import Params
 from pipeline.runs import outputs
+from pipeline.system import files
 from pipeline.training import stage
 from tests.conftest import ROOT
 from tests.steps import drawn_set

@@ -18,11 +18,12 @@ import torch
 import torch.nn.functional as F
 
 from pipeline import device as devices
-from pipeline import numerics, params, tensors
-from pipeline.errors import UserError
+from pipeline import numerics, params
 from pipeline.exact import loss
 from pipeline.params import Train
 from pipeline.runs import provenance
+from pipeline.system import tensors
+from pipeline.system.errors import UserError
 from pipeline.training import loop, signals
 from pipeline.training.trainer import Trainer
 from pipeline.workers import ALONE, Group, pairs, processes, rank, rendezvous, store

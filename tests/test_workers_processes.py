@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import demo, numerics, tensors
+from pipeline import numerics
+from pipeline.machine import demo
 from pipeline.params import Train
 from pipeline.runs import outputs
 from pipeline.runs.outputs import OUTPUTS
+from pipeline.system import tensors
 from pipeline.training import loop
 from pipeline.training.checkpoint import UNFINISHED
 from pipeline.training.stage import WORKERS

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 from pipeline.workers import rank, store
 from tests.conftest import ROOT, command
 from tests.steps import drawn_set

@@ -22,11 +22,12 @@ from pathlib import Path
 
 import yaml
 
-from pipeline import demo, tensors
 from pipeline.data import dataset, synthetic
+from pipeline.machine import demo
 from pipeline.runs import kept, outputs
 from pipeline.runs.kept import RUNS
 from pipeline.runs.outputs import OUTPUTS, PARTS
+from pipeline.system import tensors
 from pipeline.training.checkpoint import UNFINISHED
 from tests import folders
 

@@ -17,9 +17,10 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline import demo, tensors
+from pipeline.machine import demo
 from pipeline.runs import outputs
 from pipeline.runs.outputs import OUTPUTS
+from pipeline.system import tensors
 from pipeline.training.checkpoint import UNFINISHED
 from tests.processes import descendants, running
 from tests.settings import set_params

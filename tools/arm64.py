@@ -19,7 +19,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 from tools import packages
 from tools.packages import PROJECT
 
@@ -44,7 +44,7 @@ import sys
 from pathlib import Path
 wrapper, emulator, folder = sys.argv[1:]
 sys.executable = wrapper  # what the demo starts is emulated too
-from pipeline import demo
+from pipeline.machine import demo
 sys.exit(not demo.demo(Path(folder), demo.variants()[1:2], emulator))  # the stages have all threads, this one has one
 """
 APT = """

@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import files, libraries
 from pipeline.comparison import markdown
-from pipeline.errors import UserError, printable
+from pipeline.system import files, libraries
+from pipeline.system.errors import UserError, printable
 from tools import commit, markers
 from tools.results import RESULTS
 

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline import demo, machine
 from pipeline.comparison import markdown
 from pipeline.device import CPU
-from pipeline.errors import UserError
 from pipeline.exact import VERSION
-from pipeline.machine import Outcome, Record
+from pipeline.machine import demo
+from pipeline.machine.records import RECORDS, Outcome, Record, read
+from pipeline.system.errors import UserError
 from tools import markers
 
 README, PAGE = Path("README.md"), Path("docs/machines.md")
@@ -107,13 +107,13 @@ CLAIMS = (
 def main() -> None:
     """Put the tables into their pages; exit code 2 if that cannot be."""
     try:
-        records = load(Path(machine.RECORDS))
+        records = load(Path(RECORDS))
         markers.replace(README, "claims", short(records))
         markers.replace(PAGE, "claims", table(records))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    print(f"{README} and {PAGE}: the tables are those of {len(records)} records in {machine.RECORDS}/")
+    print(f"{README} and {PAGE}: the tables are those of {len(records)} records in {RECORDS}/")
 
 
 def load(folder: Path) -> list[Record]:
@@ -124,7 +124,7 @@ def load(folder: Path) -> list[Record]:
     """
     records = []
     for path in sorted(folder.glob("*.json")):
-        record = machine.read(path)
+        record = read(path)
         if (record.numerics, record.expected) == (VERSION, demo.FINGERPRINT):
             records.append(record)
         else:

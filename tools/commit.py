@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline import revision, sources
-from pipeline.errors import UserError
+from pipeline import sources
+from pipeline.system import revision
+from pipeline.system.errors import UserError
 
 
 def measured() -> str:

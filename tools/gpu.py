@@ -179,18 +179,18 @@ def demo(asked: argparse.Namespace) -> None:
 def begun_on_the_cpu(asked: argparse.Namespace) -> Any:
     """A training that changes its device half-way."""
     from pipeline import device
-    from pipeline.machine import Variant
+    from pipeline.machine.records import Variant
 
     return Variant(name=f"begun on the CPU, ended on {asked.device}", device=asked.device, resumed_from=device.CPU)
 
 
 def prove(asked: argparse.Namespace, name: str, ways: list[Any] | None) -> None:
     """Run the demo in these ways, and leave the machine's record."""
-    from pipeline import demo, machine
+    from pipeline.machine import demo, records
 
     right = demo.demo(asked.work / name, ways)
-    record = machine.read(asked.work / name / machine.RECORD)
-    machine.write(asked.out / "machines" / f"{record.slug()}.json", record)
+    record = records.read(asked.work / name / records.RECORD)
+    records.write(asked.out / "machines" / f"{record.slug()}.json", record)
     if not right:
         raise RuntimeError("a fingerprint or an evaluation is another")
 
@@ -203,7 +203,7 @@ def timed(asked: argparse.Namespace) -> None:
     from pipeline import numerics
     from pipeline.data import synthetic
     from pipeline.params import Train
-    from pipeline.tensors import fingerprint
+    from pipeline.system.tensors import fingerprint
     from pipeline.training.trainer import Trainer
 
     device = devices.select(asked.device)

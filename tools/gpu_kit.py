@@ -13,8 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pipeline import revision
-from pipeline.errors import UserError
+from pipeline.system import revision
+from pipeline.system.errors import UserError
 from tools import packages
 from tools.packages import PROJECT
 

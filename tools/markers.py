@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline import files
-from pipeline.errors import UserError
+from pipeline.system import files
+from pipeline.system.errors import UserError
 
 
 def read(path: Path, name: str) -> str:

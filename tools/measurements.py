@@ -17,16 +17,18 @@ from typing import NamedTuple
 import msgspec
 import torch
 
-from pipeline import demo, files, numerics, sources
 from pipeline import device as devices
-from pipeline.errors import UserError
+from pipeline import numerics, sources
 from pipeline.evaluation import evaluate
 from pipeline.exact.initialisation import initialise
+from pipeline.machine import demo
 from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.params import Evaluate, Model
-from pipeline.runs import kept, outputs
+from pipeline.runs import keeping, kept, outputs
 from pipeline.runs.outputs import OUTPUTS, Step
 from pipeline.runs.provenance import Provenance
+from pipeline.system import files
+from pipeline.system.errors import UserError
 from tools.variants import (
     NETWORKS,
     SETTINGS,
@@ -146,7 +148,7 @@ def alone(device: torch.device, sizes: tuple[tuple[int, int], ...]) -> str:
 def _in_a_process(variant: str, images: int, epochs: int, device_name: str, network: str = "") -> tuple[float, int]:
     """One variant in a process of its own: seconds of its training, and the most bytes of memory that it took."""
     code = f"from tools import measurements; measurements.train_alone({variant!r}, {images}, {epochs}, {device_name!r}, {network!r})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=demo.PROJECT)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=sources.PROJECT)
     seconds, memory = json.loads(done.stdout)
     return seconds, memory
 
@@ -204,12 +206,12 @@ def keep_full_size(folder: Path) -> list[str]:
         evaluation = evaluate(weights, data, device, chosen, Evaluate(batch_size=1000))
         outputs.write_training(folder / OUTPUTS, weights, history, trained)
         outputs.write_evaluation(folder / OUTPUTS, evaluation.metrics, evaluation.predictions)
-        folders.append(str(kept.keep(folder / OUTPUTS, folder / kept.RUNS)))
+        folders.append(str(keeping.keep(folder / OUTPUTS, folder / kept.RUNS)))
     return folders
 
 
 def _cpu_seconds(words: list[str], folder: Path) -> float:
-    environment = {**os.environ, "PYTHONPATH": str(demo.PROJECT)}
+    environment = {**os.environ, "PYTHONPATH": str(sources.PROJECT)}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

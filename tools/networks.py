@@ -23,15 +23,17 @@ from torchvision.models import RegNet, VisionTransformer
 from torchvision.models.regnet import BlockParams
 from torchvision.ops import StochasticDepth
 
-from pipeline import check, revision, sources
+from pipeline import sources
 from pipeline.comparison import markdown
 from pipeline.device import CPU
-from pipeline.errors import UserError
 from pipeline.exact.engine import Exact
 from pipeline.exact.group import ALONE
 from pipeline.exact.initialisation import initial_values
 from pipeline.exact.masks import Draws
+from pipeline.machine import check
 from pipeline.params import Model
+from pipeline.system import revision
+from pipeline.system.errors import UserError
 from tools import markers
 
 PAGE = Path("docs/networks.md")

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 
 PROJECT = Path(__file__).resolve().parent.parent
 LOCKED = PROJECT / "requirements" / "dev.txt"

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from pipeline import files
 from pipeline.comparison.wording import known
 from pipeline.runs import kept
 from pipeline.runs.kept import Run
+from pipeline.system import files
 from tools.results import RESULTS
 
 PICTURES = Path("docs/pictures")

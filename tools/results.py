@@ -10,10 +10,10 @@ import msgspec
 
 from pipeline import params
 from pipeline.comparison import markdown, verdict, wording
-from pipeline.errors import UserError, printable
 from pipeline.params import Compare
 from pipeline.runs import kept
 from pipeline.runs.kept import Run
+from pipeline.system.errors import UserError, printable
 from tools import markers
 
 RESULTS = Path("results")

@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from pipeline import cli, demo, files, params
+from pipeline import cli, params, sources
 from pipeline import device as devices
 from pipeline.data.dataset import DATASET
-from pipeline.errors import UserError, printable
+from pipeline.machine import demo
 from pipeline.params import Model
 from pipeline.runs.environments import WAITING, Facts
+from pipeline.system import files
+from pipeline.system.errors import UserError, printable
 from tools import commit, markers
 from tools.variants import NETWORKS, random_set
 
@@ -105,7 +107,7 @@ def _step(folder: Path, batch: int, workers: int, threads: int, steps: int, netw
     path.write_text(params.dump(settings))
     for before in (folder / WAITING).rglob("*.json"):
         before.unlink()
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(demo.PROJECT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(sources.PROJECT)}
     done = subprocess.run([sys.executable, "-m", "tools.scaling", "--train"], cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"the training failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")

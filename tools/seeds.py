@@ -17,15 +17,16 @@ from pathlib import Path
 import msgspec
 
 from pipeline import device as devices
-from pipeline import files, numerics, sources
+from pipeline import numerics, sources
 from pipeline.comparison import markdown
 from pipeline.data import dataset
 from pipeline.data.dataset import Dataset
-from pipeline.errors import UserError, printable
 from pipeline.evaluation import evaluate
 from pipeline.exact import VERSION
 from pipeline.inputs import CACHE
 from pipeline.params import Evaluate, Train
+from pipeline.system import files
+from pipeline.system.errors import UserError, printable
 from pipeline.training import loop
 from pipeline.training.trainer import Trainer
 from tools import commit, markers
@@ -44,9 +45,7 @@ def accuracy(name: str, seed: int, data: Dataset) -> float:
     noted = CACHE / "seeds" / f"{sources.digest('train')[:16]}-{data.digest[:16]}-{name}-{seed}.json"
     if noted.exists():
         return float(json.loads(noted.read_bytes()))
-    device = devices.select(devices.CPU)
-    devices.prepare(device)
-    chosen = numerics.select(name, device)
+    device, chosen = numerics.prepared(devices.CPU, name)
     weights = loop.train(Trainer(data, device, seed, chosen, SETTINGS)).weights
     percent = 100 * evaluate(weights, data, device, chosen, Evaluate(batch_size=1000)).metrics.accuracy
     files.write_json(noted, percent)

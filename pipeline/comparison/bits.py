@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.runs.kept import Run
 from pipeline.runs.outputs import Metrics, Prediction, Step
-from pipeline.tensors import Tensors
+from pipeline.system.tensors import Tensors
 
 
 def first_difference(claimed: Run, computed: Run) -> str | None:

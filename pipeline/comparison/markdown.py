@@ -6,7 +6,7 @@ import re
 
 from pipeline.comparison import wording
 from pipeline.comparison.report import Report, Verdict
-from pipeline.errors import printable
+from pipeline.system.errors import printable
 
 _COMMIT = re.compile(r"(?i)(?<![0-9a-z])(?:(?<!\.)|(?=\d*[a-f]))[0-9a-f]{7,}(?![0-9a-z])")
 """What may be a commit's name; the digits behind a point are a number's."""

@@ -10,11 +10,11 @@ import numpy as np
 
 from pipeline.comparison import paired_statistics
 from pipeline.comparison.report import Difference, Divergence, Inequality, Losses, LossPair, Predictions, Weights
-from pipeline.errors import UserError
 from pipeline.runs.environments import MEASURED
 from pipeline.runs.kept import Run
 from pipeline.runs.outputs import PREDICTIONS, Metrics, again
 from pipeline.runs.provenance import abbreviated, flattened
+from pipeline.system.errors import UserError
 
 COMPARED_BY_RESULT = ("device", "workers", "numerics")
 """Parts of the identity that do not decide: what they gave is compared."""

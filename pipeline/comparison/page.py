@@ -1,4 +1,4 @@
-"""The report as one HTML file that opens offline (`pipeline/offline.py`), with plotly.js inside.
+"""The report as one HTML file that opens offline (`pipeline/system/offline.py`), with plotly.js inside.
 
 What comes from a run's files is text, in the plots too, where `figures` escapes it.
 """
@@ -15,15 +15,15 @@ from typing import Any
 import msgspec
 import plotly.offline
 
-from pipeline import files, offline
 from pipeline.comparison import figures, wording
 from pipeline.comparison.report import Report
 from pipeline.data import dataset, pictures
 from pipeline.data.dataset import Dataset
-from pipeline.errors import UserError, printable
 from pipeline.runs.kept import Run
 from pipeline.runs.outputs import Prediction
 from pipeline.runs.provenance import flattened
+from pipeline.system import files, offline
+from pipeline.system.errors import UserError, printable
 
 SHOWN_DISAGREEMENTS = 60
 
@@ -52,7 +52,7 @@ def render(report: Report, runs: list[Run], data: Dataset | None) -> bytes:
     comparable = [number for number, run in enumerate(runs, 1) if run.identity.data.digest == runs[0].identity.data.digest]
     cards, disagreements = _disagreements(runs, comparable, data)
     return offline.render(
-        "comparison",
+        Path(__file__).parent,
         [plotly.offline.get_plotlyjs(), Path(__file__).with_name("page.js").read_text(encoding="utf-8")],
         [{"key": f.key, "data": f.data, "layout": f.layout, "wide": f.wide} for f in drawings if f.data],
         inline_styles=True,  # plotly.js gives every mark of a plot its own

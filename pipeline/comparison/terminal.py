@@ -11,7 +11,7 @@ from rich.text import Text
 
 from pipeline.comparison import wording
 from pipeline.comparison.report import Report, Verdict
-from pipeline.errors import printable
+from pipeline.system.errors import printable
 
 STYLES: dict[Verdict, str] = {"identical": "bold green", "equivalent": "bold cyan", "undecided": "bold yellow", "different": "bold red"}
 COLUMN = 18

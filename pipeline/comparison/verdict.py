@@ -10,10 +10,10 @@ import msgspec
 
 from pipeline.comparison import bits, measures, paired_statistics
 from pipeline.comparison.report import ORDER, Pair, Report, Summary, Verdict
-from pipeline.errors import UserError
 from pipeline.params import Compare
 from pipeline.runs import kept
 from pipeline.runs.kept import Run
+from pipeline.system.errors import UserError
 
 
 def load(folders: list[Path]) -> list[Run]:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import paths
 from pipeline.exact import arrays
+from pipeline.system import paths
 
 
 class Batch(NamedTuple):

@@ -13,8 +13,8 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
-from pipeline import paths, schema, tensors
-from pipeline.errors import UserError, shown
+from pipeline.system import paths, schema, tensors
+from pipeline.system.errors import UserError, shown
 
 DATASET = Path("data") / "dataset.safetensors"
 FEWEST_CLASSES, MOST_CLASSES = 2, 8192

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline import files
 from pipeline.data import dataset, folder, sets, synthetic
 from pipeline.data.dataset import Dataset
 from pipeline.inputs import LOCK, Inputs
 from pipeline.params import Data
+from pipeline.system import files
 
 
 def stage(inputs: Inputs) -> None:

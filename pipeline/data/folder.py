@@ -19,12 +19,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline import params, paths
+from pipeline import params
 from pipeline.data import pictures
 from pipeline.data.dataset import Dataset, Shape, label_dtype, room
-from pipeline.errors import UserError, printable
 from pipeline.params import SOURCES
-from pipeline.progress import progress
+from pipeline.system import paths
+from pipeline.system.errors import UserError, printable
+from pipeline.system.progress import progress
 
 TESTS = ("test", "val")
 _NAMED = 5

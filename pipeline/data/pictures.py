@@ -17,7 +17,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from pipeline.data import damage
 from pipeline.data.dataset import TUTORIAL, Shape
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 
 WHITE = 255
 """The ground that shows through where an image is transparent."""

@@ -21,9 +21,9 @@ import numpy as np
 
 from pipeline.data import pictures, transfer
 from pipeline.data.dataset import Dataset, label_dtype, room
-from pipeline.errors import MAKE_AGAIN, UserError
 from pipeline.inputs import CACHE
-from pipeline.progress import progress
+from pipeline.system.errors import MAKE_AGAIN, UserError
+from pipeline.system.progress import progress
 
 DOWNLOADS = CACHE / "downloads"
 

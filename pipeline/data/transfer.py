@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urljoin
 
-from pipeline import files
-from pipeline.errors import UserError, printable, shown, without_secrets
-from pipeline.progress import progress
+from pipeline.system import files
+from pipeline.system.errors import UserError, printable, shown, without_secrets
+from pipeline.system.progress import progress
 
 MIRROR = "PIPELINE_MIRROR"
 """The environment variable that names a folder of the user's own on a server, which holds the files by their names; tried first."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from pipeline.device.failures import failures_explained
-from pipeline.errors import UserError, shown
+from pipeline.system.errors import UserError, shown
 
 MINIMUM_DRIVER = {"13": "580", "12": "525"}
 """CUDA's major version -> the oldest Linux driver that runs it (NVIDIA's CUDA compatibility guide, minor version compatibility)."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 
 
 @contextlib.contextmanager

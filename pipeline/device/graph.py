@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pipeline.errors import UserError, shown
+from pipeline.system.errors import UserError, shown
 
 GRAPH = "PIPELINE_CUDA_GRAPH"
 """The environment variable that, set to 0, has steps launched kernel by kernel."""

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pipeline.exact import grid, transcendental
 from pipeline.exact.errors import refusal
-from pipeline.exact.tape import Gradient, Sums, Tape
+from pipeline.exact.sums import Sums
+from pipeline.exact.tape import Gradient, Tape
 from pipeline.exact.trees import tree
 
 Operand = Tensor | float

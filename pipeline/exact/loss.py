@@ -49,7 +49,7 @@ def _targets(label_smoothing: float, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class MeanLoss:
-    """The mean of a batch's losses, a sum over the batch that waits (a tape.Sums)."""
+    """The mean of a batch's losses, a sum over the batch that waits (a sums.Sums)."""
 
     def __init__(self, losses: Tensor, batch_images: int) -> None:
         """Losses float64 [N], of this worker's share of `batch_images`."""

@@ -158,38 +158,36 @@ def instance_norm(
 
 def softmax(tape: Tape, x: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
     """The exact form of softmax over one axis."""
+    return _softmax(tape, x, dim, dtype, "softmax")
+
+
+def log_softmax(tape: Tape, x: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
+    """The exact form of log_softmax over one axis."""
+    return _softmax(tape, x, dim, dtype, "log_softmax")
+
+
+def _softmax(tape: Tape, x: Tensor, dim: int | None, dtype: torch.dtype | None, what: str) -> Tensor:
     if dim is None or dtype not in (None, torch.float32):
-        raise refusal(f"softmax with dim={dim}, dtype={dtype}", "one dim, float32")
-    x = arithmetic.floats(tape, x, "softmax")
-    tape.check_within_images(x, (dim,), "softmax")
+        raise refusal(f"{what} with dim={dim}, dtype={dtype}", "one dim, float32")
+    x = arithmetic.floats(tape, x, what)
+    tape.check_within_images(x, (dim,), what)
     if not x.shape[dim] and x.dim():
-        raise refusal("softmax over no numbers", "at least one")
+        raise refusal(f"{what} over no numbers", "at least one")
     z = x.double()
-    e = transcendental.exp(z - z.amax(dim, keepdim=True))
-    y = (e / tree(e, dim).unsqueeze(dim)).float()
+    z = z - z.amax(dim, keepdim=True)
+    e = transcendental.exp(z)
+    total = tree(e, dim).unsqueeze(dim)
+    p = e / total
+    if what == "log_softmax":
+        y = (z - transcendental.log(total)).float()
+        return tape.record(y, (x,), lambda g: ((g.double() - p * tree(g, dim).unsqueeze(dim)).float(),))
+    y = p.float()
 
     def backward(g: Tensor) -> tuple[Tensor]:
         of_g, p = g.double(), y.double()
         return (((of_g - tree(of_g * p, dim).unsqueeze(dim)) * p).float(),)
 
     return tape.record(y, (x,), backward)
-
-
-def log_softmax(tape: Tape, x: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
-    """The exact form of log_softmax over one axis."""
-    if dim is None or dtype not in (None, torch.float32):
-        raise refusal(f"log_softmax with dim={dim}, dtype={dtype}", "one dim, float32")
-    x = arithmetic.floats(tape, x, "log_softmax")
-    tape.check_within_images(x, (dim,), "log_softmax")
-    if not x.shape[dim] and x.dim():
-        raise refusal("log_softmax over no numbers", "at least one")
-    z = x.double()
-    z = z - z.amax(dim, keepdim=True)
-    e = transcendental.exp(z)
-    total = tree(e, dim).unsqueeze(dim)
-    p = e / total
-    y = (z - transcendental.log(total)).float()
-    return tape.record(y, (x,), lambda g: ((g.double() - p * tree(g, dim).unsqueeze(dim)).float(),))
 
 
 def _dims(x: Tensor, dim: int | Sequence[int] | None) -> list[int]:

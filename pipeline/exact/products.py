@@ -87,7 +87,7 @@ def _weighted_sum(tape: Tape, operation: Operation, x: Tensor, weight: Tensor, b
 
 
 class WeightedSum:
-    """A weighted sum in one pass: what it keeps from the forward direction, and its sums over the batch, which wait (a tape.Sums)."""
+    """A weighted sum in one pass: what it keeps from the forward direction, and its sums over the batch, which wait (a sums.Sums)."""
 
     def __init__(self, tape: Tape, operation: Operation, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         self.operation, self.bias, self.x_shape = operation, bias, x.shape

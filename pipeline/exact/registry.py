@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from pipeline.exact import activations, arithmetic, attention, masks, normalisation, pooling, precision, products, shapes
+from pipeline.exact import activations, arithmetic, attention, masks, normalisation, parts, pooling, precision, products, shapes
 from pipeline.exact.errors import Unsupported, refusal
 from pipeline.exact.shapes import Images
 from pipeline.exact.tape import Tape
@@ -101,14 +101,14 @@ FORMS: dict[str, tuple[Form, list[Any]]] = {
     "expand": (shapes.expand, [Tensor.expand]),
     "expand_as": (shapes.expand_as, [Tensor.expand_as]),
     "repeat": (shapes.repeat, [Tensor.repeat]),
-    "cat": (shapes.joined, [torch.cat, torch.concat, torch.concatenate]),
-    "stack": (shapes.stack, [torch.stack]),
-    "chunk": (shapes.chunk, [torch.chunk, Tensor.chunk]),
-    "split": (shapes.split, [torch.split, Tensor.split]),
-    "unbind": (shapes.unbind, [torch.unbind, Tensor.unbind]),
-    "select": (shapes.select, [torch.select, Tensor.select]),
-    "narrow": (shapes.narrow, [torch.narrow, Tensor.narrow]),
-    "indexing": (shapes.get, [Tensor.__getitem__]),
+    "cat": (parts.joined, [torch.cat, torch.concat, torch.concatenate]),
+    "stack": (parts.stack, [torch.stack]),
+    "chunk": (parts.chunk, [torch.chunk, Tensor.chunk]),
+    "split": (parts.split, [torch.split, Tensor.split]),
+    "unbind": (parts.unbind, [torch.unbind, Tensor.unbind]),
+    "select": (parts.select, [torch.select, Tensor.select]),
+    "narrow": (parts.narrow, [torch.narrow, Tensor.narrow]),
+    "indexing": (parts.get, [Tensor.__getitem__]),
     "pixel_shuffle": (shapes.pixel_shuffle, [F.pixel_shuffle]),
     "channel_shuffle": (shapes.channel_shuffle, [F.channel_shuffle]),
     **{f"comparison {each.__name__}": (arithmetic.compare(each), [getattr(torch, each.__name__), getattr(Tensor, each.__name__),
@@ -217,7 +217,7 @@ class Forms(TorchFunctionMode):
         if func in MAKING:
             return func(*args, **kwargs)
         if func is Tensor.__setitem__:
-            return tape.replace(args[0], _uncompiled(shapes.put)(tape, *args))
+            return tape.replace(args[0], _uncompiled(parts.put)(tape, *args))
         raise refusal(f"'{resolve_name(func) or func}'", "those that docs/exact-numerics.md lists")
 
     def _in_place(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -231,7 +231,7 @@ class Forms(TorchFunctionMode):
         while (part := tape.part_of(changed)) is not None:  # the tensor that it is a part of shows the same
             whole, index = part
             tape.show(new, whole, index)  # so is what it became
-            new = tape.replace(whole, _uncompiled(shapes.put)(tape, tape.newest(whole), index, new))
+            new = tape.replace(whole, _uncompiled(parts.put)(tape, tape.newest(whole), index, new))
             changed = whole
         tape.renew(y)
         return y

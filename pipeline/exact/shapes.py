@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.exact import arithmetic, grid
+from pipeline.exact import arithmetic
 from pipeline.exact.arguments import sizes
 from pipeline.exact.arithmetic import SpreadWeight
 from pipeline.exact.errors import refusal
-from pipeline.exact.tape import Gradient, Sums, Tape
+from pipeline.exact.tape import Gradient, Tape
 from pipeline.exact.trees import tree
 
 
@@ -238,134 +238,6 @@ def repeat(tape: Tape, x: Tensor, *given: Any) -> Tensor:
 
 class Images(int):
     """The number of images in this worker's share, as a network reads it from a shape: so that it is known again where it comes back."""
-
-
-def joined(tape: Tape, tensors: Sequence[Tensor], dim: int = 0, axis: int | None = None) -> Tensor:
-    """The exact form of torch.cat."""
-    dim = dim if axis is None else axis
-    tensors = [arithmetic.floats(tape, x, "cat") for x in tensors]
-    y = torch.cat(tensors, dim)
-    for x in tensors:
-        tape.check_within_images(x, (dim,), "cat")
-    return tape.record(y, tensors, lambda g: list(g.split([x.shape[dim] for x in tensors], dim)))
-
-
-def stack(tape: Tape, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """The exact form of torch.stack."""
-    tensors = [arithmetic.floats(tape, x, "stack") for x in tensors]
-    y = torch.stack(list(tensors), dim)
-    axis = next((axis for x in tensors if (axis := tape.axis(x)) is not None), None)
-    if axis is not None and axis >= dim % y.dim():
-        axis += 1
-    return tape.lay(tape.record(y, tensors, lambda g: list(g.unbind(dim))), axis)
-
-
-def _slices(tape: Tape, x: Tensor, dim: int, parts: Sequence[int], what: str) -> tuple[Tensor, ...]:
-    x = tape.input(x, what)
-    dim %= x.dim()
-    if sum(parts) != x.shape[dim]:
-        raise RuntimeError(f"{what}: {list(parts)} do not add up to {x.shape[dim]}")
-    starts = [sum(parts[:i]) for i in range(len(parts))]
-    return tuple(get(tape, x, (slice(None),) * dim + (slice(start, start + size),)) for start, size in zip(starts, parts, strict=True))
-
-
-def chunk(tape: Tape, x: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
-    """The exact form of torch.chunk."""
-    return split(tape, x, -(-x.shape[dim] // chunks), dim)
-
-
-def split(tape: Tape, x: Tensor, split_size: Any, dim: int = 0) -> tuple[Tensor, ...]:
-    """The exact form of torch.split."""
-    n = x.shape[dim]
-    parts = [min(split_size, n - start) for start in range(0, n, split_size)] if isinstance(split_size, int) else list(split_size)
-    return _slices(tape, x, dim, parts, "split")
-
-
-def unbind(tape: Tape, x: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
-    """The exact form of torch.unbind."""
-    dim %= x.dim()
-    return tuple(get(tape, x, (slice(None),) * dim + (i,)) for i in range(x.shape[dim]))
-
-
-def select(tape: Tape, x: Tensor, dim: int, index: int) -> Tensor:
-    """The exact form of Tensor.select."""
-    return get(tape, x, (slice(None),) * (dim % x.dim()) + (index,))
-
-
-def narrow(tape: Tape, x: Tensor, dim: int, start: int, length: int) -> Tensor:
-    """The exact form of Tensor.narrow."""
-    return get(tape, x, (slice(None),) * (dim % x.dim()) + (slice(start, start + length),))
-
-
-def get(tape: Tape, x: Tensor, index: Any) -> Tensor:
-    """The exact form of x[index]: by numbers and slices, or of a weight or constant by a constant tensor of integers."""
-    x = tape.input(x, "indexing")
-    if tape.value(x) is None:
-        return x[index]
-    parts = index if isinstance(index, tuple) else (index,)
-    if any(isinstance(part, Tensor | list) for part in parts):
-        if tape.of_images(x) or len(parts) != 1 or not isinstance(index, Tensor) or index.dtype != torch.int64:
-            raise refusal("indexing of an activation by a tensor", "numbers and slices")
-        return tape.record(x[index], (x,), lambda g: (Gathered(x, index, g),))
-    y = x[index]
-
-    def backward(g: Tensor) -> tuple[Tensor]:
-        d_x = torch.zeros_like(x)
-        d_x[index] = g
-        return (d_x,)
-
-    tape.lay(tape.record(y, (x,), backward, shares=x), _axis_of_part(tape, x, parts))
-    tape.show(y, x, index)
-    return y
-
-
-def _axis_of_part(tape: Tape, x: Tensor, parts: tuple[Any, ...]) -> int | None:
-    """The images' axis of x[parts]. Raises Unsupported where that takes some of the images only."""
-    if (axis := tape.axis(x)) is None:
-        return None
-    used = x.dim() - sum(part is not None and part is not Ellipsis for part in parts)
-    whole = [each for part in parts for each in ([slice(None)] * used if part is Ellipsis else [part])]
-    after = place = 0
-    for part in whole:
-        if part is not None and place == axis:
-            if part != slice(None):
-                raise refusal("indexing over the images", "the axes of an image")
-            return after
-        place += part is not None
-        after += not isinstance(part, int)
-    return after + axis - place
-
-
-class Gathered(Sums):
-    """The gradient of a weight that was read by index, some entries several times: exact sums on one grid."""
-
-    def __init__(self, weight: Tensor, index: Tensor, g: Tensor) -> None:
-        self.shape, self.index, self.g, self.fit_float64 = weight.shape, index.flatten(), g, True
-        self.magnitudes = grid.magnitude(g).view(1)
-
-    def integers(self, scales: Tensor) -> Tensor:
-        """The sums, of the weight's shape."""
-        sums = self.g.new_zeros(self.shape, dtype=torch.float64)
-        return sums.index_add_(0, self.index, grid.place(self.g, scales).double().reshape(-1, *self.shape[1:]))
-
-    def round(self, sums: Tensor, units: Tensor) -> list[Tensor]:
-        """The gradient."""
-        return [sums.float().mul_(units)]
-
-
-def put(tape: Tape, x: Tensor, index: Any, value: Any) -> Tensor:
-    """X with `value` at `index`: what x[index] = value makes of it."""
-    x = tape.input(x, "assignment to a part")
-    given = tape.input(value, "assignment to a part") if isinstance(value, Tensor) else None
-    y = x.clone()
-    y[index] = value if given is None else given
-
-    def backward(g: Tensor) -> list[Gradient]:
-        rest = g.clone()
-        rest[index] = 0
-        return [rest] if given is None else [rest, arithmetic.spread(tape, y, given, g[index])]
-
-    return tape.record(y, (x,) if given is None else (x, given), backward)
 
 
 def pixel_shuffle(tape: Tape, x: Tensor, upscale_factor: int) -> Tensor:

@@ -9,31 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from pipeline.exact import grid
 from pipeline.exact.errors import refusal
 from pipeline.exact.group import ALONE, Group
 from pipeline.exact.later import Later
-
-
-class Sums(Protocol):
-    """Sums over the batch that wait, on grids of their own."""
-
-    magnitudes: Tensor
-    """The largest magnitude on each grid among this worker's images, float32 [G]."""
-    fit_float64: bool
-    """Whether float64 holds the sums over the whole batch; else they are int64."""
-
-    def integers(self, scales: Tensor) -> Tensor:
-        """Compute the sums of this worker's images, of any shape, on grids of these scales, float32 [G]."""
-
-    def round(self, sums: Tensor, units: Tensor) -> Sequence[Tensor]:
-        """From all workers' sums and the grids' units, the gradient of each weight that these sums were recorded for, in order."""
-
+from pipeline.exact.sums import Sums, added_up
 
 Gradient = Tensor | Sums | None
 Backward = Callable[[Tensor], Sequence[Gradient]]
@@ -295,20 +278,9 @@ def _add(value: Value, gradient: Tensor) -> None:
 
 def _resolve(waiting: list[tuple[Sums | Tensor, list[Value | None]]], group: Group) -> None:
     """Exchange the sums that wait and give their values the gradients, in their order."""
-    sums = [each for each, _ in waiting if not isinstance(each, Tensor)]
-    rounded: dict[int, Sequence[Tensor]] = {}
-    if sums:
-        sizes = [each.magnitudes.numel() for each in sums]
-        chosen = grid.choose(group.maximum(torch.cat([each.magnitudes for each in sums])))
-        scales, units = torch.split(chosen.scale, sizes), torch.split(chosen.unit, sizes)
-        dtype = torch.float64 if all(each.fit_float64 for each in sums) else torch.int64
-        mine = [each.integers(scale) for each, scale in zip(sums, scales, strict=True)]
-        total = group.total(torch.cat([part.flatten().to(dtype) for part in mine]))
-        totals = torch.split(total, [part.numel() for part in mine])
-        for one, part, of, unit in zip(sums, mine, totals, units, strict=True):
-            rounded[id(one)] = one.round(of.view(part.shape), unit)
+    rounded = iter(added_up([each for each, _ in waiting if not isinstance(each, Tensor)], group))
     for each, values in waiting:
-        gradients = [each] if isinstance(each, Tensor) else rounded[id(each)]
+        gradients = [each] if isinstance(each, Tensor) else next(rounded)
         for value, gradient in zip(values, gradients, strict=False):
             if value is not None and value.learns:
                 _add(value, gradient)

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import sources
-from pipeline.errors import UserError, shown
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.initialisation import initial_values
 from pipeline.exact.masks import Draws
@@ -27,6 +26,7 @@ from pipeline.models import normalisation
 from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.numerics.exact import refusals_explained
 from pipeline.params import SIMPLE_CNN, Model
+from pipeline.system.errors import UserError, shown
 from pipeline.workers import ALONE
 
 if TYPE_CHECKING:

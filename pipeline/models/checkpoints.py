@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline import paths
 from pipeline.device import CPU
-from pipeline.errors import UserError, shown
 from pipeline.models import normalisation
 from pipeline.params import Model
+from pipeline.system import paths
+from pipeline.system.errors import UserError, shown
 
 ENTRIES = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params", "model_ema", "state_dict_ema", "ema",
            "ema_state_dict")  # fmt: skip

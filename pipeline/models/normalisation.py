@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
 from pipeline.exact import arrays
 from pipeline.params import Normalize
+from pipeline.system.errors import UserError
 
 BUFFERS = ("pixel_mean", "pixel_deviation")
 """Their names in a network's state."""

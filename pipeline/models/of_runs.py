@@ -11,10 +11,10 @@ from torch import nn
 
 from pipeline import models
 from pipeline.device import CPU
-from pipeline.errors import UserError
 from pipeline.models import recorded, recording
 from pipeline.params import Model
 from pipeline.runs.outputs import NETWORK
+from pipeline.system.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.models import Shape

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import resolve_name
 
-from pipeline import schema
-from pipeline.errors import UserError, shown
-from pipeline.exact import initialisation, registry
+from pipeline.exact import fillings, initialisation, registry
+from pipeline.system import schema
+from pipeline.system.errors import UserError, shown
 
 MOST_CALLS = 5000
 MOST_NUMBERS = 2**28
@@ -46,7 +46,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     same: str | None = None
     """Another name of the same tensor, that comes before this one."""
     initial: Annotated[list[tuple[str, list[float]]], msgspec.Meta(max_length=20)] = []
-    """How its initial values are made (exact/initialisation.py has the rules); none for 0."""
+    """How its initial values are made (exact/fillings.py has the rules); none for 0."""
 
 
 class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -212,7 +212,7 @@ def tensors(given: Any) -> Iterator[Tensor]:
 
 
 def _initial(name: str, held: Held, seed: int | None) -> Tensor:
-    values = initialisation.drawn([(rule, tuple(numbers)) for rule, numbers in held.initial], seed, name, math.prod(held.shape))
+    values = fillings.drawn([(rule, tuple(numbers)) for rule, numbers in held.initial], seed, name, math.prod(held.shape))
     tensor = values.view(held.shape).to(DTYPES[held.dtype])
     return nn.Parameter(tensor, held.kind == "weight") if held.kind in ("weight", "frozen") else tensor
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from pipeline import schema
 from pipeline.exact import initialisation, registry
 from pipeline.models.recorded import DTYPES, LAYOUTS, MOST_CALLS, NAMES, Graph, Held, Recording, Unrecorded, tensors
+from pipeline.system import schema
 
 MOST_VALUES = 2**18
 """Numbers of an initial value that no rule gives."""

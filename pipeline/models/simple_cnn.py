@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 
 SMALLEST = 16
 """Pixels a side of the smallest image of which the two convolutions and poolings leave something."""

@@ -5,13 +5,24 @@ from __future__ import annotations
 import torch
 
 from pipeline import device as devices
-from pipeline.errors import UserError
 from pipeline.exact import VERSION, hardware, self_test
 from pipeline.exact.errors import Imprecise
 from pipeline.numerics.exact import Exact
 from pipeline.numerics.native import Native
+from pipeline.system.errors import UserError
 
 Numerics = Exact | Native
+
+
+def prepared(device_name: str, name: str, worker: int = 0, workers: int = 1) -> tuple[torch.device, Numerics]:
+    """The device that `device_name` is for one of several workers on this machine, prepared, and the numerics called `name` on it.
+
+    Raises:
+        UserError: as `device.select`, `device.prepare` and `select` do.
+    """
+    device = devices.select(device_name, worker, workers)
+    devices.prepare(device, workers)
+    return device, select(name, device)
 
 
 def select(name: str, on: torch.device) -> Numerics:

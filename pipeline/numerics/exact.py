@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
 from pipeline.exact import engine
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.group import Group
+from pipeline.system.errors import UserError
 
 
 @contextlib.contextmanager

@@ -13,14 +13,14 @@ from typing import Any
 
 import libcst as cst
 
-from pipeline import files, paths
-from pipeline.errors import UserError
-from pipeline.port import cannot, checkpoints, moved, placement, precision, runtime  # noqa: F401 - each registers its rules
+from pipeline.port import cannot, checkpoints, kinds, moved, placement, precision, runtime  # noqa: F401 - each registers its rules
 from pipeline.port.cannot import PACKAGES
 from pipeline.port.device import exported, settle
 from pipeline.port.rules import RULES, Answer, Edit, Finding, Found, Level, Rule
 from pipeline.port.script import NotPython, Script, parsed, without_async
 from pipeline.port.sources import Source, collect
+from pipeline.system import files, paths
+from pipeline.system.errors import UserError
 
 WRITTEN = (Answer.SAME, Answer.MOVED)
 """The answers whose rewrites compute what the script meant; other numbers are only written where they are asked for."""

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline import paths
-from pipeline.errors import UserError
 from pipeline.port.script import NotPython, parsed, without_async
+from pipeline.system import paths
+from pipeline.system.errors import UserError
 
 _NOT_THEIRS = {"__pycache__", "node_modules", "site-packages", "build", "dist"}
 

@@ -11,10 +11,10 @@ from typing import Annotated
 
 import msgspec
 
-from pipeline import files, schema
 from pipeline.inputs import CACHE
 from pipeline.runs.outputs import Model, read_bytes
-from pipeline.schema import Finite
+from pipeline.system import files, schema
+from pipeline.system.schema import Finite
 
 WAITING = CACHE / "environments"
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1, description="a whole number from 0")]

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import numpy as np
 
-from pipeline import files, paths, schema, tensors
-from pipeline.errors import UserError, shown
 from pipeline.exact import arrays
 from pipeline.runs.provenance import Provenance
-from pipeline.tensors import Tensors
+from pipeline.system import files, paths, schema, tensors
+from pipeline.system.errors import UserError, shown
+from pipeline.system.tensors import Tensors
 
 OUTPUTS = Path("outputs")
 MODEL = "model.safetensors"

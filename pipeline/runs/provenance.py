@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from pipeline import schema
 from pipeline.data.dataset import Description
 from pipeline.params import Model, Params, Seed, Train, Workers
+from pipeline.system import schema
 
 
 class Imported(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files, tensors
-from pipeline.errors import UserError
 from pipeline.inputs import CACHE
 from pipeline.runs.outputs import Step
-from pipeline.tensors import Tensors
+from pipeline.system import files, tensors
+from pipeline.system.errors import UserError
+from pipeline.system.tensors import Tensors
 
 UNFINISHED = CACHE / "training"
 SECONDS = 15.0

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline import device as devices
-from pipeline.errors import Interrupted, UserError
-from pipeline.progress import progress
 from pipeline.runs.outputs import Step
+from pipeline.system.errors import Interrupted, UserError
+from pipeline.system.progress import progress
 from pipeline.training import checkpoint as checkpoints
 from pipeline.training import signals
 from pipeline.training.checkpoint import Checkpoint, State

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from pipeline.errors import STOP_SIGNALS, Interrupted
+from pipeline.system.errors import STOP_SIGNALS, Interrupted
 
 
 @contextmanager

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pipeline import device as devices
-from pipeline import files, models, numerics
+from pipeline import models, numerics
 from pipeline.data import dataset
-from pipeline.errors import UserError, printable
 from pipeline.inputs import CACHE, LOCK, Inputs
 from pipeline.models import checkpoints, recording
 from pipeline.runs import environments, outputs, provenance
 from pipeline.runs.environments import Facts
 from pipeline.runs.outputs import MODEL, OUTPUTS
 from pipeline.runs.provenance import Provenance
+from pipeline.system import files
+from pipeline.system.errors import UserError, printable
 from pipeline.training import checkpoint, loop
 from pipeline.training.checkpoint import UNFINISHED, Checkpoint
 from pipeline.training.loop import Training

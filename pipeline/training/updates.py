@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from pipeline.errors import UserError
 from pipeline.exact import optimizers, schedules
 from pipeline.params import Train
+from pipeline.system.errors import UserError
 
 Parameters = Mapping[str, nn.Parameter]
 

@@ -19,9 +19,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import files
-from pipeline.errors import UserError
 from pipeline.params import PARAMS
+from pipeline.system import files
+from pipeline.system.errors import UserError
 from pipeline.workers.pairs import SOCKET
 from pipeline.workers.rank import Worker
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.errors import UserError, shown
+from pipeline.system.errors import UserError, shown
 
 SOCKET = "PIPELINE_WORKERS_SOCKET"
 """The environment variable with the number of the open socket to worker 0, for a worker that was started here."""

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 from pipeline.workers import Group
 
 _VOTES = {signal.SIGINT: 1, signal.SIGTERM: 2**20}

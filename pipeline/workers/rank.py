@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from pipeline.errors import UserError, shown
 from pipeline.params import PARAMS
+from pipeline.system.errors import UserError, shown
 
 
 @dataclass(frozen=True)

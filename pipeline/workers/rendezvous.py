@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 
 from pipeline import device as devices
-from pipeline.errors import Interrupted, UserError, shown
 from pipeline.params import PARAMS
+from pipeline.system.errors import Interrupted, UserError, shown
 from pipeline.workers import launch, store
 from pipeline.workers.pairs import Pairs
 from pipeline.workers.processes import Processes

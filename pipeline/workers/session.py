@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 import torch.distributed
 
-from pipeline.errors import UserError
 from pipeline.params import PARAMS
+from pipeline.system.errors import UserError
 from pipeline.workers import ALONE, Group
 from pipeline.workers.rank import Worker
 

@@ -21,7 +21,7 @@ from torch.distributed import FileStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from pipeline.errors import UserError, shown
+from pipeline.system.errors import UserError, shown
 from pipeline.workers import launch, pairs
 from pipeline.workers.rank import Worker
 

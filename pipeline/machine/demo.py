@@ -15,19 +15,21 @@ from typing import Any
 
 import msgspec
 
-from pipeline import files, machine, params, revision, sources, tensors
+from pipeline import params, sources
 from pipeline.device import CPU, accelerators, cpu_limit, threads
-from pipeline.errors import UserError
 from pipeline.inputs import CACHE
-from pipeline.machine import Outcome, Variant
+from pipeline.machine import records
+from pipeline.machine.records import Outcome, Variant
 from pipeline.runs import outputs
+from pipeline.sources import PROJECT
+from pipeline.system import files, revision, tensors
+from pipeline.system.errors import UserError
 from pipeline.training.checkpoint import UNFINISHED
 
 FINGERPRINT = "0a0d3aa571357ffd44256b4a8194b7e6f300350b161fa81839a8b5c0a9a36f49"
 """What the demo's weights must be, on every machine, with this version of the numerics."""
 DURATION = "It takes about three minutes on two CPU cores, 110 MB of disk, and no network."
 FOLDER = Path("demo")
-PROJECT = Path(__file__).resolve().parent.parent
 PIPELINE = [sys.executable, "-m", "pipeline"]
 SETTINGS: dict[str, Any] = {
     "device": CPU,
@@ -59,7 +61,7 @@ def demo(folder: Path = FOLDER, others: list[Variant] | None = None, emulator: s
     print("\nThe same training in other ways; each must give the same weights, bit for bit:\n", flush=True)
     first = Outcome(
         name="the stages", device=CPU, threads=threads(), fingerprint=_fingerprint(folder),
-        evaluation=machine.evaluation_digest(folder / outputs.OUTPUTS), evaluation_batch=SETTINGS["evaluate"]["batch_size"],
+        evaluation=records.evaluation_digest(folder / outputs.OUTPUTS), evaluation_batch=SETTINGS["evaluate"]["batch_size"],
     )  # fmt: skip
     outcomes = [_said(first), *(_said(train_again(folder, variant)) for variant in ways)]
     print("\nThe same evaluation in other batches; its metrics and predictions must be the same bytes:\n", flush=True)
@@ -71,7 +73,7 @@ def demo(folder: Path = FOLDER, others: list[Variant] | None = None, emulator: s
     right, verdict = judged({each.fingerprint for each in outcomes}, other.evaluation == first.evaluation, edited)
     print(f"\n{verdict}")
     if not edited:  # a record is of a commit
-        leave_record(folder / machine.RECORD, outcomes, emulator)
+        leave_record(folder / records.RECORD, outcomes, emulator)
     return right
 
 
@@ -90,11 +92,11 @@ def judged(fingerprints: set[str], one_evaluation: bool, edited: bool) -> tuple[
 
 def leave_record(path: Path, outcomes: list[Outcome], emulator: str | None = None) -> None:
     """Write the machine's record, and say where it can be sent. Raises UserError."""
-    record = machine.describe(FINGERPRINT, outcomes, emulator)
-    machine.write(path, record)
+    record = records.describe(FINGERPRINT, outcomes, emulator)
+    records.write(path, record)
     print(
         f"{path} says what was computed and on what processor, system and PyTorch (no name of the machine or of its user);\n"
-        f"to add it to the README's table, send it in a pull request as {machine.RECORDS}/{record.slug()}.json"
+        f"to add it to the README's table, send it in a pull request as {records.RECORDS}/{record.slug()}.json"
     )
 
 
@@ -129,7 +131,7 @@ def variants() -> list[Variant]:
     given = [
         Variant(name=f"all {limit} threads", device=CPU, threads=limit),
         Variant(name="one thread", device=CPU, threads=1),
-        Variant(name="set to the oldest instructions", device=CPU, threads=limit, settings=machine.OLDEST_INSTRUCTIONS),
+        Variant(name="set to the oldest instructions", device=CPU, threads=limit, settings=records.OLDEST_INSTRUCTIONS),
         Variant(name="two workers", device=CPU, threads=1, workers=2),
     ]
     gpus = accelerators()
@@ -169,7 +171,7 @@ def evaluate_again(folder: Path, first: Outcome, batch: int = 7) -> Outcome:
             files.write_bytes(own / source.relative_to(folder), source.read_bytes())
     _set(folder, own, {"evaluate": {"batch_size": batch}})
     _run([*PIPELINE, "evaluate"], own, {"PYTHONPATH": _importable(folder)}, quiet=True)
-    digest = machine.evaluation_digest(own / outputs.OUTPUTS)
+    digest = records.evaluation_digest(own / outputs.OUTPUTS)
     return msgspec.structs.replace(first, name=f"evaluated in batches of {batch}", evaluation=digest, evaluation_batch=batch)
 
 

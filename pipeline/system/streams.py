@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-from pipeline.errors import ANSWER_IS_NO
+from pipeline.system.errors import ANSWER_IS_NO
 
 UNWRITTEN = 74
 """The exit code when standard output could not be written (EX_IOERR of sysexits.h)."""

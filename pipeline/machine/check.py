@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ContextDecorator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,18 +28,18 @@ from torch.overrides import TorchFunctionMode
 from pipeline import device as devices
 from pipeline import models, numerics
 from pipeline.data import dataset
-from pipeline.errors import UserError
 from pipeline.exact import SGD, fingerprint, registry
 from pipeline.exact.draws import random_integers
 from pipeline.exact.engine import Exact
 from pipeline.exact.group import ALONE, Group
 from pipeline.exact.masks import Draws
 from pipeline.exact.threads import Exchange, together
-from pipeline.machine import OLDEST_INSTRUCTIONS
+from pipeline.machine.records import OLDEST_INSTRUCTIONS
 from pipeline.models import Shape
 from pipeline.params import Model, Params
+from pipeline.sources import PROJECT
+from pipeline.system.errors import UserError
 
-_PROJECT = str(Path(__file__).resolve().parent.parent)
 IMAGES, STEPS, LR, MOMENTUM = 3, 2, 0.01, 0.9
 
 
@@ -74,20 +75,9 @@ class Noted:
     """Weights that take no part in the loss."""
 
 
-class _Counted(nn.Module):
-    """A network whose operations are counted, by the names that PyTorch gives them."""
+class _Counting(TorchFunctionMode, ContextDecorator):
+    """Counts operations by the names that PyTorch gives them."""
 
-    def __init__(self, network: nn.Module, counts: Counter[str]) -> None:
-        super().__init__()
-        self.network, self._mode = network, _Counting(counts)
-
-    def forward(self, images: Tensor) -> object:
-        """As the network's."""
-        with self._mode:
-            return self.network(images)
-
-
-class _Counting(TorchFunctionMode):
     def __init__(self, counts: Counter[str]) -> None:
         super().__init__()
         self._counts = counts
@@ -125,11 +115,13 @@ def _steps(network: nn.Module, subject: Subject, group: Group, noted: Noted | No
     share, optimizer = group.share(IMAGES), SGD(network.parameters(), LR, MOMENTUM)
     for step in range(STEPS):
         draws = Draws(subject.seed, torch.full((1,), step, dtype=torch.int64, device=images.device), share.start)
-        counted = network if noted is None or step else _Counted(network, noted.operations)
+        if noted is not None and not step:
+            forward, network.forward = network.forward, _Counting(noted.operations)(network.forward)
         loss, gradients = exact.loss_and_gradients(
-            counted, images[share], labels[share], group, IMAGES, draws=draws, auxiliary=subject.model.auxiliary
+            network, images[share], labels[share], group, IMAGES, draws=draws, auxiliary=subject.model.auxiliary
         )
-        if noted is not None and step == 0:
+        if noted is not None and not step:
+            network.forward = forward
             noted.unused = [name for (name, _), g in zip(network.named_parameters(), gradients, strict=True) if g is None]
         for parameter, gradient in zip(network.parameters(), gradients, strict=True):
             parameter.grad = gradient
@@ -158,9 +150,7 @@ def built(subject: Subject) -> nn.Module:
     Raises:
         UserError: it cannot be made, or does what it cannot or what has no exact form.
     """
-    device = devices.select(subject.device)
-    devices.prepare(device)
-    exact = numerics.select("exact", device)
+    device, exact = numerics.prepared(subject.device, "exact")
     network = models.build(subject.model, subject.shape, subject.classes, subject.seed).to(device)
     models.try_out(network, subject.model, subject.shape, subject.classes, exact, device)
     return network
@@ -169,8 +159,8 @@ def built(subject: Subject) -> nn.Module:
 def _elsewhere(subject: Subject, **environment: str) -> Way:
     """One training and an evaluation in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.check"], input=msgspec.json.encode(subject), capture_output=True,
-        env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, (_PROJECT, os.environ.get("PYTHONPATH"))))},
+        [sys.executable, "-m", "pipeline.machine.check"], input=msgspec.json.encode(subject), capture_output=True,
+        env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))},
     )  # fmt: skip
     if done.returncode:
         raise UserError(f"a process of its own with {environment} failed: {done.stderr.decode(errors='replace').strip()[-300:]}")

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline import device as devices
-from pipeline import evaluation, files, models, numerics, params, paths, sources
+from pipeline import evaluation, models, numerics, params, sources
 from pipeline.data import dataset
 from pipeline.data.dataset import Dataset, Description, Shape
-from pipeline.errors import UserError, shown
 from pipeline.models import checkpoints, normalisation, recording
 from pipeline.params import SIMPLE_CNN, Model
-from pipeline.runs import kept, outputs
+from pipeline.runs import keeping, outputs
 from pipeline.runs.provenance import Imported, Provenance
+from pipeline.system import files, paths
+from pipeline.system.errors import UserError, shown
 
 IMPORTED = Path("imported")
 """Where a run stands that was not evaluated: there were no images."""
@@ -38,9 +38,7 @@ def import_checkpoint(
     Raises:
         UserError: the checkpoint cannot be read, or its weights are not the network's; nothing is written.
     """
-    device = torch.device(devices.CPU)
-    devices.prepare(device)
-    chosen = numerics.select(numerics_name, device)
+    device, chosen = numerics.prepared(devices.CPU, numerics_name)
     read = checkpoints.read(path, entry)
     data = dataset.load() if os.path.exists(dataset.DATASET) else None
     shape = _shape(model, size, data)
@@ -70,8 +68,8 @@ def import_checkpoint(
         return [*said, f"{target}: for predict and export; not evaluated, for {why}"]
     evaluated = evaluation.evaluate(weights, data, device, chosen, evaluation.BATCHES, model)
     parts |= outputs.evaluation_parts(evaluated.metrics, evaluated.predictions)
-    run = kept.made(path.parent, parts, evaluation.environment(evaluated, device, evaluation.BATCHES))
-    at = kept.put(run, parts, kept.runs_folder())
+    run = keeping.made(path.parent, parts, evaluation.environment(evaluated, device, evaluation.BATCHES))
+    at = keeping.put(run, parts, keeping.runs_folder())
     return [*said, f"{data.name}: accuracy {evaluated.metrics.accuracy:.2%}, loss {evaluated.metrics.loss:.4f}", f"kept as {at}"]
 
 

@@ -18,15 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.onnx import OnnxExporterError
 
-from pipeline import __version__, files
+from pipeline import __version__
 from pipeline.data import dataset
 from pipeline.data.dataset import Shape
 from pipeline.device import CPU
-from pipeline.errors import UserError
 from pipeline.exact.draws import random_integers
 from pipeline.numerics import native
-from pipeline.predict import Network
 from pipeline.runs.outputs import Model
+from pipeline.system import files
+from pipeline.system.errors import UserError
+from pipeline.weights.predict import Network
 
 OPSET, IR_VERSION = 18, 8
 """The oldest that torch.onnx writes, which any runtime since 2023 reads."""

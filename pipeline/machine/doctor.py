@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import MAKE_AGAIN, UserError, printable
-from pipeline.libraries import failed_import, pytorch_fault
+from pipeline.sources import PROJECT
+from pipeline.system.errors import MAKE_AGAIN, UserError, printable
+from pipeline.system.libraries import failed_import, pytorch_fault
 
 DEVICE = "device"
 """The finding that decides: whether the device of params.yaml can be used."""
@@ -22,7 +23,6 @@ DEVICE = "device"
 NEEDED_BYTES = 10**9
 """CIFAR-10's archive, the data set made of it, DVC's copy of that, and room for the runs."""
 
-PROJECT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = PROJECT / "requirements" / "run.in"
 SECONDS = 60
 """The longest that a program which is asked may take."""

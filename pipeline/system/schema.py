@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from pipeline.errors import UserError, shown
+from pipeline.system.errors import UserError, shown
 
 Document = TypeVar("Document")
 

@@ -17,9 +17,10 @@ from typing import Literal
 
 import msgspec
 
-from pipeline import device, files, revision, schema, sources
+from pipeline import device, sources
 from pipeline.exact import VERSION
 from pipeline.runs.outputs import METRICS, PREDICTIONS, read_bytes
+from pipeline.system import files, revision, schema
 
 RECORD = "machine.json"
 RECORDS = "results/machines"

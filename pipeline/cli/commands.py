@@ -1,21 +1,15 @@
-"""One command a stage, and the commands around them: parse, call, print. The one place that turns an error into an exit code."""
+"""One command a stage, and the commands around them: parse, call, print."""
 
 from __future__ import annotations
 
-import signal
 import sys
-import traceback
 from pathlib import Path
-from typing import Annotated, NoReturn, Optional
+from typing import Annotated, Optional
 
 import typer
 
-from pipeline import __version__, streams
-from pipeline.errors import ANSWER_IS_NO, STOP_SIGNALS, Interrupted, UserError, printable
-from pipeline.libraries import failed_import, settle_variables
-
-OUR_MISTAKE = 70
-"""The exit code of an error that we did not expect (EX_SOFTWARE of sysexits.h)."""
+from pipeline import __version__
+from pipeline.system.errors import ANSWER_IS_NO, UserError, printable
 
 app = typer.Typer(
     add_completion=False,
@@ -31,72 +25,6 @@ def options(version: Annotated[bool, typer.Option("--version", help="Print the v
     if version:
         print(f"pipeline {__version__}")
         raise typer.Exit
-
-
-def main() -> NoReturn:
-    """Run the command line and end with its exit code (docs/faults.md lists them)."""
-    streams.prepare()
-    settle_variables()
-    code = answer(sys.argv[1:])
-    for number in STOP_SIGNALS:
-        if signal.getsignal(number) is _stop:  # else one has come already, and no other may take the place of its exit code
-            signal.signal(number, signal.SIG_DFL)
-    sys.exit(streams.exit_code(code))
-
-
-def answer(words: list[str]) -> int:
-    """Run the command that `words` are and return the exit code; print one line for what the user can fix."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, _stop)
-    try:
-        _refuse_empty(words)
-        code = app(words or ["--help"], standalone_mode=False) or 0
-        sys.stdout.flush()
-        return int(code)
-    except SystemExit:  # Typer's own, where the reader of standard output has gone
-        return streams.BROKEN_PIPE
-    except typer.TyperException as error:  # the command line itself is wrong
-        return _fail(f"{' '.join(error.format_message().split())} (see python -m pipeline --help)")
-    except UserError as error:
-        return _fail(str(error), *getattr(error, "remedies", ()))
-    except Interrupted as interruption:
-        _ignore_signals()
-        print(f"stopped: {interruption}", file=sys.stderr)
-        return 128 + interruption.signal_number
-    except Exception as error:
-        if line := failed_import(error):
-            return _fail(line)
-        if isinstance(error, OSError):  # a refusal of the operating system that no module explains
-            return _fail(str(error))
-        traceback.print_exc()
-        print("error: this is a mistake of the pipeline's: please report it with the lines above", file=sys.stderr)
-        return OUR_MISTAKE
-
-
-def _fail(message: str, *remedies: str) -> int:
-    print(f"error: {printable(message)}", *(f"  {printable(remedy)}" for remedy in remedies), sep="\n", file=sys.stderr)
-    return 2
-
-
-def _refuse_empty(words: list[str]) -> None:
-    """Refuse an empty word, as an unset variable of a script gives it: as a path it would be taken for the current folder."""
-    for before, word in zip(["", *words], words, strict=False):
-        name, equals, value = word.partition("=")
-        if not word or (name.startswith("--") and equals and not value):
-            option = name or before
-            what = f"{option} has an empty value" if option.startswith("--") else "an argument is empty"
-            raise UserError(f"{what}: give it a value or leave it out (see python -m pipeline --help)")
-
-
-def _stop(number: int, _frame: object) -> NoReturn:
-    _ignore_signals()
-    raise Interrupted(f"by {signal.Signals(number).name}", number)
-
-
-def _ignore_signals() -> None:
-    """We are on our way out: a second signal must not end it with a traceback."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
 
 
 @app.command()
@@ -155,8 +83,8 @@ def fingerprint(
     runs: Annotated[Optional[list[Path]], typer.Argument(help="Folders with a model; outputs/ by default.", metavar="[RUN]...")] = None,
 ) -> None:
     """Print the SHA-256 of each run's weights: one `HEX  RUN` a line."""
-    from pipeline import tensors
     from pipeline.runs import outputs
+    from pipeline.system import tensors
 
     for folder in runs or [outputs.OUTPUTS]:
         print(f"{tensors.fingerprint(outputs.read_weights(folder))}  {printable(str(folder))}")
@@ -176,13 +104,13 @@ def compare(
     from pipeline import params
     from pipeline.comparison import verdict
     from pipeline.comparison.report import AGREEING
-    from pipeline.runs import kept
+    from pipeline.runs import keeping, kept
 
     atexit.register(gc.freeze)  # nothing is left to be found; the search at the end took a tenth of this command's CPU time
     if json and markdown:
         raise UserError("--json and --markdown together: choose one")
     settings = params.load().compare
-    if not folders and (folder := kept.keep_unkept()):
+    if not folders and (folder := keeping.keep_unkept()):
         print(f"kept as {folder}", file=sys.stderr)
     runs = verdict.load(folders or kept.by_time(kept.listed()))
     report = verdict.report(runs, settings)
@@ -209,7 +137,7 @@ def compare(
 @app.command()
 def demo(folder: Annotated[Path, typer.Option(help="Where to run; made if need be.")] = Path("demo")) -> None:
     """Run everything on the synthetic set in a folder of its own, and prove the claim on this machine."""
-    from pipeline import demo
+    from pipeline.machine import demo
 
     if not demo.demo(folder):
         raise typer.Exit(ANSWER_IS_NO)
@@ -222,25 +150,11 @@ def check(
     ] = None,
 ) -> None:
     """Say what exact numerics make of a network, and prove it on this machine; exit code 3 if the bits differ."""
-    from pipeline import check, params
+    from pipeline import params
+    from pipeline.machine import check
 
     if not check.check(check.subject_of(params.load(), model)):
         raise typer.Exit(ANSWER_IS_NO)
-
-
-def _trace() -> int:
-    from pipeline import device as devices
-    from pipeline import params
-    from pipeline import trace as traces
-
-    device = devices.select(params.load().device)
-    lines = traces.trace(device)
-    difference = traces.first_difference(lines, traces.golden())
-    print(
-        f"on {device} "
-        + (f"differs first: {difference}" if difference else f"all {len(lines)} tensors of two training steps are the golden's")
-    )
-    return ANSWER_IS_NO if difference else 0
 
 
 @app.command()
@@ -256,10 +170,13 @@ def doctor(
 ) -> None:
     """Say what this environment can do; exit code 0 if the device of params.yaml can be used, 3 if not."""
     if trace:
-        raise typer.Exit(_trace())
+        from pipeline import params
+        from pipeline.machine import trace as traces
+
+        raise typer.Exit(0 if traces.show(params.load().device) else ANSWER_IS_NO)
     import json
 
-    from pipeline import doctor
+    from pipeline.machine import doctor
 
     findings = doctor.examine(doctor.DEVICE) if quiet else doctor.examine()
     usable = all(finding.ok for finding in findings if finding.about == doctor.DEVICE)
@@ -286,7 +203,7 @@ def predict(
     if json and csv:
         raise UserError("--json and --csv together: choose one")
     from pipeline import device as devices
-    from pipeline import predict
+    from pipeline.weights import predict
 
     write = predict.write_json if json else predict.write_csv if csv else predict.write_table
     answered, refused = predict.predict(run, images, device or devices.CPU, write)
@@ -300,7 +217,7 @@ def export(
     to: Annotated[Path, typer.Option(help="The file to write: FILE.onnx, or FILE.html, a page that classifies.", metavar="FILE")],
 ) -> None:
     """Write a run's network as one file that needs no PyTorch."""
-    from pipeline.export import export
+    from pipeline.weights.export import export
 
     for line in export(run, to):
         print(line)
@@ -319,7 +236,7 @@ def import_checkpoint(
     numerics: Annotated[str, typer.Option(help="exact | native, for all that is computed with it.")] = "exact",
 ) -> None:
     """Make a run of a checkpoint that was trained elsewhere, for predict, export, evaluate and compare."""
-    from pipeline import importing
+    from pipeline.weights import importing
 
     for line in importing.import_checkpoint(
         checkpoint, importing.model_of(model, argument or [], mean, std), classes, size, entry, numerics
@@ -369,7 +286,7 @@ def reproduce(
 ) -> None:
     """Train and evaluate a kept run again and compare; exit code 0: identical or equivalent, 3: different or undecided, 2: bad input."""
     from pipeline import device as devices
-    from pipeline import reproduce
+    from pipeline.weights import reproduce
 
     if not reproduce.reproduce(run, device or devices.CPU, epochs, data, checkpoint_seconds, workers):
         raise typer.Exit(ANSWER_IS_NO)

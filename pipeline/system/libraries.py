@@ -6,16 +6,17 @@ import functools
 import os
 import re
 import sys
+from pathlib import Path
 from traceback import walk_tb
 
-from pipeline.errors import MAKE_AGAIN, shown
+from pipeline.system.errors import MAKE_AGAIN, shown
 
 READ = re.compile(
     "(OMP|GOMP|KMP|MKL|ONEDNN|ATEN|TORCH|TORCHELASTIC|PYTORCH|CUBLAS|CUDNN|GLOO|NCCL|TP|DVC|PIPELINE)_|(LOCAL_)?(RANK|WORLD_SIZE)$|MASTER_"
 )
 """The names of the variables that we, OpenMP, PyTorch, its libraries and DVC read."""
 OF_PYTORCH = re.compile("(OMP|GOMP|KMP|MKL|ONEDNN|ATEN|TORCH|PYTORCH|CUDA|CUBLAS|CUDNN)_")
-_VENV = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), ".venv")
+_VENV = Path(__file__).absolute().parents[2] / ".venv"
 
 
 def settle_variables() -> None:

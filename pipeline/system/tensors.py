@@ -11,10 +11,10 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 import numpy as np
 
-from pipeline import files, paths, schema
-from pipeline.errors import UserError, printable, shown
 from pipeline.exact import arrays
 from pipeline.exact.arrays import parts
+from pipeline.system import files, paths, schema
+from pipeline.system.errors import UserError, printable, shown
 
 Tensors = Mapping[str, np.ndarray]
 METADATA = "__metadata__"

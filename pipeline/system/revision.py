@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from pipeline.errors import printable
+from pipeline.system.errors import printable
 
 CARRIED = ".revision"
 """Beside the package in a copy that was carried to where there is no Git: the name that Git gave where the copy was made."""

@@ -21,13 +21,14 @@ import torch
 from rich.cells import cell_len
 
 from pipeline import device as devices
-from pipeline import models, numerics, paths
+from pipeline import models, numerics
 from pipeline.data import pictures
 from pipeline.data.dataset import Shape
-from pipeline.errors import UserError, printable
 from pipeline.models import of_runs
 from pipeline.runs import outputs
 from pipeline.runs.outputs import Model
+from pipeline.system import paths
+from pipeline.system.errors import UserError, printable
 
 STDIN = "-"
 BEST = 3
@@ -51,9 +52,7 @@ class Network:
 
     def __init__(self, model: Model, device_name: str, numerics_name: str | None = None) -> None:
         """Raises UserError: the device or the numerics cannot be used, or the weights are not the network's."""
-        self._device = devices.select(device_name)
-        devices.prepare(self._device)
-        self.numerics = numerics.select(numerics_name or model.provenance.numerics, self._device)
+        self._device, self.numerics = numerics.prepared(device_name, numerics_name or model.provenance.numerics)
         described = model.provenance.data
         self.shape, self.classes = described.shape, list(described.classes)
         self.network = model.provenance.network

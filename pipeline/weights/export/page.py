@@ -15,18 +15,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline import files, offline, schema
 from pipeline.data import pictures
 from pipeline.data.dataset import Shape
 from pipeline.device import CPU
-from pipeline.errors import UserError
 from pipeline.exact.draws import random_integers
 from pipeline.models import recorded, recording
-from pipeline.predict import Network
 from pipeline.runs.outputs import NETWORK, Model
+from pipeline.system import files, offline, schema
+from pipeline.system.errors import UserError
+from pipeline.weights.predict import Network
 
 VERSION = "exact-3"
 """The numerics that exact.js computes."""
+_FOLDER = Path(__file__).parent
 SCRIPTS = ("exact.js", "picture.js", "page.js")
 _ELSE = "--to FILE.onnx takes any network"
 
@@ -49,7 +50,7 @@ def render(model: Model, network: Network) -> bytes:
     """The page; `network` is the model's, computing exact-3. Raises UserError."""
     provenance = model.provenance
     return offline.render(
-        "export",
+        _FOLDER,
         [_script(name) for name in SCRIPTS],
         {
             "classes": network.classes,
@@ -92,7 +93,7 @@ def _recording(model: Model, network: Network) -> recorded.Recording:
 
 
 def _script(name: str) -> str:
-    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+    return (_FOLDER / name).read_text(encoding="utf-8")
 
 
 def _operations() -> dict[str, list[str]]:

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline import paths
-from pipeline.errors import UserError
+from pipeline.system import paths
+from pipeline.system.errors import UserError
 
 NOT_OFFERED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOLCK}
 """How file systems (CIFS, VirtualBox's, FUSE, Lustre) say that they have no fsync of a folder, or no locks: done without."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.errors import UserError
 from pipeline.runs import outputs
+from pipeline.system.errors import UserError
 
 
 def export(folder: Path, to: Path) -> list[str]:
@@ -18,9 +18,9 @@ def export(folder: Path, to: Path) -> list[str]:
         raise UserError(f"--to {to}: the name must end in .onnx or .html")
     model = outputs.read_model(folder)
     if to.suffix.lower() == ".onnx":
-        from pipeline.export import onnx
+        from pipeline.weights.export import onnx
 
         return onnx.write(to, model)
-    from pipeline.export import page
+    from pipeline.weights.export import page
 
     return page.write(to, model)

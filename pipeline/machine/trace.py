@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from pipeline import device as devices
-from pipeline import tensors
 from pipeline.exact import VERSION
 from pipeline.exact.draws import random_integers
 from pipeline.exact.engine import Exact
@@ -26,6 +25,7 @@ from pipeline.exact.later import Later
 from pipeline.exact.optimizers import SGD
 from pipeline.exact.tape import Backward, Gradient, Tape
 from pipeline.models.simple_cnn import SimpleCNN
+from pipeline.system import tensors
 
 GOLDEN = Path(__file__).with_name(f"trace-{VERSION}.txt")
 """A line a tensor: the first 16 hexadecimal digits of its hash, and which it is."""
@@ -129,3 +129,13 @@ def first_difference(lines: list[str], wanted: list[str]) -> str | None:
         if line != other:
             return f"{which}: {computed}, but the golden has {expected}"
     return None
+
+
+def show(device_name: str) -> bool:
+    """Print what a trace on a device gives; whether all of it is the golden's."""
+    device = devices.select(device_name)
+    lines = trace(device)
+    difference = first_difference(lines, golden())
+    said = f"differs first: {difference}" if difference else f"all {len(lines)} tensors of two training steps are the golden's"
+    print(f"on {device} {said}")
+    return difference is None

@@ -16,11 +16,11 @@ from typing import Any
 _FOLDER = Path(__file__).parent
 
 
-def render(package: str, scripts: Sequence[str], content: Any, *, inline_styles: bool = False, **names: Any) -> bytes:
-    """The page of one of the pipeline's packages, in UTF-8: its page.html in offline.html, its page.css after offline.css.
+def render(package: Path, scripts: Sequence[str], content: Any, *, inline_styles: bool = False, **names: Any) -> bytes:
+    """The page of a package, in UTF-8: its page.html in offline.html, its page.css after offline.css.
 
     Args:
-        package: the package's name, such as "export".
+        package: the package's folder.
         scripts: what the page runs.
         content: anything that JSON can hold; the scripts find it in the element "content".
         inline_styles: whether elements may have styles of their own, which the policy cannot name one by one.
@@ -28,16 +28,17 @@ def render(package: str, scripts: Sequence[str], content: Any, *, inline_styles:
     """
     import jinja2
 
-    style = "".join((_FOLDER / name).read_text(encoding="utf-8") for name in ("offline.css", f"{package}/page.css"))
+    style = "".join(path.read_text(encoding="utf-8") for path in (_FOLDER / "offline.css", package / "page.css"))
     styles = "'unsafe-inline'" if inline_styles else _source(style)
     policy = (
         f"default-src 'none'; script-src {' '.join(map(_source, scripts))}; style-src {styles}; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
+    templates = jinja2.FileSystemLoader([package, _FOLDER])
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=jinja2.FileSystemLoader(_FOLDER)
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=templates
     )
-    page = environment.get_template(f"{package}/page.html")
+    page = environment.get_template("page.html")
     text = page.render(policy=policy, scripts=scripts, style=style, content=_in_script(content), **names)
     return text.encode(errors="replace")  # not every name of a class or a folder can be written as UTF-8
 

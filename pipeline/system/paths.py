@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 
 KINDS = {
     stat.S_IFDIR: "a folder",
