@@ -85,7 +85,7 @@ def judged(fingerprints: set[str], one_evaluation: bool, edited: bool) -> tuple[
     same = f"every way gave the same bits, {found}; they are NOT the README's, {FINGERPRINT}"
     if edited:
         return True, f"{same}, for the sources here are edited: the claim holds of them, too"
-    return False, f"{same}: that is right where you changed what is trained and committed it; else please report it"
+    return False, f"{same}: that is right where you changed what is trained; else please report it"
 
 
 def leave_record(path: Path, outcomes: list[Outcome], emulator: str | None = None) -> None:

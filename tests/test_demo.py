@@ -9,13 +9,14 @@ from pipeline import demo
 OURS, OTHER = demo.FINGERPRINT, "0" * 64
 
 
+@pytest.mark.fault(81)
 @pytest.mark.parametrize(
     ("fingerprints", "one_evaluation", "edited", "right", "said"),
     [
         ({OURS}, True, False, True, f"every fingerprint is the one in the README: {OURS}"),
         ({OURS}, True, True, True, f"every fingerprint is the one in the README: {OURS}"),
         ({OTHER}, True, True, True, "for the sources here are edited: the claim holds of them, too"),
-        ({OTHER}, True, False, False, "that is right where you changed what is trained and committed it; else please report it"),
+        ({OTHER}, True, False, False, "that is right where you changed what is trained; else please report it"),
         ({OURS, OTHER}, True, True, False, "NOT every way gave the same bits: please report it"),
         ({OURS}, False, False, False, "NOT every way gave the same bits: please report it"),
     ],
