@@ -34,9 +34,13 @@ SETTINGS: dict[str, Any] = {
     "workers": 1,
     "seed": 0,
     "numerics": "exact",
+    "data": {"source": "synthetic", "folder": "photos"},
+    "model": {"name": params.SIMPLE_CNN},
     "train": {"epochs": 3, "batch_size": 64, "lr": 0.01, "momentum": 0.9, "log_every": 10},
     "evaluate": {"batch_size": 1000},
+    "compare": {"margin_points": 1.0, "confidence": 0.95},
 }
+"""All of the demo's params.yaml: what the project's says is the user's."""
 
 
 def demo(folder: Path = FOLDER, others: list[Variant] | None = None, emulator: str | None = None) -> bool:
@@ -112,14 +116,12 @@ def repro(folder: Path) -> None:
 
 def lay_out(folder: Path) -> None:
     """Put the stages, their code and the demo's settings into `folder`."""
-    settings = msgspec.to_builtins(params.load(PROJECT / params.PARAMS)) | SETTINGS
-    settings["data"]["source"] = "synthetic"
     for source in [PROJECT / "dvc.yaml", *(PROJECT / "pipeline").rglob("*.*")]:
         if source.parent.name != "__pycache__":
             files.write_bytes(folder / source.relative_to(PROJECT), source.read_bytes())
-    files.write_text(folder / params.PARAMS, params.dump(settings))
+    files.write_text(folder / params.PARAMS, params.dump(SETTINGS))
     # stages depend on these two whatever the source and the network, and DVC warns of empty folders
-    for name in (settings["data"]["folder"], "networks"):
+    for name in (SETTINGS["data"]["folder"], "networks"):
         files.write_text(folder / name / "README.md", "Nothing of the demo's is here.\n")
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
-from pipeline import demo
+from pipeline import demo, params
+from pipeline.params import Data, Model
+from tests.conftest import ROOT
 
 OURS, OTHER = demo.FINGERPRINT, "0" * 64
 
@@ -26,3 +30,17 @@ def test_edited_sources_prove_the_invariance_of_what_is_there_and_only_parting_b
 ):
     told = demo.judged(fingerprints, one_evaluation, edited)
     assert (told[0], told[1].endswith(said)) == (right, True)
+
+
+@pytest.mark.fault(81)
+@pytest.mark.parametrize("edited", ["seed: 5", "model: {name: networks/mine.py:Net}\ndata: {source: mnist, size: 64, folder: mine}", "]"])
+def test_the_demo_has_its_own_settings_whatever_params_yaml_says(edited, tmp_path, monkeypatch):
+    project, folder = tmp_path / "project", tmp_path / "demo"
+    shutil.copytree(ROOT / "pipeline", project / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "dvc.yaml", project)
+    (project / params.PARAMS).write_text(edited)
+    monkeypatch.setattr(demo, "PROJECT", project)
+    demo.lay_out(folder)
+    given = params.load(folder / params.PARAMS)
+    assert (given.data, given.model, given.seed) == (Data(source="synthetic"), Model(), 0)
+    assert (folder / "dvc.yaml").read_bytes() == (ROOT / "dvc.yaml").read_bytes()
