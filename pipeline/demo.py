@@ -71,10 +71,10 @@ def demo(folder: Path = FOLDER, others: list[Variant] | None = None, emulator: s
     outcomes.append(other)
     for each in (first, other):
         print(f"  {each.evaluation}  in batches of {each.evaluation_batch}{'' if each.evaluation == first.evaluation else '  <- differs'}")
-    edited = (revision.describe(sources.PACKAGE) or "").endswith("-dirty")
+    edited = revision.is_edited(sources.PACKAGE)
     right, verdict = judged({each.fingerprint for each in outcomes}, other.evaluation == first.evaluation, edited)
     print(f"\n{verdict}")
-    if not edited:  # a record is of a commit
+    if not (revision.describe(sources.PACKAGE) or "").endswith("-dirty"):  # a record is of a commit
         leave_record(folder / machine.RECORD, outcomes, emulator)
     return right
 
