@@ -16,11 +16,24 @@ def run() -> None:
     try:
         from pipeline.cli import main
     except Exception as error:
-        from pipeline.system.libraries import failed_import
-
-        print("error: " + str(failed_import(error) or error), file=sys.stderr)
+        print("error: " + _said_of(error), file=sys.stderr)
         sys.exit(2)
     main()
+
+
+def _said_of(error):  # type: (Exception) -> str
+    """Why the command line cannot be imported, on one line."""
+    try:
+        from pipeline.system.libraries import failed_import
+
+        return str(failed_import(error) or error)
+    except Exception as without:  # what explains it needs the module, too, that a file of the user's stands in the way of
+        file, trace = getattr(without, "path", None), without.__traceback__
+        while trace is not None:
+            file, trace = file if isinstance(without, ImportError) else trace.tb_frame.f_code.co_filename, trace.tb_next
+        said = " ".join(("%s: %s" % (type(without).__name__, without)).split())[:200]  # noqa: UP031
+        remedy = "; rename it, or take its folder out of PYTHONPATH"
+        return "%s stands in the way of the module of that name (%s)%s" % (os.path.relpath(file or "a file"), said, remedy)  # noqa: UP031
 
 
 if __name__ == "__main__":

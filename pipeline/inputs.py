@@ -58,8 +58,18 @@ class Inputs:
 
 
 def read(stage: str) -> Inputs:
-    """Read what `stage` starts with. To be called before the stage's sources are imported, so that they are the ones noted."""
+    """Read what `stage` starts with. To be called before the stage's sources are imported, so that they are the ones noted.
+
+    Raises:
+        UserError: params.yaml is not as it must be, or DVC would note other sources than those that run.
+    """
     code = sources.digest(stage)
+    here = Path(sources.PACKAGE.name)
+    if Path("dvc.yaml").is_file() and (here / "__main__.py").is_file() and not sources.are_those_in(here, stage):
+        raise UserError(
+            f"the sources of {stage} in {here}/, which DVC sees, are not those that run, in {sources.PACKAGE}: unset PYTHONSAFEPATH and "
+            "start with python -m pipeline, or install this folder's (make setup)"
+        )
     return Inputs(stage, params.load(), code)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import pickle
 import shutil
 import zipfile
@@ -15,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
-from torchvision.models import mobilenet_v2, resnet18, vgg11_bn
+from torchvision.models import densenet121, mobilenet_v2, resnet18, resnext50_32x4d, vgg11_bn
 
 from pipeline import cli, evaluation
 from pipeline.comparison import verdict
@@ -71,7 +73,10 @@ CHECKPOINTS: dict[str, tuple[object, list[str]]] = {
     "its weights": (state(), []),
     "a script's state": ({"epoch": 3, "state_dict": state(), "optimizer": {"lr": 0.1}}, ["the weights are those under 'state_dict'"]),
     "with model_state_dict": ({"model_state_dict": state(), "loss": 0.5}, ["the weights are those under 'model_state_dict'"]),
-    "torchvision's references": ({"model": state(), "args": {"lr": 0.1}}, ["the weights are those under 'model'"]),
+    "torchvision's references": ({"model": state(), "args": argparse.Namespace(lr=0.1, output_dir=Path("out"))},
+                                 ["the weights are those under 'model'"]),
+    "timm's script": ({"epoch": 3, "arch": "a", "state_dict": state(), "args": argparse.Namespace(lr=0.1), "version": 2},
+                      ["the weights are those under 'state_dict'"]),
     "with net": ({"net": state(), "acc": 91.2}, ["the weights are those under 'net'"]),
     "of DataParallel": (prefixed("module."), ["'module.' was taken from each name"]),
     "of torch.compile": (prefixed("_orig_mod."), ["'_orig_mod.' was taken from each name"]),
@@ -128,6 +133,78 @@ def test_a_checkpoint_that_was_saved_on_a_gpu_is_read_where_there_is_none(tmp_pa
             torch.load(path, weights_only=True)
     weights = checkpoints.read(path).weights
     assert all(np.array_equal(weights[name], tensor.numpy()) for name, tensor in state().items())
+
+
+class Around(nn.Module):
+    """A network whose names all begin with the name of the one in it, as a file of somebody's own may have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+
+@pytest.mark.fault(77)
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [("net.", []), ("module.net.", ["'module.' was taken from each name"]), ("", ["'net.' was put before each name"]),
+     ("model.", ["'model.' was taken from each name", "'net.' was put before each name"])],
+)  # fmt: skip
+def test_what_the_names_of_a_network_begin_with_itself_is_no_wrapping(before, said, tmp_path):
+    torch.save(prefixed(before), tmp_path / "theirs.pth")
+    wanted = Around().state_dict()
+    read = checkpoints.read(tmp_path / "theirs.pth", names=wanted.keys())
+    assert (read.said, list(read.weights)) == (said, list(wanted))
+    assert all(np.array_equal(read.weights[name], tensor.numpy()) for name, tensor in wanted.items())
+
+
+TIMM = {
+    "resnet18": (resnet18, "6cb439dd8789c9fe"),
+    "resnext50_32x4d": (resnext50_32x4d, "068775a8790c1d34"),
+    "densenet121": (densenet121, "89bb95a6c06030d4"),
+}  # fmt: skip
+"""Networks whose names and shapes timm 1.0.31 has as torchvision has them, with the digest of those in timm."""
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_timms_names_of_these_networks_are_torchvisions(name):
+    make, digest = TIMM[name]
+    with torch.device("meta"):
+        named = "".join(f"{key} {list(tensor.shape)}\n" for key, tensor in sorted(make().state_dict().items()))
+    assert hashlib.sha256(named.encode()).hexdigest()[:16] == digest
+
+
+@pytest.mark.fault(77)
+def test_names_of_another_library_are_one_line_that_says_how_many_fit_and_what_to_do(tmp_path):
+    """Of timm's mobilenetv2_100. A mobilenet_v3 has another epsilon there than torchvision's, so names are not translated."""
+    shapes = {
+        "conv_stem.weight": (32, 3, 3, 3),
+        "bn1.weight": (32,),
+        "blocks.0.0.conv_dw.weight": (32, 1, 3, 3),
+        "classifier.weight": (7, 9),
+    }
+    with pytest.raises(UserError) as refused:
+        checkpoints.fit({key: np.zeros(shape, np.float32) for key, shape in shapes.items()}, network(), tmp_path, "mobilenet_v2")
+    assert str(refused.value) == (
+        f"{tmp_path}: not the weights of mobilenet_v2, 0 of whose 314 names it has: classifier.1.bias is missing (the nearest is "
+        "'classifier.weight'); classifier.1.weight is missing (the nearest is 'classifier.weight'); features.0.0.weight is missing; "
+        "features.0.1.bias is missing; features.0.1.running_mean is missing; and 261 more; name the network that they are of, with its "
+        "arguments, or have it in a file of your own (docs/predict.md)"
+    )
+
+
+@pytest.mark.fault(77)
+def test_a_checkpoint_is_imported_again_with_other_arguments_and_what_is_there_is_never_replaced(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    torch.save(state(), "theirs.pth")
+    normalized = importing.model_of("mobilenet_v2", ["width_mult=0.25"], MEAN, DEVIATION)
+    first, again, other = (importing.import_checkpoint(Path("theirs.pth"), model, size=32)[-1] for model in (MODEL, MODEL, normalized))
+    assert first == again != other
+    assert sorted(str(folder) for folder in Path("imported").iterdir()) == sorted(said.partition(":")[0] for said in (first, other))
+    model = Path(first.partition(":")[0], outputs.MODEL)
+    model.write_bytes(b"another's")
+    with pytest.raises(UserError, match=rf"^{model.parent}: is there, but is not the run of that name; move it away and import again$"):
+        importing.import_checkpoint(Path("theirs.pth"), MODEL, size=32)
+    assert model.read_bytes() == b"another's"
 
 
 @pytest.mark.parametrize("make", [resnet18, vgg11_bn])

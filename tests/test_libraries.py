@@ -35,7 +35,7 @@ def workspace(tmp_path, monkeypatch) -> Path:
 @pytest.mark.fault(56)
 def test_a_variable_that_is_set_to_nothing_is_not_set(monkeypatch):
     nothing = {"WORLD_SIZE": "", "RANK": " ", "LOCAL_RANK": "", "MASTER_ADDR": "", "GLOO_SOCKET_IFNAME": "", "COLUMNS": "0", "LINES": "x",
-               "OMP_NUM_THREADS": "", "TORCH_LOGS": " ", "PIPELINE_CIFAR10_MIRROR": "\t", "DVC_STAGE": "",
+               "OMP_NUM_THREADS": "", "TORCH_LOGS": " ", "PIPELINE_MIRROR": "\t", "DVC_STAGE": "",
                "OMP_WAIT_POLICY": ""}  # fmt: skip
     for name, value in nothing.items():
         monkeypatch.setenv(name, value)
@@ -85,7 +85,7 @@ def test_a_module_of_the_users_own_beside_params_yaml_is_not_taken_for_pythons(n
 
 
 @pytest.mark.fault(64)
-@pytest.mark.parametrize("name", ["numpy", "random", "logging", "numpy/__init__"])
+@pytest.mark.parametrize("name", ["numpy", "random", "logging", "numpy/__init__", "typing", "traceback"])
 @pytest.mark.parametrize("content", ["mine = 1", "raise ValueError('no data')"])
 def test_a_file_that_stands_in_the_way_of_a_library_is_named(name, content, workspace):
     (workspace / name).parent.mkdir(exist_ok=True)

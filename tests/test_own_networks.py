@@ -37,6 +37,7 @@ def network(*layers: nn.Module) -> type[nn.Module]:
     return Own
 
 
+@pytest.mark.fault(80)
 @pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.Dropout2d(0.5), nn.RReLU()], ids=str)
 def test_what_a_network_draws_under_native_numerics_is_of_the_seed_alone(layer, monkeypatch):
     monkeypatch.setattr(models, "SimpleCNN", network(layer))
@@ -47,6 +48,7 @@ def test_what_a_network_draws_under_native_numerics_is_of_the_seed_alone(layer, 
     assert trained_fingerprint("native", steps=4, seed=1) != first
 
 
+@pytest.mark.fault(80)
 def test_a_resumed_training_draws_what_it_would_have_drawn(monkeypatch):
     monkeypatch.setattr(models, "SimpleCNN", network(nn.Dropout(0.5)))
     whole, begun, resumed = (trainer_of("native") for _ in range(3))

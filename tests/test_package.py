@@ -13,6 +13,7 @@ import pytest
 
 from pipeline import __version__
 from tests.conftest import ROOT
+from tests.dvc_clone import attempt, copied, kept
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -52,6 +53,30 @@ def test_the_installed_command_answers_in_any_folder_and_on_a_safe_path(safe, in
             assert (done.returncode, (done.stdout + done.stderr)[: len(said)]) == (code, said)
 
 
+@pytest.mark.fault(65)
+def test_dvc_repro_on_a_safe_path_ends_in_the_same_run(clone, tmp_path):
+    folder = copied(clone, tmp_path)
+    done = attempt(folder, "dvc", "repro", "--force", "--single-item", "evaluate", PYTHONSAFEPATH="1")
+    assert (done.returncode, kept(folder)) == (0, kept(clone)), done.stderr
+
+
+@pytest.mark.fault(65)
+@pytest.mark.parametrize("stage", ["download", "train", "evaluate"])
+def test_a_stage_of_other_sources_than_those_that_dvc_sees_is_refused(stage, installed, elsewhere):
+    """On a safe path the installed package runs, and not the one beside dvc.yaml, whose sources DVC notes."""
+    shutil.copytree(ROOT / "pipeline", "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    Path("dvc.yaml").write_text("")
+    said = []
+    for changed in ("", "# edited\n", None):
+        source = Path("pipeline", "data", "dataset.py")
+        source.unlink() if changed is None else source.write_text(source.read_text() + changed)
+        done = subprocess.run([installed, "-P", "-m", "pipeline", stage], capture_output=True, text=True)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        said.append(done.stderr[:60])
+    other = f"error: the sources of {stage} in pipeline/, which DVC sees, are not those that run"
+    assert said == ["error: params.yaml: not found; run from the folder that holds"[:60], other[:60], other[:60]]
+
+
 def test_what_is_installed_has_every_file_of_the_package(installed):
     (site,) = installed.parent.parent.glob("lib/python*/site-packages")
     there, here = ({str(path.relative_to(folder)) for path in (folder / "pipeline").rglob("*.*") if path.suffix != ".pyc"
@@ -72,6 +97,8 @@ def test_the_package_asks_for_what_the_lock_has_within_its_ranges():
         assert all(version in versions for version in found), (name, found, str(versions))
 
 
-def test_an_editor_that_runs_the_file_runs_the_command_line(elsewhere):
-    done = subprocess.run([sys.executable, ROOT / "pipeline" / "__main__.py", "--version"], capture_output=True, text=True)
+@pytest.mark.fault(65)
+@pytest.mark.parametrize("name", ["__main__", "cli"])
+def test_an_editor_that_runs_the_file_runs_the_command_line(name, elsewhere):
+    done = subprocess.run([sys.executable, ROOT / "pipeline" / f"{name}.py", "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"pipeline {__version__}\n", "")

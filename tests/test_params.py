@@ -377,6 +377,7 @@ def test_no_bytes_escape(tmp_path_factory, content):
         params.load(path)
 
 
+@pytest.mark.fault(79)
 @pytest.mark.parametrize("file", [params.PARAMS, "docs/examples/recipe.yaml"])
 def test_params_yaml_is_as_dvc_writes_it_so_an_experiments_diff_has_the_changed_line_alone(file, tmp_path):
     from dvc.utils.serialize import modify_yaml

@@ -12,10 +12,14 @@ from PIL import Image
 
 from pipeline import evaluation
 from pipeline.data import dataset
+from pipeline.params import Model
 from pipeline.runs import kept, outputs
+from pipeline.system import files
 from pipeline.system.errors import UserError
 from pipeline.weights import export, predict, reproduce
-from tests.reproductions import hand_over, said
+from tests import network_runs
+from tests.networks import OWN_FILE
+from tests.reproductions import hand_over, said, small_set
 
 NETWORKS = {
     "ResNet-20": {"name": "networks/resnet20.py:ResNet20", "arguments": {"width": 4}},
@@ -108,3 +112,35 @@ def test_a_network_that_is_not_the_runs_is_one_line(change, received, monkeypatc
             UserError, match=r"theirs/network\.json: (not found|not the network of model\.safetensors: changed|changed after)"
         ):
             command()
+
+
+@pytest.mark.fault(78)
+def test_a_native_run_of_operations_without_exact_forms_is_predicted_evaluated_and_exported_by_its_source(monkeypatch, tmp_path):
+    """Nothing can be recorded of it, so the page, which computes what is recorded, names the operation."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    files.write_text(Path("networks", "mine.py"), OWN_FILE.replace("x.flatten(1)", "torch.atan(x.flatten(1).cumsum(1))"))
+    data = small_set()
+    data.save()
+    network_runs.write(Path("theirs"), "native", data, network=Model(name="networks/mine.py:Net"), recorded=True)
+    answers: list[predict.Answer] = []
+    Image.fromarray(np.moveaxis(data.test_images[3], 0, 2)).save("3.png")
+    assert predict.predict(Path("theirs"), ["3.png"], "cpu", lambda network, given: answers.extend(given)) == (1, 0)
+    wanted = outputs.read_predictions(Path("theirs"))[3]
+    ((predicted, confidence), *_) = answers[0].best
+    assert predicted == wanted.predicted
+    np.testing.assert_allclose(confidence, wanted.confidence, rtol=1e-5)
+    assert export.export(Path("theirs"), Path("net.onnx"))[0].startswith("wrote net.onnx: bytes [N, 3, 32, 32]")
+    logits, _ = onnxruntime.InferenceSession("net.onnx").run(None, {"images": data.test_images[:5]})
+    ours = predict.Network(outputs.read_model(Path("theirs")), "cpu")(data.test_images[:5]).logits
+    np.testing.assert_allclose(logits, ours, rtol=1e-3, atol=1e-4 * np.abs(ours).max())
+    with pytest.raises(UserError, match=r"(atan|cumsum)") as refused:
+        export.export(Path("theirs"), Path("net.html"))
+    assert "\n" not in str(refused.value)
+    assert not Path("net.html").exists()
+    Path("networks", "mine.py").unlink()
+    for command in (lambda: predict.predict(Path("theirs"), ["3.png"], "cpu", lambda network, given: None),
+                    lambda: export.export(Path("theirs"), Path("net.onnx"))):  # fmt: skip
+        with pytest.raises(UserError, match=r"networks/mine\.py") as refused:
+            command()
+        assert "\n" not in str(refused.value)

@@ -32,6 +32,24 @@ def test_a_commit_without_a_tag_is_its_hash_and_changes_make_it_dirty(repository
     assert revision.describe(repository) == f"{head[:12]}-dirty"
 
 
+@pytest.mark.fault(81)
+def test_sources_are_edited_where_one_of_them_is_new_or_another_and_not_where_the_settings_are(repository, tmp_path, monkeypatch):
+    package = repository / "package"
+    package.mkdir()
+    (repository / "source.py").write_text("changed\n")
+    assert not revision.is_edited(package)
+    (package / "new.py").write_text("new\n")
+    assert revision.is_edited(package)
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["add", "package"], [*who, "commit", "--quiet", "-m", "two"]):
+        subprocess.run(["git", *words], cwd=repository, check=True)
+    assert not revision.is_edited(package)
+    (package / "new.py").write_text("changed\n")
+    assert revision.is_edited(package)
+    monkeypatch.setenv("PATH", "")
+    assert not revision.is_edited(package), "nothing can tell"
+
+
 @pytest.mark.parametrize("tag", ["v1", "v1-\N{LATIN SMALL LETTER E WITH ACUTE}", b"v1-\xe9t\xe9"])
 def test_a_commit_is_named_by_its_hash_whatever_tags_there_are(repository, tag):
     expected = revision.describe(repository)

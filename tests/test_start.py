@@ -70,6 +70,14 @@ def test_it_begins_with_the_weights_of_the_file_and_with_another_head_for_other_
     )
 
 
+def test_names_are_those_of_the_network_whatever_was_put_before_them(project):
+    torch.save({f"module.{name}": tensor for name, tensor in theirs(10).state_dict().items()}, FILE)
+    made = trainer(Model(**SMALL, weights=FILE))
+    assert made.began.endswith(" tensors; 'module.' was taken from each name")
+    for name, tensor in made.model.state_dict().items():
+        assert torch.equal(tensor, theirs(10).state_dict()[name]), name
+
+
 def test_a_head_of_as_many_classes_is_taken_too(project):
     save_file(theirs(10).state_dict(), "networks/begin.safetensors")
     made = trainer(Model(**SMALL, weights="networks/begin.safetensors"))
@@ -171,7 +179,7 @@ def test_another_file_is_another_training(project):
     assert provenance.differences(one, other) == [f"weights is {'1' * 12}..., not {'2' * 12}..."]
 
 
-@pytest.mark.fault(79)
+@pytest.mark.fault(85)
 @pytest.mark.parametrize(
     ("change", "line"),
     [
@@ -191,7 +199,7 @@ def test_a_file_that_cannot_be_begun_with_is_one_line(change, line, project):
         trainer(Model(**SMALL, weights=FILE))
 
 
-@pytest.mark.fault(79)
+@pytest.mark.fault(85)
 @pytest.mark.parametrize(
     "name", ["begin.pth", "networks/../begin.pth", "/networks/begin.pth", "networks/begin.txt", "networks/.hidden.pth"]
 )

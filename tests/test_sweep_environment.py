@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,21 @@ def workspace(runs, tmp_path, monkeypatch) -> Iterator[Path]:
     yield from watched(runs, tmp_path, monkeypatch)
 
 
+NAMES = re.compile(
+    r"[\"'](?:(?:PIPELINE|GLOO|MASTER|LOCAL|OMP|GOMP|DVC|TORCH|TORCHELASTIC|XDG)_[A-Z_]+|WORLD_SIZE|RANK|COLUMNS|LINES)[\"']"
+)
+OURS = {"TORCH_NCCL_BLOCKING_WAIT", "GOMP_SPINCOUNT", "TORCH_CPP_LOG_LEVEL", "PYTORCH_NVML_BASED_CUDA_CHECK"}
+"""Variables that we set for libraries, and nowhere read."""
+
+
+@pytest.mark.fault(56)
+def test_the_sweep_sets_every_variable_that_the_sources_name():
+    sources = [path for path in (ROOT / "pipeline").rglob("*.py") if path.parent.name != "port"]  # which writes scripts that name others
+    named = {name.strip("\"'") for path in sources for name in NAMES.findall(path.read_text())}
+    assert {"PIPELINE_MIRROR", "WORLD_SIZE", "GLOO_SOCKET_IFNAME", "COLUMNS"} <= named
+    assert named - OURS <= {*NONSENSE, *WORKERS}
+
+
 STREAMS = {
     "closed": (">&- 2>&-", ANSWERED),
     "full": (">/dev/full 2>/dev/full", (2, 74)),
@@ -47,7 +63,9 @@ NONSENSE = {
     "DVC_STAGE": "nonsense", "DVC_NO_ANALYTICS": "nonsense", "GIT_DIR": "/dev/null", "GIT_WORK_TREE": "/no/such",
     "GIT_CONFIG_COUNT": "nonsense",
     "GIT_INDEX_FILE": "/dev/null", "TERM": "nonsense", "COLUMNS": "nonsense", "LINES": "-1", "LANG": "nonsense", "LC_ALL": "nonsense",
-    "TZ": "nonsense", "HOME": "/no/such", "TMPDIR": "/no/such", "PATH": "", "http_proxy": "nonsense", "PIPELINE_CIFAR10_MIRROR": "nonsense",
+    "TZ": "nonsense", "HOME": "/no/such", "TMPDIR": "/no/such", "PATH": "", "http_proxy": "nonsense", "PIPELINE_MIRROR": "nonsense",
+    "PIPELINE_IMAGE": "nonsense", "PIPELINE_CUDA_GRAPH": "nonsense", "PIPELINE_WORKERS_FILE": "nonsense",
+    "PIPELINE_WORKERS_SOCKET": "nonsense", "TORCHELASTIC_RUN_ID": "nonsense", "XDG_STATE_HOME": "/no/such", "PYTHONSAFEPATH": "nonsense",
     "FORCE_COLOR": "nonsense", "NO_COLOR": "",
 }  # fmt: skip
 OF_PYTORCH = list(NONSENSE)[: list(NONSENSE).index("DVC_SITE_CACHE_DIR")]

@@ -17,6 +17,8 @@ from tests.conftest import ROOT
 from tests.steps import drawn_set
 
 
+@pytest.mark.fault(83)
+@pytest.mark.fault(84)
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no way to give a process fewer CPUs")
 @pytest.mark.parametrize(("workers", "lr", "slower", "tutorials"), [(2, 0.001, True, True), (1, 0.01, False, False)])
 def test_more_workers_than_cpus_and_the_tutorials_settings_are_named_with_what_to_set(tmp_path, workers, lr, slower, tutorials):
@@ -33,6 +35,7 @@ def test_more_workers_than_cpus_and_the_tutorials_settings_are_named_with_what_t
     assert ("docs/examples/recipe.yaml is a recipe for more" in done.stdout) == tutorials
 
 
+@pytest.mark.fault(84)
 def test_the_recipe_that_is_named_trains_and_is_a_file_to_put_in_the_place_of_params_yaml(tmp_path, monkeypatch):
     tutorials, recipe = (params.load(ROOT / name) for name in ("params.yaml", "docs/examples/recipe.yaml"))
     changed = {name for name in Params.__struct_fields__ if getattr(tutorials, name) != getattr(recipe, name)}

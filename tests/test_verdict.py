@@ -94,6 +94,7 @@ def test_other_code_is_shown_but_does_not_make_runs_different(compare: Compare) 
     assert "apart by: the code that trained them" in out
 
 
+@pytest.mark.fault(82)
 def test_native_runs_whose_accuracies_may_or_may_not_lie_more_than_the_margin_apart_are_undecided(compare: Compare) -> None:
     hits = [i for i, guess in enumerate(guesses(1000)) if guess == i % 10]
     first = keep(numerics="native", threads=2)
@@ -110,6 +111,7 @@ def test_native_runs_whose_accuracies_may_or_may_not_lie_more_than_the_margin_ap
     assert "2 against 1: undecided" in out
 
 
+@pytest.mark.fault(82)
 def test_native_runs_whose_accuracies_lie_more_than_the_margin_apart_are_different() -> None:
     hits = [i for i, guess in enumerate(guesses(1000)) if guess == i % 10]
     first, second = keep(numerics="native", threads=2), keep(numerics="native", threads=1, predicted=guesses(1000, hits[:40]))

@@ -36,9 +36,13 @@ SETTINGS: dict[str, Any] = {
     "workers": 1,
     "seed": 0,
     "numerics": "exact",
+    "data": {"source": "synthetic", "folder": "photos"},
+    "model": {"name": params.SIMPLE_CNN},
     "train": {"epochs": 3, "batch_size": 64, "lr": 0.01, "momentum": 0.9, "log_every": 10},
     "evaluate": {"batch_size": 1000},
+    "compare": {"margin_points": 1.0, "confidence": 0.95},
 }
+"""All of the demo's params.yaml: what the project's says is the user's."""
 
 
 def demo(folder: Path = FOLDER, others: list[Variant] | None = None, emulator: str | None = None) -> bool:
@@ -69,10 +73,10 @@ def demo(folder: Path = FOLDER, others: list[Variant] | None = None, emulator: s
     outcomes.append(other)
     for each in (first, other):
         print(f"  {each.evaluation}  in batches of {each.evaluation_batch}{'' if each.evaluation == first.evaluation else '  <- differs'}")
-    edited = (revision.describe(sources.PACKAGE) or "").endswith("-dirty")
+    edited = revision.is_edited(sources.PACKAGE)
     right, verdict = judged({each.fingerprint for each in outcomes}, other.evaluation == first.evaluation, edited)
     print(f"\n{verdict}")
-    if not edited:  # a record is of a commit
+    if not (revision.describe(sources.PACKAGE) or "").endswith("-dirty"):  # a record is of a commit
         leave_record(folder / records.RECORD, outcomes, emulator)
     return right
 
@@ -87,7 +91,7 @@ def judged(fingerprints: set[str], one_evaluation: bool, edited: bool) -> tuple[
     same = f"every way gave the same bits, {found}; they are NOT the README's, {FINGERPRINT}"
     if edited:
         return True, f"{same}, for the sources here are edited: the claim holds of them, too"
-    return False, f"{same}: that is right where you changed what is trained and committed it; else please report it"
+    return False, f"{same}: that is right where you changed what is trained; else please report it"
 
 
 def leave_record(path: Path, outcomes: list[Outcome], emulator: str | None = None) -> None:
@@ -114,14 +118,12 @@ def repro(folder: Path) -> None:
 
 def lay_out(folder: Path) -> None:
     """Put the stages, their code and the demo's settings into `folder`."""
-    settings = msgspec.to_builtins(params.load(PROJECT / params.PARAMS)) | SETTINGS
-    settings["data"]["source"] = "synthetic"
     for source in [PROJECT / "dvc.yaml", *(PROJECT / "pipeline").rglob("*.*")]:
         if source.parent.name != "__pycache__":
             files.write_bytes(folder / source.relative_to(PROJECT), source.read_bytes())
-    files.write_text(folder / params.PARAMS, params.dump(settings))
+    files.write_text(folder / params.PARAMS, params.dump(SETTINGS))
     # stages depend on these two whatever the source and the network, and DVC warns of empty folders
-    for name in (settings["data"]["folder"], "networks"):
+    for name in (SETTINGS["data"]["folder"], "networks"):
         files.write_text(folder / name / "README.md", "Nothing of the demo's is here.\n")
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import hashlib
 import io
+import pathlib
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -28,7 +30,11 @@ ENTRIES = ("state_dict", "model_state_dict", "model", "net", "network", "module"
 """Where scripts put a network's weights in what they save, the usual places first."""
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 """What DataParallel, torch.compile and modules around a network put before each name."""
+SETTINGS: list[Any] = [argparse.Namespace, *((pathlib.PurePath, f"{module}.{kind}Path") for module in ("pathlib", "pathlib._local")
+                                  for kind in ("Posix", "Windows", "PurePosix", "PureWindows"))]  # fmt: skip
+"""What the training scripts of torchvision and timm save their own arguments as, beside the weights. They do nothing."""
 LISTED = 5
+Value = TypeVar("Value")
 LARGEST_BYTES = 2**34
 """Of a file of weights."""
 
@@ -43,8 +49,10 @@ class Checkpoint(NamedTuple):
     """The SHA-256 of the file."""
 
 
-def read(path: Path, entry: str | None = None) -> Checkpoint:
-    """The weights in a file, out of the usual wrappings; those under `entry`, if given.
+def read(path: Path, entry: str | None = None, names: Collection[str] | None = ()) -> Checkpoint:
+    """The weights in a file, out of the usual wrappings, for a network with these names; those under `entry`, if given.
+
+    Where `names` is None each is left as it is.
 
     Raises:
         UserError: it cannot be read, would execute something, or holds no weights.
@@ -62,9 +70,7 @@ def read(path: Path, entry: str | None = None) -> Checkpoint:
         wanted = f"'{entry}'" if entry else "any of " + ", ".join(ENTRIES[:6])
         raise UserError(f"{path}: no weights under {wanted}; it holds {', '.join(keys)}: name the right one with --entry")
     found.pop("n_averaged", None)  # AveragedModel's count
-    while prefixes := [each for each in PREFIXES if all(key.startswith(each) for key in found)]:
-        found = {key.removeprefix(prefixes[0]): value for key, value in found.items()}
-        said.append(f"'{prefixes[0]}' was taken from each name")
+    found = found if names is None else _named(found, names, said)
     weights = {}
     for dtype in sorted({str(value.dtype).removeprefix("torch.") for value in found.values()} - {"float32", "int64"}):
         said.append(f"{dtype} became {'float32' if getattr(torch, dtype).is_floating_point else 'int64'}")
@@ -89,7 +95,8 @@ def _read(path: Path) -> tuple[Any, str]:
             return load(bytes(content)), digest
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is refused next
-            return torch.load(io.BytesIO(content), map_location=CPU, weights_only=True), digest
+            with torch.serialization.safe_globals(SETTINGS):
+                return torch.load(io.BytesIO(content), map_location=CPU, weights_only=True), digest
     except pickle.UnpicklingError as error:
         text = str(error)
         if named := re.search(r"GLOBAL ([\w.]+)", text):
@@ -125,6 +132,23 @@ def _tensors(content: Any) -> dict[str, Tensor]:
     return dict(content) if good else {}
 
 
+def _named(found: dict[str, Value], names: Collection[str], said: list[str]) -> dict[str, Value]:
+    """Weights with the names that the network has: without what wrappings put before each, and with what it has there itself."""
+    taken: list[str] = []
+    ways = [(found, [*taken])]
+    while prefixes := [each for each in PREFIXES if all(key.startswith(each) for key in found)]:
+        found = {key.removeprefix(prefixes[0]): value for key, value in found.items()}
+        taken.append(f"'{prefixes[0]}' was taken from each name")
+        ways.insert(0, (found, [*taken]))
+    own = {name.partition(".")[0] + "." for name in names}
+    if len(own) == 1:
+        (first,) = own
+        ways.append(({first + key: value for key, value in found.items()}, [*taken, f"'{first}' was put before each name"]))
+    best, done = max(ways, key=lambda way: sum(name in names for name in way[0]))  # of equals the first: the barest names
+    said += done
+    return best
+
+
 def classes_of(weights: Mapping[str, np.ndarray], network: nn.Module, classes: int) -> int:
     """How many classes weights are for, where `network` is built for `classes`: by the tensors that differ in their first size alone."""
     sizes = {
@@ -144,17 +168,24 @@ def fit(weights: Mapping[str, np.ndarray], network: nn.Module, path: Path, name:
     """
     wanted = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
     left = {key for key in wanted if key not in weights and not key.endswith("num_batches_tracked")}
-    wrong = list(_differences(weights, wanted, left))
-    if wrong:
-        more = f"; and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
-        raise UserError(f"{path}: not the weights of {name}: {'; '.join(wrong[:LISTED])}{more}")
+    surplus = sorted(set(weights) - set(wanted))
+    wrong = [f"{shown(key)} is not the network's" for key in surplus]
+    wrong += [f"{key} is {list(weights[key].shape)}, not {list(shape)}" for key, shape in wanted.items()
+              if key in weights and weights[key].shape != shape]  # fmt: skip
+    if wrong or left:
+        said = [_missing(key, surplus) for key in sorted(left)[:LISTED]] + wrong[: max(0, LISTED - len(left))]
+        if len(wrong) + len(left) > len(said):
+            said.append(f"and {len(wrong) + len(left) - len(said)} more")
+        there = f"{sum(key in weights for key in wanted)} of whose {len(wanted)} names it has"
+        remedy = "name the network that they are of, with its arguments, or have it in a file of your own (docs/predict.md)"
+        raise UserError(f"{path}: not the weights of {name}, {there}: {'; '.join([*said, remedy])}")
     count = np.zeros((), np.int64)  # old checkpoints have none, and nothing reads it where momentum is a number
     return {key: weights[key].reshape(shape) if key in weights else count for key, shape in wanted.items()}
 
 
 def start(model: Model) -> Checkpoint | None:
     """The weights that a training of `model` begins with; None where they are drawn. Raises as `read` does."""
-    return read(Path(model.weights)) if model.weights else None
+    return read(Path(model.weights), names=None) if model.weights else None
 
 
 def begin(network: nn.Module, start: Checkpoint, model: Model, classes: int) -> str:
@@ -166,7 +197,9 @@ def begin(network: nn.Module, start: Checkpoint, model: Model, classes: int) -> 
         UserError: other weights are missing, too many or of other shapes.
     """
     own = {key: tensor.numpy() for key, tensor in network.state_dict().items()}
-    given = {key: array for key, array in start.weights.items() if key not in normalisation.BUFFERS}
+    said = [*start.said]
+    named = _named(start.weights, own.keys() - normalisation.BUFFERS, said)
+    given = {key: array for key, array in named.items() if key not in normalisation.BUFFERS}
     theirs = classes_of(given, network, classes)
     heads = [
         key for key in own if theirs != classes and key in given and given[key].shape == (theirs, *own[key].shape[1:]) != own[key].shape
@@ -175,16 +208,9 @@ def begin(network: nn.Module, start: Checkpoint, model: Model, classes: int) -> 
     weights = fit(given | {key: own[key] for key in kept}, network, Path(model.weights), model.name)
     network.load_state_dict({key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in weights.items()})
     anew = f"{', '.join(heads)} begin anew, for {classes} classes in place of {theirs}" if heads else ""
-    return "; ".join(filter(None, (f"{model.weights}: the training begins with its {len(own) - len(kept)} tensors", *start.said, anew)))
+    return "; ".join(filter(None, (f"{model.weights}: the training begins with its {len(own) - len(kept)} tensors", *said, anew)))
 
 
-def _differences(weights: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]], left: set[str]) -> Iterator[str]:
-    surplus = sorted(set(weights) - set(wanted))
-    for key in sorted(left):
-        near = difflib.get_close_matches(key, surplus, 1)
-        yield f"{key} is missing" + (f" (the nearest is {shown(near[0])})" if near else "")
-    for key in surplus:
-        yield f"{shown(key)} is not the network's"
-    for key, shape in wanted.items():
-        if key in weights and weights[key].shape != shape:
-            yield f"{key} is {list(weights[key].shape)}, not {list(shape)}"
+def _missing(key: str, surplus: list[str]) -> str:
+    near = difflib.get_close_matches(key, surplus, 1)
+    return f"{key} is missing" + (f" (the nearest is {shown(near[0])})" if near else "")

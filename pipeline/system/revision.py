@@ -22,14 +22,25 @@ def describe(folder: Path) -> str | None:
     Git cannot where it is missing, takes the repository for unsafe or does not answer in time, or where there is no repository; then
     a carried copy says it itself.
     """
+    said = _git(folder, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    return said or _carried(folder)
+
+
+def is_edited(folder: Path) -> bool:
+    """Whether a file in `folder` itself is new, or differs from the commit; what is edited elsewhere in the repository does not count."""
+    return bool(_git(folder, "status", "--porcelain", "--untracked-files=all", "--", "."))
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    """What Git says of the repository of `folder`; None where it cannot."""
     environment = {name: value for name, value in os.environ.items() if name not in OF_A_REPOSITORY}
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, timeout=SECONDS)
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], stdin=subprocess.DEVNULL, capture_output=True, env=environment, timeout=SECONDS
+        )
     except (OSError, ValueError, subprocess.TimeoutExpired):
-        return _carried(folder)
-    said = printable(done.stdout.decode(errors="replace").strip())
-    return said if said and done.returncode == 0 else _carried(folder)
+        return None
+    return printable(done.stdout.decode(errors="replace").strip()) if done.returncode == 0 else None
 
 
 def _carried(folder: Path) -> str | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from pipeline import device as devices
 from pipeline import evaluation, models, numerics, params, sources
 from pipeline.data import dataset
 from pipeline.data.dataset import Dataset, Description, Shape
+from pipeline.inputs import CACHE
 from pipeline.models import checkpoints, normalisation, recording
 from pipeline.params import SIMPLE_CNN, Model
 from pipeline.runs import keeping, outputs
@@ -39,10 +42,11 @@ def import_checkpoint(
         UserError: the checkpoint cannot be read, or its weights are not the network's; nothing is written.
     """
     device, chosen = numerics.prepared(devices.CPU, numerics_name)
-    read = checkpoints.read(path, entry)
     data = dataset.load() if os.path.exists(dataset.DATASET) else None
     shape = _shape(model, size, data)
-    count = checkpoints.classes_of(read.weights, models.build(model, shape, 10), 10)
+    for_ten = models.build(model, shape, 10)
+    read = checkpoints.read(path, entry, for_ten.state_dict().keys() - normalisation.BUFFERS)
+    count = checkpoints.classes_of(read.weights, for_ten, 10)
     classes = _classes(names, data, count)
     network = models.build(model, shape, count)
     if model.normalize:  # the numbers are given, and no checkpoint holds them
@@ -61,9 +65,7 @@ def import_checkpoint(
     parts = outputs.training_parts(weights, [], described, recording.record(network, shape, chosen, device, trained=True))
     said = [f"{path}: {len(weights)} tensors of {model.name} for {count} classes, trained elsewhere", *read.said]
     if data is None or not fits:
-        target = IMPORTED / f"{path.stem}-{described.imported.checkpoint[:8]}"  # type: ignore[union-attr]
-        with files.publishing(target) as part:
-            outputs.write(part, parts)
+        target = _put(path.stem, parts)
         why = "there is no data set in data/" if data is None else f"data/ has {len(data.classes)} classes of {list(data.shape)}"
         return [*said, f"{target}: for predict and export; not evaluated, for {why}"]
     evaluated = evaluation.evaluate(weights, data, device, chosen, evaluation.BATCHES, model)
@@ -71,6 +73,24 @@ def import_checkpoint(
     run = keeping.made(path.parent, parts, evaluation.environment(evaluated, device, evaluation.BATCHES))
     at = keeping.put(run, parts, keeping.runs_folder())
     return [*said, f"{data.name}: accuracy {evaluated.metrics.accuracy:.2%}, loss {evaluated.metrics.loss:.4f}", f"kept as {at}"]
+
+
+def _put(stem: str, parts: Mapping[str, bytes]) -> Path:
+    """Put a run that was not evaluated into its folder, if it is not there yet; return that. What it is decides its name: a checkpoint
+    may be imported again, with other arguments.
+
+    Raises:
+        UserError: something else stands under its name.
+    """
+    digest = hashlib.sha256(b"".join(hashlib.sha256(parts[name]).digest() for name in sorted(parts))).hexdigest()
+    target = IMPORTED / f"{stem}-{digest[:8]}"
+    with files.in_turn(Path(CACHE, "import.lock")):
+        if not os.path.lexists(target):
+            with files.publishing(target) as part:
+                outputs.write(part, parts)
+        elif not all((target / name).is_file() and paths.read(target / name) == content for name, content in parts.items()):
+            raise UserError(f"{target}: is there, but is not the run of that name; move it away and import again")
+    return target
 
 
 def model_of(name: str, arguments: list[str], mean: str | None, std: str | None) -> Model:
