@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline import device as devices
-from pipeline import evaluation, files, models, numerics, params, paths, sources
+from pipeline import evaluation, files, models, numerics, params, paths, schema, sources
 from pipeline.data import dataset
 from pipeline.data.dataset import Dataset, Description, Shape
 from pipeline.errors import UserError, shown
@@ -60,6 +60,7 @@ def import_checkpoint(
         source=models.source(model, chosen.version) or msgspec.UNSET,
         imported=Imported(checkpoint=read.digest),
     )  # fmt: skip
+    schema.decode(Provenance, msgspec.json.encode(described), f"{path}: cannot be kept")  # names of classes may be any text
     parts = outputs.training_parts(weights, [], described, recording.record(network, shape, chosen, device, trained=True))
     said = [f"{path}: {len(weights)} tensors of {model.name} for {count} classes, trained elsewhere", *read.said]
     if data is None or not fits:
