@@ -10,6 +10,7 @@ import shutil
 import tracemalloc
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec import structs
 
@@ -17,6 +18,7 @@ from pipeline import evaluation, models, params, predict, reproduce, tensors
 from pipeline.data import dataset, synthetic
 from pipeline.errors import UserError
 from pipeline.runs import kept, outputs
+from pipeline.runs.provenance import Provenance
 from pipeline.training import stage
 from pipeline.workers import launch
 from tests.conftest import command
@@ -243,6 +245,22 @@ def test_a_part_that_is_a_link_is_the_bytes_that_it_leads_to_and_nothing_is_writ
             reproduce.reproduce(run, epochs=1)
     else:  # what is in no sum was read once, before
         assert reproduce.reproduce(run, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"weights": "0" * 64}, "which 'model.weights' names: both, or none"),
+        ({"model": {"weights": "networks/start.pth"}}, "which 'model.weights' names: both, or none"),
+        ({"imported": {"checkpoint": "0" * 64}}, "either of a training here ('train') or of elsewhere ('imported')"),
+        ({"train": None}, "either of a training here ('train') or of elsewhere ('imported')"),
+    ],
+)
+def test_what_a_run_says_of_where_its_weights_began_does_not_contradict_itself(changed, said, original, here):
+    refused(said, claim(original["exact"], here / "copy", identity=lambda its: its | changed))
+    its = msgspec.to_builtins(outputs.read_model(original["exact"]).provenance)
+    with pytest.raises(msgspec.ValidationError, match=re.escape(said)):  # as it stands beside the weights
+        msgspec.convert(its | changed, Provenance)
 
 
 def test_more_class_names_than_exact_numerics_can_add_are_refused(original, here):
