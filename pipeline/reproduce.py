@@ -131,6 +131,8 @@ def _plan(run: Run, device_name: str, epochs: int | None, data_file: Path | None
     network = of_runs.recorded_network(
         run.network, described.network, described.source, run.weights, len(data.classes), data.shape, chosen.version
     )
+    if network is None:
+        models.refuse_larger(described.network, data.shape, len(data.classes), run.weights)
     plan = _Plan(run, train, evaluate, data, device, chosen, at, network, _start(run))
     if not plan.whole:
         _check_beginning(plan)
@@ -228,9 +230,10 @@ def _announce(plan: _Plan) -> None:
     if plan.recorded is None and (said := models.changed(identity.provenance.network, identity.provenance.source)):
         _say(said)
     if plan.recorded is not None:
-        classes, shape = len(plan.data.classes), plan.data.shape
-        here = of_runs.differs_here(plan.run.network or b"", identity.provenance.network, classes, shape, plan.numerics)
-        _say(f"the network is the one that {outputs.NETWORK} of the run says{f'; {here}' if here else ''}")
+        here = of_runs.differs_here(plan.run.network or b"", identity.provenance.network, plan.data, plan.run.weights, plan.numerics)
+        given = sum(len(numbers) for held in plan.recorded.held.values() for rule, numbers in held.initial if rule == "values")
+        begun = f"{given:,} of its numbers begin as given there" if given else ""
+        _say("; ".join(filter(None, (f"the network is the one that {outputs.NETWORK} of the run says", here, begun))))
 
 
 def _differences(run: Run, ours: dict[str, Any]) -> Iterable[str]:

@@ -215,6 +215,8 @@ def test_a_network_that_a_run_says_is_larger_than_its_weights_takes_no_memory(or
     for run in (large, others):
         with pytest.raises(UserError, match="the weights are not "):
             predict.predict(run, [], "cpu", lambda network, given: None)
+    with pytest.raises(UserError, match=r"the weights are not resnet18's: they are 62006 numbers, and the run says a network of 5131"):
+        reproduce.reproduce(others)
     assert {tensor.device.type for network in made for tensor in network.state_dict().values()} == {"meta"}
 
 
