@@ -220,7 +220,7 @@ def _remedy(wanted: Description) -> str:
 def _announce(plan: _Plan) -> None:
     """Say what is going to be computed, and what differs here though it must not matter."""
     identity = plan.run.identity
-    trained = ", ".join(f"{key} {value}" for key, value in provenance.chosen(identity.recipe).items())
+    trained = ", ".join(f"{key} {value!s:.200}" for key, value in provenance.chosen(identity.recipe).items())
     _say(f"{plan.run.folder}: {identity.data.name}, seed {identity.seed}, {identity.numerics}, {trained}")
     if not plan.whole:
         _say(f"only its beginning is checked: the first {plan.train.epochs} of {identity.recipe.epochs} epochs")

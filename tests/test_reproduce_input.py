@@ -265,6 +265,13 @@ def test_what_a_run_says_of_where_its_weights_began_does_not_contradict_itself(c
         msgspec.convert(its | changed, Provenance)
 
 
+def test_a_setting_of_a_run_is_shown_short_however_long_it_is(original, here, capsys):
+    schedule = params.Schedule(name="steps", milestones=tuple(range(1, 100_000)))
+    copy = claim(original["exact"], here / "copy", provenance=trained_with(epochs=100_000, schedule=schedule))
+    reproduce.reproduce(copy, epochs=1)
+    assert max(map(len, capsys.readouterr().out.splitlines())) < 500
+
+
 def test_more_class_names_than_exact_numerics_can_add_are_refused(original, here):
     many = tuple(f"class{i}" for i in range(8193))
     copy = claim(original["exact"], here / "copy", provenance=lambda p: structs.replace(p, data=structs.replace(p.data, classes=many)))
