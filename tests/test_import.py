@@ -262,6 +262,19 @@ def changed(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Pa
     return written(lambda path: torch.save(given, path))
 
 
+BIAS = "classifier.1.bias"
+
+
+def compressed(path: Path) -> None:
+    """A checkpoint of a million zeros whose archive is compressed."""
+    torch.save({"x": torch.zeros(10**6)}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
 REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "nothing": (lambda folder: folder / "theirs.pth", "No such file or directory; name a .pth, .pt or .safetensors file"),
     "a folder": (lambda folder: folder, "Is a directory; name a .pth, .pt or .safetensors file"),
@@ -281,6 +294,15 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
                       "features.1.conv.1.weight is [3, 3, 1, 1], not [8, 8, 1, 1]"),
     "NaN": (changed(lambda given: given["features.1.conv.1.weight"].fill_(torch.nan)), "holds NaN or infinity"),
     "complex": (changed(lambda given: given.update({"classifier.1.bias": torch.ones(7, dtype=torch.complex64)})), "is torch.complex64"),
+    "no memory": (changed(lambda given: given.update({BIAS: torch.ones(7, device="meta")})), "is torch.float32, strided, on meta"),
+    "sparse": (changed(lambda given: given.update({BIAS: torch.ones(7).to_sparse()})), "is torch.float32, sparse_coo, on cpu"),
+    "bits": (changed(lambda given: given.update({BIAS: torch.empty(7, dtype=torch.bits8)})), "is torch.bits8"),
+    "one number, many times": (changed(lambda given: given.update({BIAS: torch.ones(1).expand(2**33)})), "its tensors take 34"),
+    "zeros, compressed": (written(lambda path: compressed(path)), "that unpacks to 4"),
+    "a prefix without end": (changed(lambda given: (given.clear(), given.update({"module." * 10**6: torch.ones(1)}))),
+                             "1 tensors, with names of up to 7000000 characters; at most 20000 of 1000 are read"),
+    "many": (changed(lambda given: given.update({f"n{i}": torch.ones(()) for i in range(20_001)})), "tensors, with names of up to"),
+    "a count alone": (changed(lambda given: (given.clear(), given.update(n_averaged=torch.ones(())))), "is missing; "),
 }  # fmt: skip
 
 
@@ -300,6 +322,26 @@ def test_what_is_no_checkpoint_of_the_network_is_one_line_and_leaves_nothing(wha
     assert not Path("imported").exists()
     assert not Path("runs").exists()
     assert "executed" not in capsys.readouterr().out
+
+
+def test_the_nearest_names_are_looked_for_among_a_thousand_and_for_what_is_shown(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(checkpoints.difflib, "get_close_matches", lambda key, names, count: asked.append((key, len(names))) or [])
+    others = {f"{i}features.conv.weight": np.zeros((), np.float32) for i in range(5000)}
+    with pytest.raises(UserError, match=r"classifier\.1\.bias is missing; .*; and 5257 more"):
+        checkpoints.fit(others, network(), tmp_path, "it")
+    assert [names for _, names in asked] == [1000] * 5
+
+
+def test_names_of_classes_that_steer_a_terminal_are_refused_and_nothing_is_left(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    torch.save(state(), "theirs.pth")
+    Path("names.txt").write_text("\n".join(["\x1b[2J", *map(str, range(6))]))
+    with pytest.raises(
+        UserError, match=r"theirs\.pth: cannot be kept: 'data\.classes\[0\]' is '\\x1b\[2J'; allowed: 1 to 100 characters that"
+    ):
+        importing.import_checkpoint(Path("theirs.pth"), MODEL, Path("names.txt"), size=32)
+    assert not Path("imported").exists()
 
 
 @pytest.mark.fault(77)

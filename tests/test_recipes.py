@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,30 @@ def test_the_reference_gives_the_goldens():
 def test_exact_and_native_learn_alike_by_the_same_recipe(recipe):
     exact, native = (trained(trainer(recipe, name))[0] for name in ("exact", "native"))
     assert exact == pytest.approx(native, rel=2e-3)
+
+
+@pytest.mark.parametrize("first", [0, 1, 3, 6])
+def test_the_rates_of_the_first_epochs_are_those_of_the_whole_training(first):
+    for schedule in SCHEDULES:
+        settings = Train(**TUTORIAL | {"epochs": 6}, schedule=schedule)
+        assert updates.rates(settings, 7, first).tobytes() == updates.rates(settings, 7)[: 7 * first].tobytes()
+
+
+def test_the_rates_of_a_training_without_end_take_the_memory_of_the_steps_that_are_trained():
+    for schedule in (*SCHEDULES, Schedule(name="steps", milestones=tuple(range(2, 100_000)))):
+        settings = Train(**TUTORIAL | {"epochs": 100_000}, schedule=schedule)
+        assert updates.rates(settings, 1_000_000, 0).shape == (0,)
+        tracemalloc.start()
+        assert len(updates.rates(settings, 1_000, 1)) == 1_000
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2**25, schedule.name
+
+
+def test_a_reflection_of_more_than_the_image_is_one_line():
+    settings = Train(**TUTORIAL, augment=Augment(crop=32, padding="reflect"))
+    with pytest.raises(UserError, match=r"train\.augment\.crop is 32, and images of 32 pixels a side reflect at most 31; "):
+        Trainer(DATA, CPU, 3, numerics.select("exact", CPU), settings)
 
 
 def test_the_beginning_of_a_training_has_the_whole_trainings_rates():

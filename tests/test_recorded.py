@@ -124,6 +124,15 @@ def test_a_network_that_is_no_fixed_list_of_operations_is_recorded_as_that_with_
     assert recorded.read(content, weights(network), CLASSES, SHAPE, "network.json") is None
 
 
+def test_a_tensor_that_is_made_on_a_named_device_is_on_that_of_the_images():
+    network = built(Asking)
+    network.ask = lambda y: y + torch.ones(10, device="cpu")
+    content = recording.record(network, SHAPE, numerics.select("native", CPU), CPU)
+    calls = [call for call in json.loads(content)["evaluation"]["calls"] if call[0] == "torch.ones"]
+    assert calls == [["torch.ones", [10], {"device": {"device": True}}]]
+    assert recorded.read(content, weights(network), CLASSES, SHAPE, "network.json") is not None
+
+
 def test_a_number_that_is_that_of_the_images_is_it_for_any_number():
     network = built(Asking)
     network.ask = (lambda self, y: y.view(2 * len(y), -1).view(-1, 10) / len(y)).__get__(network)
@@ -147,6 +156,14 @@ def call(place: int, *changed: Any) -> Callable[[Any], None]:
     return change
 
 
+ATTENTION = "torch.nn.functional.scaled_dot_product_attention"
+
+
+def added(*calls: Any) -> Callable[[Any], None]:
+    """Calls after those of the evaluation, which give nothing to the logits."""
+    return lambda found: found["evaluation"]["calls"].extend(calls)
+
+
 def many(found: Any) -> None:
     for graph in ("training", "evaluation"):
         last = len(found[graph]["calls"])
@@ -168,8 +185,16 @@ TAMPERED: dict[str, tuple[Callable[[Any], None], str]] = {
     "two kinds": (call(0, None, [{"value": 0, "held": "fc1.bias"}]), "too many values to unpack"),
     "lists in lists": (call(0, None, [deep(40)]), "nested more than 10 deep"),
     "10,000 calls": (many, "it has 10012 calls, and 5000 are the most"),
-    "a memory of its own": (call(1, "torch.zeros", [{"tuple": [100_000, 100_000]}], {}), "after call 2 it holds 10000"),
-    "images times many": (call(1, "torch.zeros", [{"tuple": [{"images": 2**40}]}], {}), "after call 2 it holds 2199023255"),
+    "a memory of its own": (call(1, "torch.zeros", [{"tuple": [100_000, 100_000]}], {}), "torch.zeros gives 10000000000 numbers"),
+    "images times many": (call(1, "torch.zeros", [{"tuple": [{"images": 2**40}]}], {}), "torch.zeros gives 2199023255552 numbers"),
+    "a memory that nothing takes": (added(["torch.zeros", [[2**28]], {}]), "after call 13 it holds 2684"),
+    "a device": (added(["torch.ones", [[2**20]], {"device": "cpu"}]), "call 13 is on 'cpu', not where the images are"),
+    "parts without a number": (added(["torch.zeros", [[2**31 - 1, 0]], {}], ["torch.unbind", [{"value": 13}], {}]), "unbind gives 214748"),
+    "parts of two": (added(["torch.zeros", [[2**20]], {}], ["torch.functional.split", [{"value": 13}, 2], {}]), "split gives 524288 parts"),
+    "a memory within": (added(["torch.zeros", [[1, 2**15, 1]], {}], [ATTENTION, [{"value": 13}] * 3, {}]), "matmul gives 1073741824"),
+    "a state": (added(["torch.Tensor.add_", [{"held": "fc1.bias"}, 1.0], {}]), "it changes 'fc1.bias' while it evaluates"),
+    "a rule without numbers": (lambda found: found["held"]["fc1.bias"].update(initial=[["uniform", []]]), "missing 2 required"),
+    "a rule of no number": (lambda found: found["held"]["fc1.bias"].update(initial=[["trunc_normal", [0, 0, -1, 1]]]), "division by zero"),
     "other arguments": (call(1, None, [{"value": 1}, 3, 4, 5, 6, 7, 8, 9]), "relu"),
     "a shape": (lambda found: found["held"]["fc1.bias"].update(shape=[7]), "'fc1.bias' is another, or there in one of them alone"),
     "a weight more": (lambda found: found["held"].update({"more": {"shape": [7]}}), "'more' is another, or there in one of them alone"),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 from PIL import Image
 
-from pipeline import evaluation
+from pipeline import evaluation, models
 from pipeline.data import dataset
 from pipeline.params import Model
 from pipeline.runs import kept, outputs
@@ -19,7 +21,7 @@ from pipeline.system.errors import UserError
 from pipeline.weights import export, predict, reproduce
 from tests import network_runs
 from tests.networks import OWN_FILE
-from tests.reproductions import hand_over, said, small_set
+from tests.reproductions import claim, hand_over, said, small_set
 
 NETWORKS = {
     "ResNet-20": {"name": "networks/resnet20.py:ResNet20", "arguments": {"width": 4}},
@@ -88,6 +90,42 @@ def test_another_network_of_that_name_here_is_said_and_not_used(received, monkey
     assert f"the network is the one that network.json of the run says; {name} here is another network" in capsys.readouterr().out
 
 
+def test_a_network_of_that_name_here_that_the_run_says_is_larger_takes_no_memory(received, monkeypatch, capsys, tmp_path):
+    author, receiver = received
+    model = outputs.read_model(receiver / "theirs").provenance.network
+    if not model.is_own:
+        pytest.skip("of torchvision's there is one")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(receiver / "data", "data")
+    shutil.copytree(author / "networks", "networks")
+    wide = structs.replace(model, arguments={"width": 10_000})  # its weights would take more than a hundred gibibytes
+    run = claim(receiver / "theirs", tmp_path / "wide", network=lambda its: its, provenance=lambda p: structs.replace(p, model=wide))
+    made, build = [], models.build
+    monkeypatch.setattr(models, "build", lambda *given: made.append(build(*given)) or made[-1])
+    assert reproduce.reproduce(run, epochs=1)
+    assert f"the network is the one that network.json of the run says; {model.name} cannot be made here\n" in capsys.readouterr().out
+    assert {tensor.device.type for network in made for tensor in network.state_dict().values()} == {"meta"}
+
+
+def test_weights_that_begin_with_what_network_json_gives_are_said(received, monkeypatch, capsys, tmp_path):
+    receiver = received[1]
+    if not outputs.read_model(receiver / "theirs").provenance.network.is_own:
+        pytest.skip("of torchvision's network.json decides nothing")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(receiver / "data", "data")
+    trained = outputs.read_weights(receiver / "theirs")
+
+    def smuggled(content: bytes) -> bytes:  # what was trained elsewhere, on the test images perhaps, as if it were drawn
+        found = json.loads(content)
+        bias = next(name for name in found["held"] if name.endswith(("fc.bias", "head.bias")))
+        found["held"][bias]["initial"] = [["values", trained[bias].tolist()]]
+        return json.dumps(found).encode()
+
+    reproduce.reproduce(claim(receiver / "theirs", tmp_path / "forged", network=smuggled), epochs=1)
+    assert "the network is the one that network.json of the run says; " in (out := capsys.readouterr().out)
+    assert "; 10 of its numbers begin as given there\n" in out
+
+
 @pytest.mark.fault(78)
 @pytest.mark.parametrize("change", ["edited", "lost", "another's"])
 def test_a_network_that_is_not_the_runs_is_one_line(change, received, monkeypatch, tmp_path):
@@ -144,3 +182,14 @@ def test_a_native_run_of_operations_without_exact_forms_is_predicted_evaluated_a
         with pytest.raises(UserError, match=r"networks/mine\.py") as refused:
             command()
         assert "\n" not in str(refused.value)
+
+
+def test_the_source_here_of_a_network_that_normalizes_by_the_training_images_is_the_runs(monkeypatch, capsys, tmp_path):
+    author, receiver = tmp_path / "author", tmp_path / "receiver"
+    author.mkdir(), receiver.mkdir()
+    hand_over(author, receiver, {"name": "networks/my_net.py:Net", "arguments": {"width": 4}, "normalize": True})
+    shutil.copytree(author / "networks", receiver / "networks")
+    monkeypatch.chdir(receiver)
+    capsys.readouterr()
+    assert reproduce.reproduce(Path("theirs"), epochs=1)
+    assert "the network is the one that network.json of the run says; 6 of its numbers begin as given there\n" in capsys.readouterr().out

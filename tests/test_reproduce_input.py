@@ -10,12 +10,14 @@ import shutil
 import tracemalloc
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec import structs
 
 from pipeline import evaluation, models, params
 from pipeline.data import dataset, synthetic
 from pipeline.runs import kept, outputs
+from pipeline.runs.provenance import Provenance
 from pipeline.system import tensors
 from pipeline.system.errors import UserError
 from pipeline.training import stage
@@ -215,6 +217,8 @@ def test_a_network_that_a_run_says_is_larger_than_its_weights_takes_no_memory(or
     for run in (large, others):
         with pytest.raises(UserError, match="the weights are not "):
             predict.predict(run, [], "cpu", lambda network, given: None)
+    with pytest.raises(UserError, match=r"the weights are not resnet18's: they are 62006 numbers, and the run says a network of 5131"):
+        reproduce.reproduce(others)
     assert {tensor.device.type for network in made for tensor in network.state_dict().values()} == {"meta"}
 
 
@@ -245,6 +249,29 @@ def test_a_part_that_is_a_link_is_the_bytes_that_it_leads_to_and_nothing_is_writ
             reproduce.reproduce(run, epochs=1)
     else:  # what is in no sum was read once, before
         assert reproduce.reproduce(run, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"weights": "0" * 64}, "which 'model.weights' names: both, or none"),
+        ({"model": {"weights": "networks/start.pth"}}, "which 'model.weights' names: both, or none"),
+        ({"imported": {"checkpoint": "0" * 64}}, "either of a training here ('train') or of elsewhere ('imported')"),
+        ({"train": None}, "either of a training here ('train') or of elsewhere ('imported')"),
+    ],
+)
+def test_what_a_run_says_of_where_its_weights_began_does_not_contradict_itself(changed, said, original, here):
+    refused(said, claim(original["exact"], here / "copy", identity=lambda its: its | changed))
+    its = msgspec.to_builtins(outputs.read_model(original["exact"]).provenance)
+    with pytest.raises(msgspec.ValidationError, match=re.escape(said)):  # as it stands beside the weights
+        msgspec.convert(its | changed, Provenance)
+
+
+def test_a_setting_of_a_run_is_shown_short_however_long_it_is(original, here, capsys):
+    schedule = params.Schedule(name="steps", milestones=tuple(range(1, 100_000)))
+    copy = claim(original["exact"], here / "copy", provenance=trained_with(epochs=100_000, schedule=schedule))
+    reproduce.reproduce(copy, epochs=1)
+    assert max(map(len, capsys.readouterr().out.splitlines())) < 500
 
 
 def test_more_class_names_than_exact_numerics_can_add_are_refused(original, here):

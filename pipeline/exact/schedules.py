@@ -28,35 +28,41 @@ def cosine_of_half_turns(x: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(x > 0.5, -result, result))
 
 
-def constant(lr: float, steps: int, warmup: int = 0) -> np.ndarray:
-    """The rate `lr` throughout, float32 [steps]; during `warmup` steps (t + 1) / warmup of it at step t (from 0)."""
-    return _warmed(np.full(max(steps - warmup, 0), lr), lr, steps, warmup)
+def constant(lr: float, steps: int, warmup: int = 0, first: int | None = None) -> np.ndarray:
+    """The rate `lr` throughout, float32 [steps]; during `warmup` steps (t + 1) / warmup of it at step t (from 0).
+
+    Of the first so many steps alone, if given, which take no memory for the others.
+    """
+    first = steps if first is None else first
+    return _warmed(np.full(max(first - warmup, 0), lr), lr, first, warmup)
 
 
-def steps(lr: float, steps: int, milestones: Sequence[int], factor: float, warmup: int = 0) -> np.ndarray:
-    """From each milestone (a step, from 0) on `factor` times the rate before; warm-up as in `constant`. As MultiStepLR."""
-    rates, rate = np.full(steps, lr), lr
-    for milestone in sorted(milestones):
-        rate = rate * factor
-        rates[milestone:] = rate
-    return _warmed(rates[warmup:], lr, steps, warmup)
+def steps(lr: float, steps: int, milestones: Sequence[int], factor: float, warmup: int = 0, first: int | None = None) -> np.ndarray:
+    """From each milestone (a step, from 0) on `factor` times the rate before; the rest as in `constant`. As MultiStepLR."""
+    first = steps if first is None else first
+    rates = [lr]
+    for _ in milestones:
+        rates.append(rates[-1] * factor)
+    passed = np.searchsorted(np.sort(milestones), np.arange(min(warmup, first), first), side="right")
+    return _warmed(np.array(rates)[passed], lr, first, warmup)
 
 
-def cosine(lr: float, steps: int, warmup: int = 0) -> np.ndarray:
-    """From `lr` down to 0 along half a cosine, after a warm-up as in `constant`. As CosineAnnealingLR over the steps that are left."""
-    left = max(steps - warmup, 0)
-    return _warmed(_between(lr, 0.0, np.arange(left, dtype=np.float64) / max(left, 1)), lr, steps, warmup)
+def cosine(lr: float, steps: int, warmup: int = 0, first: int | None = None) -> np.ndarray:
+    """From `lr` down to 0 along half a cosine, after a warm-up; as in `constant`. As CosineAnnealingLR over the steps that are left."""
+    first = steps if first is None else first
+    t = np.arange(max(first - warmup, 0), dtype=np.float64)
+    return _warmed(_between(lr, 0.0, t / max(steps - warmup, 1)), lr, first, warmup)
 
 
-def one_cycle(lr: float, steps: int, warmup: int = 0) -> np.ndarray:
+def one_cycle(lr: float, steps: int, warmup: int = 0, first: int | None = None) -> np.ndarray:
     """From lr / 25 up to `lr`, which step warmup - 1 has, and down to lr / 250,000, each along half a cosine. As OneCycleLR.
 
-    Without a warm-up three tenths of the steps rise.
+    Without a warm-up three tenths of the steps rise. `first` as in `constant`.
     """
     peak = min((warmup or round(RISE * steps)) - 1, steps - 2)
     if peak < 1:
         raise ValueError("one_cycle needs a rise of at least 2 steps, and one step more")
-    t, low = np.arange(steps, dtype=np.float64), lr / DIVISOR
+    t, low = np.arange(steps if first is None else first, dtype=np.float64), lr / DIVISOR
     up = _between(low, lr, np.minimum(t / peak, 1.0))
     down = _between(lr, low / FINAL_DIVISOR, np.maximum(t - peak, 0.0) / (steps - 1 - peak))
     return np.where(t <= peak, up, down).astype(np.float32)

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 NETWORKS = Path("networks")
 """The folder of the user's own networks, on which the stages depend."""
 Shape = tuple[int, int, int]
+MOST_MORE = 2**22
+"""Numbers by which a network may be larger than weights that are said to be its own: 16 MiB."""
 
 
 def build(model: Model, shape: Shape, classes: int, seed: int | None = None) -> nn.Module:
@@ -236,20 +238,24 @@ def try_out(network: nn.Module, model: Model, shape: Shape, classes: int, numeri
 
 
 def with_weights(model: Model, shape: Shape, classes: int, weights: dict[str, np.ndarray] | Any) -> nn.Module:
-    """The network with weights and buffers. One of another size than theirs, as a received run may say, is refused before it takes memory.
+    """The network with weights and buffers.
 
     Raises:
         UserError: there is no such network, or names, shapes or types differ.
     """
-    sizes = None
-    if not model.is_own:
-        with contextlib.suppress(UserError), torch.device("meta"):  # a few of torchvision's ask for values, which are not there
-            sizes = build(model, shape, classes)
-    if sizes is not None:
-        _check_fit(sizes, weights, model.name)
+    refuse_larger(model, shape, classes, weights)
     network = build(model, shape, classes)
     load(network, weights, model.name)
     return network
+
+
+def refuse_larger(model: Model, shape: Shape, classes: int, weights: dict[str, np.ndarray] | Any) -> None:
+    """Raise UserError where a network, as a received run may say, is larger than the weights beside it, before it takes memory."""
+    sizes, numbers = None, sum(array.size for array in weights.values())
+    with contextlib.suppress(UserError), torch.device("meta"):  # a few ask for values, which are not there
+        sizes = build(model, shape, classes)
+    if sizes is not None and (needs := sum(t.numel() for t in sizes.state_dict().values())) > numbers + MOST_MORE:
+        raise UserError(f"the weights are not {model.name}'s: they are {numbers} numbers, and the run says a network of {needs}")
 
 
 def load(network: nn.Module, weights: dict[str, np.ndarray] | Any, name: str = "SimpleCNN") -> None:

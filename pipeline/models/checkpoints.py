@@ -6,6 +6,7 @@ import argparse
 import difflib
 import hashlib
 import io
+import itertools
 import pathlib
 import pickle
 import re
@@ -37,6 +38,12 @@ LISTED = 5
 Value = TypeVar("Value")
 LARGEST_BYTES = 2**34
 """Of a file of weights."""
+MOST_TENSORS, LONGEST_NAME = 20_000, 1000
+"""In such a file, and in characters: what is done to names takes longer, the more they are and the longer."""
+MOST_TIMES = 4
+"""How many times its bytes the tensors of a file may take: they may share memory, and a view of one number may be of any size."""
+NEAREST_OF = 1000
+"""Names among which the nearest is looked for."""
 
 
 class Checkpoint(NamedTuple):
@@ -57,7 +64,8 @@ def read(path: Path, entry: str | None = None, names: Collection[str] | None = (
     Raises:
         UserError: it cannot be read, would execute something, or holds no weights.
     """
-    content, digest = _read(path)
+    whole = _read(path)
+    content = whole.content
     said = []
     name = entry or ("" if _tensors(content) else next((key for key in ENTRIES if _tensors(_entry(content, key))), ""))
     if name:
@@ -66,23 +74,52 @@ def read(path: Path, entry: str | None = None, names: Collection[str] | None = (
     else:
         found = _tensors(content)
     if not found:
-        keys = [shown(str(key)) for key in content][:LISTED] if isinstance(content, Mapping) else [type(content).__name__]
+        keys = [shown(str(key)) for key in itertools.islice(content, LISTED)] if isinstance(content, Mapping) else [type(content).__name__]
         wanted = f"'{entry}'" if entry else "any of " + ", ".join(ENTRIES[:6])
         raise UserError(f"{path}: no weights under {wanted}; it holds {', '.join(keys)}: name the right one with --entry")
+    _refuse_strange(found, path, whole.bytes)
     found.pop("n_averaged", None)  # AveragedModel's count
     found = found if names is None else _named(found, names, said)
     weights = {}
     for dtype in sorted({str(value.dtype).removeprefix("torch.") for value in found.values()} - {"float32", "int64"}):
         said.append(f"{dtype} became {'float32' if getattr(torch, dtype).is_floating_point else 'int64'}")
     for key, value in found.items():
-        if value.is_complex() or value.is_quantized:
-            raise UserError(f"{path}: {shown(key)} is {value.dtype}; a network of float32 weights takes none; convert it where it was made")
-        weights[key] = value.detach().to(torch.float32 if value.is_floating_point() else torch.int64).contiguous().numpy()
-    return Checkpoint(weights, said, digest)
+        try:
+            to = torch.float32 if value.is_floating_point() else torch.int64
+            weights[key] = value.detach().resolve_neg().to(to).contiguous().numpy()
+        except (NotImplementedError, RuntimeError):  # a type that PyTorch only stores
+            raise _strange(path, key, str(value.dtype)) from None
+    return Checkpoint(weights, said, whole.digest)
 
 
-def _read(path: Path) -> tuple[Any, str]:
-    """What a file holds, and its digest, of the same bytes."""
+def _refuse_strange(found: Mapping[str, Tensor], path: Path, size: int) -> None:
+    """Raise UserError where tensors of a file of so many bytes are no plain arrays, or take more time or memory than it tells."""
+    if len(found) > MOST_TENSORS or max(map(len, found)) > LONGEST_NAME:
+        raise UserError(
+            f"{path}: {len(found)} tensors, with names of up to {max(map(len, found))} characters; at most {MOST_TENSORS} of "
+            f"{LONGEST_NAME} are read"
+        )
+    for key, value in found.items():
+        kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+        if value.is_complex() or value.is_quantized or kind != "strided" or value.device.type != CPU:
+            raise _strange(path, key, f"{value.dtype}, {kind}, on {value.device}")
+    if (takes := sum(value.numel() * value.element_size() for value in found.values())) > MOST_TIMES * size:
+        raise UserError(f"{path}: its tensors take {takes} bytes, and the file has {size}; save copies of them there, with .clone()")
+
+
+def _strange(path: Path, key: str, what: str) -> UserError:
+    return UserError(f"{path}: {shown(key)} is {what}; a network of float32 weights takes none; convert it where it was made")
+
+
+class _Read(NamedTuple):
+    """What a file holds, and the digest and the number of the bytes that it was read from."""
+
+    content: Any
+    digest: str
+    bytes: int
+
+
+def _read(path: Path) -> _Read:
     try:
         content = paths.read(path, LARGEST_BYTES)
     except OSError as error:
@@ -92,11 +129,12 @@ def _read(path: Path) -> tuple[Any, str]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load
 
-            return load(bytes(content)), digest
+            return _Read(load(bytes(content)), digest, len(content))
+        _refuse_larger(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is refused next
             with torch.serialization.safe_globals(SETTINGS):
-                return torch.load(io.BytesIO(content), map_location=CPU, weights_only=True), digest
+                return _Read(torch.load(io.BytesIO(content), map_location=CPU, weights_only=True), digest, len(content))
     except pickle.UnpicklingError as error:
         text = str(error)
         if named := re.search(r"GLOBAL ([\w.]+)", text):
@@ -110,6 +148,14 @@ def _read(path: Path) -> tuple[Any, str]:
             raise UserError(f"{path}: a TorchScript archive; where it was made, save torch.jit.load(FILE).state_dict()") from None
         said = " ".join(str(error).split())[:80] or type(error).__name__
         raise UserError(f"{path}: not a checkpoint of PyTorch, or damaged ({said}); copy it again") from None
+
+
+def _refuse_larger(content: bytearray) -> None:
+    """Raise ValueError where an archive unpacks to more than it is: torch.save compresses nothing."""
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if (size := sum(each.file_size for each in archive.infolist())) > len(content):
+                raise ValueError(f"an archive of {len(content)} bytes that unpacks to {size}")
 
 
 def _is_script(content: bytearray) -> bool:
@@ -212,5 +258,5 @@ def begin(network: nn.Module, start: Checkpoint, model: Model, classes: int) -> 
 
 
 def _missing(key: str, surplus: list[str]) -> str:
-    near = difflib.get_close_matches(key, surplus, 1)
+    near = difflib.get_close_matches(key, surplus[:NEAREST_OF], 1)
     return f"{key} is missing" + (f" (the nearest is {shown(near[0])})" if near else "")

@@ -11,12 +11,13 @@ from torch import nn
 
 from pipeline import models
 from pipeline.device import CPU
-from pipeline.models import recorded, recording
+from pipeline.models import normalisation, recorded, recording
 from pipeline.params import Model
 from pipeline.runs.outputs import NETWORK
 from pipeline.system.errors import UserError
 
 if TYPE_CHECKING:
+    from pipeline.data.dataset import Dataset
     from pipeline.models import Shape
     from pipeline.numerics import Numerics
 
@@ -57,11 +58,14 @@ def is_another(claimed: bytes | None, trained: bytes) -> bool:
     return claimed is not None and not recorded.is_refusal(claimed) and claimed != trained
 
 
-def differs_here(network: bytes, model: Model, classes: int, shape: Shape, numerics: Numerics) -> str:
-    """A phrase where the source that is here makes another network than a run's network.json; else nothing."""
+def differs_here(network: bytes, model: Model, data: Dataset, weights: Mapping[str, np.ndarray], numerics: Numerics) -> str:
+    """A phrase where the source that is here makes another network for a data set than a run's network.json; else nothing."""
     try:
-        here = models.build(model, shape, classes, 0)
-        if recording.record(here, shape, numerics, torch.device(CPU)) == network:
+        models.refuse_larger(model, data.shape, len(data.classes), weights)
+        here = models.build(model, data.shape, len(data.classes), 0)
+        if model.normalize is True:
+            normalisation.set_numbers(here, data.train_images)
+        if recording.record(here, data.shape, numerics, torch.device(CPU)) == network:
             return ""
     except UserError:
         return f"{model.name} cannot be made here"

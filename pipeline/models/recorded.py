@@ -6,6 +6,7 @@ is one of PyTorch's that have an exact form, and what an argument may be is list
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
@@ -14,15 +15,18 @@ import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import resolve_name
+from torch.overrides import TorchFunctionMode, resolve_name
 
 from pipeline.exact import fillings, initialisation, registry
+from pipeline.exact.errors import Unsupported
 from pipeline.system import schema
 from pipeline.system.errors import UserError, shown
 
 MOST_CALLS = 5000
 MOST_NUMBERS = 2**28
 """Numbers that the values of two images may hold at a time: 1 GiB of float32."""
+LEAST = 2**8
+"""Numbers that a tensor counts for: one without any takes memory too."""
 MOST_UNSAVED = 2**26
 """Numbers of all buffers that no file of weights holds, whose length bounds the others."""
 _OF_VALUES = {Tensor.item, Tensor.__bool__, Tensor.__int__, Tensor.__index__, Tensor.__float__, Tensor.tolist}
@@ -102,10 +106,10 @@ class Recorded(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         """As the network that was recorded."""
-        return self.run(images, lambda place, values: None)
+        return self.run(images, lambda place, given, ended: None)
 
-    def run(self, images: Tensor, seen: Callable[[int, list[Any]], None]) -> Any:
-        """`forward`, which tells `seen` after each call its number and the values that are still used."""
+    def run(self, images: Tensor, seen: Callable[[int, Any, list[int]], None]) -> Any:
+        """`forward`, which tells `seen` after each call its number, what it gives, and the values that nothing takes after it."""
         held = dict([*self.named_parameters(remove_duplicate=False), *self.named_buffers(remove_duplicate=False)])
         graph, unused = self._graphs[self.training], self._unused[self.training]
         values: list[Any] = [images]
@@ -115,9 +119,9 @@ class Recorded(nn.Module):
                 *(_decoded(each, values, where) for each in args),
                 **{key: _decoded(each, values, where) for key, each in kwargs.items()},
             ))  # fmt: skip
+            seen(place, values[place], unused[place])
             for other in unused[place]:
                 values[other] = None
-            seen(place, values)
         return _decoded(graph.gives, values, where)
 
 
@@ -146,8 +150,13 @@ def read(content: bytes, weights: Mapping[str, np.ndarray], classes: int, shape:
         _check(recording)
         module = Recorded(recording).to("meta")
         for training in (False, True):
-            with torch.no_grad(), torch.device("meta"):
-                given = module.train(training).run(torch.empty(2, *shape, device="meta"), _check_size)
+            held = [*module.named_parameters(), *module.named_buffers()]
+            versions = [tensor._version for _, tensor in held]
+            with torch.no_grad(), torch.device("meta"), _Bounded():
+                given = module.train(training).run(images := torch.empty(2, *shape, device="meta"), _counting(images))
+            for (name, tensor), version in zip(held, versions, strict=True):
+                if not training and tensor._version != version:  # an image's answer would depend on those before it
+                    raise ValueError(f"it changes {shown(name)} while it evaluates")
             for logits in given if isinstance(given, list | tuple) else [given]:
                 if logits is not None and list(logits.shape) != [2, classes]:
                     raise ValueError(f"gives {list(logits.shape)} for 2 images and {classes} classes")
@@ -167,12 +176,15 @@ def _check(recording: Recording) -> None:
         if held.same is not None and held.same not in before:
             raise ValueError(f"{shown(name)} is the same as {shown(held.same)}, which does not come before it")
         before.add(name)
+        fillings.drawn([(rule, tuple(numbers)) for rule, numbers in held.initial if rule != "values"], 0, name, 1)
     for graph in (recording.training, recording.evaluation):
         if len(graph.calls) > MOST_CALLS:
             raise ValueError(f"it has {len(graph.calls)} calls, and {MOST_CALLS} are the most")
         for place, (name, args, kwargs) in enumerate(graph.calls, 1):
             if name not in OPERATIONS:
                 raise ValueError(f"call {place} is of {shown(name)}, which has no exact form")
+            if kwargs.get("device") not in (None, {"device": True}):
+                raise ValueError(f"call {place} is on {shown(kwargs['device'])}, not where the images are")
             _check_encoded([args, list(kwargs.values())], place, before)
         _check_encoded(graph.gives, len(graph.calls) + 1, before)
 
@@ -196,10 +208,52 @@ def _check_encoded(given: Any, place: int, held: set[str]) -> None:
             raise ValueError(f"call {place} has an argument that is {shown(str(kind))}")
 
 
-def _check_size(place: int, values: list[Any]) -> None:
-    numbers = sum(each.numel() for each in tensors(values))
-    if numbers > MOST_NUMBERS:
-        raise ValueError(f"after call {place} it holds {numbers} numbers for two images, and {MOST_NUMBERS} are the most")
+def _counting(images: Tensor) -> Callable[[int, Any, list[int]], None]:
+    """What `run` tells of its calls: raises ValueError where the values hold too much at a time."""
+    of_value, total = {0: images.numel()}, images.numel()
+
+    def seen(place: int, given: Any, ended: list[int]) -> None:
+        nonlocal total
+        of_value[place] = _numbers(given)
+        total += of_value[place]
+        if total > MOST_NUMBERS:
+            raise ValueError(f"after call {place} it holds {total} numbers for two images, and {MOST_NUMBERS} are the most")
+        total -= sum(of_value.pop(value) for value in ended)
+
+    return seen
+
+
+def _numbers(given: Any) -> int:
+    return sum(max(LEAST, each.numel()) for each in tensors(given))
+
+
+class _Bounded(TorchFunctionMode):
+    """Raises ValueError before an operation gives too many parts, and after one within another that gives too many numbers."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _PARTS and (parts := _PARTS[func](*args, **kwargs)) > MOST_CALLS:
+            raise ValueError(f"{NAMES[func]} gives {parts} parts, and {MOST_CALLS} are the most")
+        if func in registry.COMPOSED:
+            with contextlib.suppress(Unsupported), self:  # native numerics may have it
+                return registry.COMPOSED[func](*args, **kwargs)
+        given = func(*args, **kwargs)
+        if (numbers := _numbers(given)) > MOST_NUMBERS:
+            raise ValueError(f"{resolve_name(func)} gives {numbers} numbers for two images, and {MOST_NUMBERS} are the most")
+        return given
+
+
+def _of_split(x: Tensor, split_size_or_sections: Any, dim: int = 0, **other: Any) -> int:
+    size = split_size_or_sections
+    return -(-x.shape[dim] // max(1, size)) if isinstance(size, int) else len(size)
+
+
+_PARTS: dict[Any, Callable[..., int]] = {
+    **dict.fromkeys((torch.unbind, Tensor.unbind), lambda x, dim=0: x.shape[dim]),
+    **dict.fromkeys((torch.chunk, Tensor.chunk), lambda x, chunks, dim=0: min(chunks, x.shape[dim])),
+    **dict.fromkeys((torch.split, Tensor.split, torch.functional.split), _of_split),
+}
+"""How many parts an operation gives, of its arguments."""
 
 
 def tensors(given: Any) -> Iterator[Tensor]:

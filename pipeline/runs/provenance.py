@@ -42,6 +42,12 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     workers: Workers | None = None
     """For native numerics how many workers trained, for their bits depend on it; else None."""
 
+    def __post_init__(self) -> None:
+        if (self.train is None) == isinstance(self.imported, msgspec.UnsetType):
+            raise ValueError("weights are either of a training here ('train') or of elsewhere ('imported')")
+        if bool(self.train and self.network.weights) == isinstance(self.weights, msgspec.UnsetType):
+            raise ValueError("'weights' is the SHA-256 of the file that a training begins with, which 'model.weights' names: both, or none")
+
     @property
     def recipe(self) -> Train:
         """The settings of a training that was not elsewhere."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline import device as devices
 from pipeline import models
 from pipeline.data.batches import Batches
+from pipeline.system.errors import UserError
 from pipeline.exact.augmentation import Augmentation
 from pipeline.exact.draws import permutation
 from pipeline.exact.masks import Draws
@@ -70,8 +71,13 @@ class Trainer:
         self.data = Batches(data.train_images, data.train_labels, device)
         rows = max(len(self.data), 2 * settings.batch_size)  # enough for the two steps that prove a CUDA graph, as in step_log
         self.order = torch.arange(rows, device=device).remainder_(max(1, len(self.data)))  # int64; the epoch's order, in its first N
+        if settings.augment.padding == "reflect" and settings.augment.crop >= min(data.shape[1:]):
+            raise UserError(
+                f"train.augment.crop is {settings.augment.crop}, and images of {data.shape[1]} pixels a side reflect at most "
+                f"{data.shape[1] - 1}; set a smaller crop, or padding: zeros"
+            )
         self.augmentation = Augmentation(seed, **structs.asdict(settings.augment))
-        self.updates = updates.select(numerics.version, dict(self.model.named_parameters()), settings, self.steps_per_epoch)
+        self.updates = updates.select(numerics.version, dict(self.model.named_parameters()), settings, self.steps_per_epoch, self.epochs)
         self.steps_completed = 0
         self._order_of: int | None = None
         # where the training is, for the device: the epoch, the step (both from 0), and the first image of the batch in the epoch

@@ -26,28 +26,29 @@ def warmup_steps(settings: Train, steps_per_epoch: int) -> int:
     return round(settings.schedule.warmup_epochs * steps_per_epoch)
 
 
-def rates(settings: Train, steps_per_epoch: int) -> np.ndarray:
-    """The learning rate of each step, float32 [steps].
+def rates(settings: Train, steps_per_epoch: int, epochs: int | None = None) -> np.ndarray:
+    """The learning rate of each step, float32 [steps]; of the first `epochs` alone, if given.
 
     Raises:
         UserError: the training is too short for its schedule.
     """
     schedule, total, warmup = settings.schedule, settings.epochs * steps_per_epoch, warmup_steps(settings, steps_per_epoch)
+    first = total if epochs is None else epochs * steps_per_epoch
     if warmup > total:
         raise UserError(
             f"train.schedule.warmup_epochs is {schedule.warmup_epochs}, longer than the training; train.epochs is {settings.epochs}"
         )
     if schedule.name == "constant":
-        return schedules.constant(settings.lr, total, warmup)
+        return schedules.constant(settings.lr, total, warmup, first)
     if schedule.name == "steps":
         milestones = [epoch * steps_per_epoch for epoch in schedule.milestones]
         if milestones[0] < warmup:
             raise UserError(f"train.schedule.milestones has {schedule.milestones[0]}, which is within the warm-up; begin after it")
-        return schedules.steps(settings.lr, total, milestones, schedule.factor, warmup)
+        return schedules.steps(settings.lr, total, milestones, schedule.factor, warmup, first)
     if schedule.name == "cosine":
-        return schedules.cosine(settings.lr, total, warmup)
+        return schedules.cosine(settings.lr, total, warmup, first)
     try:
-        return schedules.one_cycle(settings.lr, total, warmup)
+        return schedules.one_cycle(settings.lr, total, warmup, first)
     except ValueError as reason:
         raise UserError(f"train.schedule.name is one_cycle, but of {total} steps {warmup or 'three tenths'} rise; {reason}") from None
 
@@ -89,12 +90,13 @@ class ExactUpdates(Updates):
 
     capturable = True
 
-    def __init__(self, parameters: Parameters, settings: Train, steps_per_epoch: int) -> None:
+    def __init__(self, parameters: Parameters, settings: Train, steps_per_epoch: int, epochs: int | None = None) -> None:
+        """For the steps of the first `epochs` alone, if given."""
         chosen, sizes = settings.optimizer, [p.numel() for p in parameters.values()]
         weights = torch.cat([p.detach().flatten() for p in parameters.values()])  # float32 [P]
         for parameter, part in zip(parameters.values(), torch.split(weights, sizes), strict=True):
             parameter.data = part.view(parameter.shape)
-        self._rates = torch.from_numpy(rates(settings, steps_per_epoch)).to(weights.device)
+        self._rates = torch.from_numpy(rates(settings, steps_per_epoch, epochs)).to(weights.device)
         self._rate = torch.zeros((), device=weights.device)
         decay: float | Tensor = 0.0
         self._decays: list[Tensor] = []  # of each parameter, a view
@@ -177,7 +179,8 @@ def _decays(parameter: Tensor, settings: Train) -> bool:
 
 def _scheduler(optimizer: torch.optim.Optimizer, settings: Train, steps_per_epoch: int) -> lr_scheduler.LRScheduler:
     """torch.optim.lr_scheduler's own, a step a batch; `rates` has the same numbers. Raises UserError as it does."""
-    schedule, total, warmup = settings.schedule, len(rates(settings, steps_per_epoch)), warmup_steps(settings, steps_per_epoch)
+    schedule, total, warmup = settings.schedule, settings.epochs * steps_per_epoch, warmup_steps(settings, steps_per_epoch)
+    rates(settings, steps_per_epoch, 0)  # which refuses what does not fit
     if schedule.name == "one_cycle":
         rise = warmup or round(schedules.RISE * total)
         return lr_scheduler.OneCycleLR(
@@ -196,10 +199,14 @@ def _scheduler(optimizer: torch.optim.Optimizer, settings: Train, steps_per_epoc
     return lr_scheduler.SequentialLR(optimizer, [rising, after], [warmup])
 
 
-def select(numerics: str, parameters: Parameters, settings: Train, steps_per_epoch: int) -> Updates:
+def select(numerics: str, parameters: Parameters, settings: Train, steps_per_epoch: int, epochs: int | None = None) -> Updates:
     """The updates that `settings` describe, under these numerics (`native`, or a version of exact ones), of parameters on their device.
+
+    For the steps of the first `epochs` alone, if given.
 
     Raises:
         UserError: the training is too short for its schedule.
     """
-    return (NativeUpdates if numerics == "native" else ExactUpdates)(parameters, settings, steps_per_epoch)
+    if numerics == "native":
+        return NativeUpdates(parameters, settings, steps_per_epoch)
+    return ExactUpdates(parameters, settings, steps_per_epoch, epochs)

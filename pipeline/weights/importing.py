@@ -21,7 +21,7 @@ from pipeline.models import checkpoints, normalisation, recording
 from pipeline.params import SIMPLE_CNN, Model
 from pipeline.runs import keeping, outputs
 from pipeline.runs.provenance import Imported, Provenance
-from pipeline.system import files, paths
+from pipeline.system import files, paths, schema
 from pipeline.system.errors import UserError, shown
 
 IMPORTED = Path("imported")
@@ -62,6 +62,7 @@ def import_checkpoint(
         source=models.source(model, chosen.version) or msgspec.UNSET,
         imported=Imported(checkpoint=read.digest),
     )  # fmt: skip
+    schema.decode(Provenance, msgspec.json.encode(described), f"{path}: cannot be kept")  # names of classes may be any text
     parts = outputs.training_parts(weights, [], described, recording.record(network, shape, chosen, device, trained=True))
     said = [f"{path}: {len(weights)} tensors of {model.name} for {count} classes, trained elsewhere", *read.said]
     if data is None or not fits:

@@ -78,6 +78,8 @@ def of(run: Run, device_name: str, epochs: int | None, data_file: Path | None, a
     network = of_runs.recorded_network(
         run.network, described.network, described.source, run.weights, len(data.classes), data.shape, chosen.version
     )
+    if network is None:
+        models.refuse_larger(described.network, data.shape, len(data.classes), run.weights)
     plan = Plan(run, train, evaluate, data, device, chosen, at, network, _start(run))
     if not plan.whole:
         _check_beginning(plan)
@@ -165,7 +167,7 @@ def _remedy(wanted: Description) -> str:
 def announce(plan: Plan) -> None:
     """Say what is going to be computed, and what differs here though it must not matter."""
     identity = plan.run.identity
-    trained = ", ".join(f"{key} {value}" for key, value in provenance.chosen(identity.recipe).items())
+    trained = ", ".join(f"{key} {value!s:.200}" for key, value in provenance.chosen(identity.recipe).items())
     say(f"{plan.run.folder}: {identity.data.name}, seed {identity.seed}, {identity.numerics}, {trained}")
     if not plan.whole:
         say(f"only its beginning is checked: the first {plan.train.epochs} of {identity.recipe.epochs} epochs")
@@ -175,9 +177,10 @@ def announce(plan: Plan) -> None:
     if plan.recorded is None and (said := models.changed(identity.provenance.network, identity.provenance.source)):
         say(said)
     if plan.recorded is not None:
-        classes, shape = len(plan.data.classes), plan.data.shape
-        here = of_runs.differs_here(plan.run.network or b"", identity.provenance.network, classes, shape, plan.numerics)
-        say(f"the network is the one that {outputs.NETWORK} of the run says{f'; {here}' if here else ''}")
+        here = of_runs.differs_here(plan.run.network or b"", identity.provenance.network, plan.data, plan.run.weights, plan.numerics)
+        given = sum(len(numbers) for held in plan.recorded.held.values() for rule, numbers in held.initial if rule == "values")
+        begun = f"{given:,} of its numbers begin as given there" if given else ""
+        say("; ".join(filter(None, (f"the network is the one that {outputs.NETWORK} of the run says", here, begun))))
 
 
 def _differences(run: Run, ours: dict[str, Any]) -> Iterable[str]:

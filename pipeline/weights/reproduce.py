@@ -90,21 +90,29 @@ def _answer(plan: Plan, work: Path, checkpoint_seconds: float) -> tuple[Verdict,
         say(f"computed again: fingerprint {again.identity.fingerprint}, accuracy {again.metrics.accuracy:.2%}, kept as {at}")
     else:
         answer = _beginning(plan, training.history)
-    if answer[0] in AGREEING and of_runs.is_another(run.network, network) and _network_differs(plan):
-        answer = "different", f"{outputs.NETWORK} of the run is not the network that was trained here, {described.network.name}"
+    if answer[0] in AGREEING and of_runs.is_another(run.network, network):
+        if _network_differs(plan, network):
+            answer = "different", f"{outputs.NETWORK} of the run is not the network that was trained here, {described.network.name}"
+        else:
+            answer = answer[0], (f"{answer[1]}; {outputs.NETWORK} of the run, which another release of PyTorch may have written, has other "
+                                 "operations, which give the run's predictions; what else they give was not checked")  # fmt: skip
     if not kept.unchanged(run):
         raise UserError(f"{run.folder}: was changed while it was computed again; of what it was before the answer is {answer[0]!r}")
     unfinished.remove()
     return answer
 
 
-def _network_differs(plan: Plan) -> bool:
+def _network_differs(plan: Plan, trained: bytes) -> bool:
     """Whether a network.json that is not the one here says another network: another release of PyTorch may write the same otherwise."""
     run, data = plan.run, plan.data
     if run.environment.train is not None and run.environment.train.torch == devices.describe(plan.device)["torch"]:
         return True
     network = plan.described.network
-    claimed = recorded.read(run.network or b"", run.weights, len(data.classes), data.shape, outputs.NETWORK)
+    claimed, here = (
+        recorded.read(each or b"", run.weights, len(data.classes), data.shape, outputs.NETWORK) for each in (run.network, trained)
+    )
+    if claimed is None or (here is not None and here.held != claimed.held):  # no release names a network's weights, or draws them
+        return True
     with devices.failures_explained(plan.device):
         given = evaluation.evaluate(run.weights, data, plan.device, plan.numerics, plan.evaluate, network, claimed).predictions
 
