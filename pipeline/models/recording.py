@@ -47,8 +47,8 @@ class _Noting(TorchFunctionMode):
             raise Refused(f"{_name(func)} has no exact form")
         if len(self.calls) == MOST_CALLS:
             raise Refused(f"it has more than {MOST_CALLS} operations")
-        named = {name: torch.device(each) if name == "device" and each is not None else each for name, each in kwargs.items()}
-        self.calls.append((NAMES[func], [self.encoded(each) for each in args], {name: self.encoded(each) for name, each in named.items()}))
+        named = {name: {"device": True} if name == "device" and each is not None else self.encoded(each) for name, each in kwargs.items()}
+        self.calls.append((NAMES[func], [self.encoded(each) for each in args], named))
         self._know(given, [len(self.calls)])
         return given
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from pipeline import device as devices
 from pipeline import models
 from pipeline.data.batches import Batches
-from pipeline.system.errors import UserError
 from pipeline.exact.augmentation import Augmentation
 from pipeline.exact.draws import permutation
 from pipeline.exact.masks import Draws
@@ -23,6 +22,7 @@ from pipeline.models import checkpoints, normalisation
 from pipeline.models.checkpoints import Checkpoint
 from pipeline.models.recorded import Recorded, Recording
 from pipeline.params import Model, Train
+from pipeline.system.errors import UserError
 from pipeline.training import updates
 from pipeline.workers import ALONE, Group
 
