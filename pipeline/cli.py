@@ -376,6 +376,5 @@ def reproduce(
 
 
 if __name__ == "__main__":  # started as a file, from an editor
-    from pipeline.__main__ import run
-
-    run()
+    del sys.path[0]  # the package's own folder, whose modules are not Python's
+    main()
