@@ -10,6 +10,9 @@ from typing import Annotated, NoReturn, Optional
 
 import typer
 
+if __name__ == "__main__":  # started as a file, from an editor, which puts its folder first
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 from pipeline import __version__, streams
 from pipeline.errors import ANSWER_IS_NO, STOP_SIGNALS, Interrupted, UserError, printable
 from pipeline.libraries import failed_import, settle_variables
@@ -375,6 +378,5 @@ def reproduce(
         raise typer.Exit(ANSWER_IS_NO)
 
 
-if __name__ == "__main__":  # started as a file, from an editor
-    del sys.path[0]  # the package's own folder, whose modules are not Python's
+if __name__ == "__main__":
     main()
