@@ -98,7 +98,6 @@ def test_the_package_asks_for_what_the_lock_has_within_its_ranges():
 
 
 @pytest.mark.fault(65)
-@pytest.mark.parametrize("name", ["__main__", "cli"])
-def test_an_editor_that_runs_the_file_runs_the_command_line(name, elsewhere):
-    done = subprocess.run([sys.executable, ROOT / "pipeline" / f"{name}.py", "--version"], capture_output=True, text=True)
+def test_an_editor_that_runs_the_file_runs_the_command_line(elsewhere):
+    done = subprocess.run([sys.executable, ROOT / "pipeline" / "__main__.py", "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"pipeline {__version__}\n", "")

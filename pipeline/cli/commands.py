@@ -290,9 +290,3 @@ def reproduce(
 
     if not reproduce.reproduce(run, device or devices.CPU, epochs, data, checkpoint_seconds, workers):
         raise typer.Exit(ANSWER_IS_NO)
-
-
-if __name__ == "__main__":  # started as a file, from an editor
-    from pipeline.__main__ import run
-
-    run()
