@@ -182,7 +182,7 @@ def _named(found: dict[str, Value], names: Collection[str], said: list[str]) -> 
     """Weights with the names that the network has: without what wrappings put before each, and with what it has there itself."""
     taken: list[str] = []
     ways = [(found, [*taken])]
-    while prefixes := [each for each in PREFIXES if all(key.startswith(each) for key in found)]:
+    while found and (prefixes := [each for each in PREFIXES if all(key.startswith(each) for key in found)]):
         found = {key.removeprefix(prefixes[0]): value for key, value in found.items()}
         taken.append(f"'{prefixes[0]}' was taken from each name")
         ways.insert(0, (found, [*taken]))
