@@ -87,7 +87,7 @@ bench: $(READY) ## measure the tutorial's script, native and exact side by side
 scaling: $(READY) ## measure one worker, two and four on this machine's CPUs
 	$(BIN)/python -m tools.scaling
 
-seeds: $(READY) ## train ten seeds with exact and native numerics on the set in data/, and write docs/quality.md
+seeds: $(READY) ## train the same seeds with exact and native numerics on the set in data/, in several recipes, and write docs/quality.md
 	$(BIN)/python -m tools.seeds
 
 torture: $(READY) ## kill dvc repro 50 times at random moments; each time the next must end in the right bits

@@ -216,3 +216,28 @@ def test_a_cpus_table_of_speed_goes_to_results_and_into_its_page_and_its_ratios_
 
 def test_the_readmes_costs_are_those_of_the_page_of_performance() -> None:
     assert markers.read(ROOT / bench.README, bench.NAME) == bench.cost(markers.read(ROOT / bench.PAGE, bench.NAME))
+
+
+def test_the_curves_of_quality_are_means_with_deviations_and_an_interval_of_students_t() -> None:
+    given = {
+        "case": "a case", "version": "exact-9", "commit": "0123456789ab", "date": "2026-01-02", "on": "a processor", "data": "some data",
+        "model": {}, "train": {"epochs": 2, "log_every": 10, "optimizer": {"name": "adamw"}},
+        "exact": [{"losses": [2.0, 1.0], "accuracy": 50.0}, {"losses": [1.0, 0.5], "accuracy": 53.0}],
+        "native": [{"losses": [2.0, 1.5], "accuracy": 51.0}, {"losses": [2.0, 0.5], "accuracy": 52.0}],
+    }  # fmt: skip
+    assert (
+        seeds.table(given)
+        == """**A case**, 2 seeds: some data; epochs 2, optimizer {name: adamw}. Measured 2026-01-02 at commit 0123456789ab on a processor.
+
+| training loss, mean of the seeds | epoch 1 | epoch 2 | test accuracy, % |
+| --- | --- | --- | --- |
+| exact | 1.500 ± 0.707 | 0.750 ± 0.354 | 51.50 ± 2.12 |
+| native | 2.000 ± 0.000 | 1.000 ± 0.707 | 51.50 ± 0.71 |
+
+Exact (exact-9) minus native: +0.00 points on average, 95 % confidence interval of the mean -12.71 to +12.71 (paired t, 1 degrees of freedom)."""
+    )
+
+
+def test_the_page_of_quality_is_that_of_what_was_measured() -> None:
+    if seeds.QUALITY.exists():
+        assert markers.read(ROOT / seeds.PAGE, seeds.NAME) == seeds.page()
