@@ -234,7 +234,7 @@ def test_the_curves_of_quality_are_means_with_deviations_and_an_interval_of_stud
 | exact | 1.500 ± 0.707 | 0.750 ± 0.354 | 51.50 ± 2.12 |
 | native | 2.000 ± 0.000 | 1.000 ± 0.707 | 51.50 ± 0.71 |
 
-Exact (exact-9) minus native: +0.00 points on average, 95 % confidence interval of the mean -12.71 to +12.71 (paired t, 1 degrees of freedom)."""
+Exact (exact-9) minus native: +0.00 points on average, 95 % confidence interval of the mean -12.71 to +12.71 (paired t, 1 degrees of freedom)."""  # noqa: E501
     )
 
 
