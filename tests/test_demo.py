@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
+import yaml
 
 from pipeline import params
 from pipeline.machine import demo
@@ -45,3 +46,5 @@ def test_the_demo_has_its_own_settings_whatever_params_yaml_says(edited, tmp_pat
     given = params.load(folder / params.PARAMS)
     assert (given.data, given.model, given.seed) == (Data(source="synthetic"), Model(), 0)
     assert (folder / "dvc.yaml").read_bytes() == (ROOT / "dvc.yaml").read_bytes()
+    written = yaml.safe_load((folder / params.PARAMS).read_text())
+    assert {"folder", "size"} <= written["data"].keys(), "DVC asks for what dvc.yaml names"

@@ -36,7 +36,7 @@ SETTINGS: dict[str, Any] = {
     "workers": 1,
     "seed": 0,
     "numerics": "exact",
-    "data": {"source": "synthetic", "folder": "photos"},
+    "data": {"source": "synthetic", "folder": "photos", "size": 32},  # DVC asks for all that dvc.yaml names
     "model": {"name": params.SIMPLE_CNN},
     "train": {"epochs": 3, "batch_size": 64, "lr": 0.01, "momentum": 0.9, "log_every": 10},
     "evaluate": {"batch_size": 1000},
