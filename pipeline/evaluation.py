@@ -52,6 +52,7 @@ def stage(inputs: Inputs) -> None:
         UserError: the weights are not those that params.yaml describes, the device or the data set cannot be used, or an input
             changed while it ran.
     """
+    inputs.refuse_unseen()
     params = inputs.params
     with files.only_one(LOCK, "a stage"):
         inputs.watch(dataset.DATASET, OUTPUTS / MODEL, OUTPUTS / HISTORY)

@@ -43,6 +43,12 @@ class Inputs:
         """Note what these input files are, before they are read."""
         self.files |= {path: _signature(path) for path in paths}
 
+    def refuse_unseen(self) -> None:
+        """Raise UserError where a module runs whose changes DVC does not see: after an edit of it nothing would be computed again."""
+        if unseen := sources.unseen():
+            raise UserError(f"{sources.PACKAGE / unseen[0]}: is imported, and DVC does not see its changes; move it into networks/, "
+                            "with the network that needs it")  # fmt: skip
+
     def check_unchanged(self) -> None:
         """Raise UserError when params.yaml, a source or an input file is no longer what the stage was started with."""
         now = params.load()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import sys
 from pathlib import Path
 
 from pipeline.system.errors import UserError
@@ -23,6 +24,8 @@ STAGES: dict[str, tuple[str, ...]] = {
     "evaluate": (*_EVERY_STAGE, *_MODEL, "evaluation.py"),
 }
 """Stage -> its folders and files of sources, relative to the package."""
+OTHERS = {"__init__.py", "__main__.py", "cli", "comparison", "machine", "port", "weights"}
+"""What changes nothing that a stage writes."""
 
 
 def files(stage: str) -> list[str]:
@@ -30,6 +33,14 @@ def files(stage: str) -> list[str]:
     named = [PACKAGE / name for name in STAGES[stage]]
     found = [path for each in named for path in (each.glob("*.py") if each.is_dir() else (each,))]
     return sorted(path.relative_to(PACKAGE).as_posix() for path in found if not path.name.startswith("."))
+
+
+def unseen() -> list[str]:
+    """Modules of the package that were imported and are no stage's sources, such as one that a network in it was given."""
+    known = OTHERS.union(*STAGES.values())
+    loaded = [Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))]
+    names = {path.relative_to(PACKAGE).as_posix() for path in loaded if path.is_relative_to(PACKAGE)}
+    return sorted(name for name in names if name.partition("/")[0] not in known)
 
 
 def are_those_in(package: Path, stage: str) -> bool:

@@ -159,3 +159,20 @@ def test_dvc_sees_each_picture_of_the_folder_that_is_changed_added_or_removed(cl
     assert not sees()
     picture.with_name("new.png").write_bytes(content)
     assert sees()
+
+
+@pytest.mark.fault(75)
+@pytest.mark.parametrize("stage", ["train", "evaluate"])
+@pytest.mark.parametrize("there", ["net.py", "nets/net.py"])
+def test_a_module_that_a_network_of_the_package_imports_from_where_dvc_does_not_look_is_refused(stage, there, tmp_path):
+    shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    module = tmp_path / "pipeline" / there
+    module.parent.mkdir(exist_ok=True)
+    module.write_text("WIDTH = 6\n")
+    network = tmp_path / "pipeline" / "models" / "simple_cnn.py"
+    name = there.removesuffix(".py").replace("/", ".")
+    network.write_text(network.read_text() + f"\nfrom pipeline.{name} import WIDTH\n")
+    done = command(stage, folder=tmp_path, PYTHONPATH=str(tmp_path))
+    said = f"error: {module}: is imported, and DVC does not see its changes; move it into networks/, with the network that needs it\n"
+    assert (done.returncode, done.stderr) == (2, said)

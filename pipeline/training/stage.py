@@ -52,6 +52,7 @@ def train(inputs: Inputs, checkpoint_seconds: float = checkpoint.SECONDS) -> Non
             it ran.
         Interrupted: a signal came; the state is saved.
     """
+    inputs.refuse_unseen()
     params = inputs.params
     own = rank.here(params.workers, params.numerics)
     with files.only_one(LOCK, "a stage") if own.rank == 0 else contextlib.nullcontext():
