@@ -115,14 +115,14 @@ def _measure(variants: dict[str, Call], device: torch.device, rounds: int, repea
 
 def networks(device: torch.device, rounds: int) -> str:
     """A table of the networks that people use: PyTorch's own training and exact numerics', a step and an evaluation, and memory alone."""
-    data = random_set(TEST_IMAGES, TEST_IMAGES)
+    data, settings = random_set(16 * SETTINGS.batch_size, TEST_IMAGES), msgspec.structs.replace(SETTINGS, epochs=2 * rounds)
     lines = [
         "| network | a step, ms: PyTorch's own, exact | ratio | evaluation of 1,000 images, s: PyTorch's own, exact | ratio | "
         "peak memory, MB: PyTorch's own, exact |",
         "|---|---|---|---|---|---|",
     ]
     for name, network in NETWORKS.items():
-        steps = _measure({which: our_steps(data, device, which, network) for which in ("native", "exact")}, device, rounds, 1)
+        steps = _measure({which: our_steps(data, device, which, network, settings) for which in ("native", "exact")}, device, rounds, 1)
         tests = _measure({which: network_evaluation(data, device, which, network) for which in ("native", "exact")}, device, rounds, 1)
         memory = [_in_a_process(which, STEPS * SETTINGS.batch_size, 1, str(device), name)[1] / 1e6 for which in ("native", "exact")]
         lines.append(
