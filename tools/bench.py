@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ROUNDS, TEST_ROUNDS = 48, 9
 """Rounds of training steps, and of evaluations."""
-NETWORK_ROUNDS = 12
+NETWORK_ROUNDS = 6
 """Rounds of a step and of an evaluation of each larger network."""
 SIZES = ((12_500, 1), (12_500, 2), (12_500, 4), (12_500, 8), (25_000, 1), (50_000, 1))
 """Images and epochs of the trainings that are measured alone."""
