@@ -60,9 +60,8 @@ def stage(inputs: Inputs) -> None:
         data = dataset.load()
         device, chosen = numerics.prepared(params.device, params.numerics)
         source = models.source(params.model, chosen.version)
-        start = checkpoints.start(params.model)
         described = provenance.described_by(
-            params, chosen.version, data.description, model.provenance.code, source, start.digest if start else ""
+            params, chosen.version, data.description, model.provenance.code, source, checkpoints.digest(params.model)
         )
         _check_trained_as(model, described)
         with devices.failures_explained(device):

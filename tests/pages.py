@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 from pipeline.data import synthetic
+from tests.conftest import ROOT, git
 
 SMALL = "synthetic-small"
 """What a small set is called that takes the place of the synthetic one."""
@@ -20,6 +22,19 @@ def commands(page: str) -> list[tuple[str, str]]:
         lines = "".join(line[4:] or "\n" for line in block.splitlines(keepends=True))
         found += re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", lines, re.MULTILINE) or [(line, "") for line in lines.splitlines() if line]
     return found
+
+
+def clone(origin: Path, folder: Path) -> Path:
+    """A fresh clone in `folder`, with this environment as its own, in which Git knows who commits."""
+    git("clone", "--quiet", str(origin), str(folder), folder=ROOT)
+    (folder / ".venv").mkdir()
+    for part in Path(sys.prefix).iterdir():
+        if part.name != ".ready":
+            (folder / ".venv" / part.name).symlink_to(part)
+    (folder / ".venv" / ".ready").touch()  # newer than the requirements, so `make setup` has nothing to do
+    git("config", "user.name", "tests", folder=folder)
+    git("config", "user.email", "tests@example.invalid", folder=folder)
+    return folder
 
 
 def run(words: list[str], folder: Path, **changed: str) -> list[tuple[int, str]]:

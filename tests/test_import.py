@@ -152,7 +152,7 @@ class Around(nn.Module):
 def test_what_the_names_of_a_network_begin_with_itself_is_no_wrapping(before, said, tmp_path):
     torch.save(prefixed(before), tmp_path / "theirs.pth")
     wanted = Around().state_dict()
-    read = checkpoints.read(tmp_path / "theirs.pth", names=wanted.keys())
+    read = checkpoints.named(checkpoints.read(tmp_path / "theirs.pth"), Around())
     assert (read.said, list(read.weights)) == (said, list(wanted))
     assert all(np.array_equal(read.weights[name], tensor.numpy()) for name, tensor in wanted.items())
 

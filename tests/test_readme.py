@@ -40,19 +40,11 @@ def test_what_is_not_run_is_in_the_readme():
 @pytest.fixture(scope="module")
 def clone(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh clone, with this environment as its own, a small set and a short training."""
-    folder = tmp_path_factory.mktemp("readme") / "clone"
-    git("clone", "--quiet", str(origin), str(folder), folder=ROOT)
-    (folder / ".venv").mkdir()
-    for part in Path(sys.prefix).iterdir():
-        if part.name != ".ready":
-            (folder / ".venv" / part.name).symlink_to(part)
-    (folder / ".venv" / ".ready").touch()  # newer than the requirements, so `make setup` has nothing to do
+    folder = pages.clone(origin, tmp_path_factory.mktemp("readme") / "clone")
     small = synthetic.make(320, 2000)
     folders.use(folder, pages.SMALL, small)
     set_params(folder, train={"epochs": 2, "batch_size": 16, "lr": 0.01, "momentum": 0.9, "log_every": 10})
     Image.fromarray(small.test_images[0].transpose(1, 2, 0)).save(folder / "photo.png")
-    git("config", "user.name", "tests", folder=folder)
-    git("config", "user.email", "tests@example.invalid", folder=folder)
     git("commit", "--quiet", "--all", "--message", "settings", folder=folder)
     return folder
 

@@ -95,6 +95,12 @@ def test_the_numbers_that_normalise_stay_those_of_the_setting(project):
     assert made.model.get_buffer("pixel_deviation").flatten().tolist() == [float(np.float32(x)) for x in deviation]
 
 
+def test_weights_of_images_that_were_normalized_are_refused_for_a_network_that_does_not(project):
+    save_file({**theirs(10).state_dict(), "pixel_mean": torch.zeros(1, 3, 1, 1)}, "networks/begin.safetensors")
+    with pytest.raises(UserError, match=r"314 of whose 314 names it has: 'pixel_mean' is not the network's; "):
+        trainer(Model(**SMALL, weights="networks/begin.safetensors"))
+
+
 def test_it_has_the_same_bits_with_several_workers_and_with_one_thread(project):
     def trained(group: Group = ALONE) -> dict[str, bytes]:
         given = trainer(Model(**SMALL, weights=FILE), group=group)

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 from pipeline.data import synthetic
 from tests import folders, pages
-from tests.conftest import ROOT, git
+from tests.conftest import ROOT
 
 
 def test_the_tutorials_commands_end_as_the_page_says(origin: Path, tmp_path: Path) -> None:
-    clone = tmp_path / "first"
-    git("clone", "--quiet", str(origin), str(clone), folder=ROOT)
-    (clone / ".venv").mkdir()
-    for part in Path(sys.prefix).iterdir():
-        if part.name != ".ready":
-            (clone / ".venv" / part.name).symlink_to(part)
-    (clone / ".venv" / ".ready").touch()  # newer than the requirements, so `make setup` has nothing to do
+    clone = pages.clone(origin, tmp_path / "first")
     folders.write(clone / "photos", synthetic.make(400, 100, classes=4))
-    for key, value in {"name": "tests", "email": "tests@example.invalid"}.items():
-        git("config", f"user.{key}", value, folder=clone)
     page, _, _ = (ROOT / "docs/tutorial.md").read_text().partition("## Other remotes")
     shown = pages.commands(page)
     path = f"{clone}/.venv/bin{os.pathsep}{os.environ['PATH']}"

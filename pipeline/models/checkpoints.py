@@ -12,9 +12,9 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,7 +35,6 @@ SETTINGS: list[Any] = [argparse.Namespace, *((pathlib.PurePath, f"{module}.{kind
                                   for kind in ("Posix", "Windows", "PurePosix", "PureWindows"))]  # fmt: skip
 """What the training scripts of torchvision and timm save their own arguments as, beside the weights. They do nothing."""
 LISTED = 5
-Value = TypeVar("Value")
 LARGEST_BYTES = 2**34
 """Of a file of weights."""
 MOST_TENSORS, LONGEST_NAME = 20_000, 1000
@@ -56,10 +55,8 @@ class Checkpoint(NamedTuple):
     """The SHA-256 of the file."""
 
 
-def read(path: Path, entry: str | None = None, names: Collection[str] | None = ()) -> Checkpoint:
-    """The weights in a file, out of the usual wrappings, for a network with these names; those under `entry`, if given.
-
-    Where `names` is None each is left as it is.
+def read(path: Path, entry: str | None = None) -> Checkpoint:
+    """The weights in a file, with the names that they have there; those under `entry`, if given, else under a usual one.
 
     Raises:
         UserError: it cannot be read, would execute something, or holds no weights.
@@ -79,7 +76,6 @@ def read(path: Path, entry: str | None = None, names: Collection[str] | None = (
         raise UserError(f"{path}: no weights under {wanted}; it holds {', '.join(keys)}: name the right one with --entry")
     _refuse_strange(found, path, whole.bytes)
     found.pop("n_averaged", None)  # AveragedModel's count
-    found = found if names is None else _named(found, names, said)
     weights = {}
     for dtype in sorted({str(value.dtype).removeprefix("torch.") for value in found.values()} - {"float32", "int64"}):
         said.append(f"{dtype} became {'float32' if getattr(torch, dtype).is_floating_point else 'int64'}")
@@ -119,11 +115,15 @@ class _Read(NamedTuple):
     bytes: int
 
 
-def _read(path: Path) -> _Read:
+def _bytes(path: Path) -> bytearray:
     try:
-        content = paths.read(path, LARGEST_BYTES)
+        return paths.read(path, LARGEST_BYTES)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; name a .pth, .pt or .safetensors file") from None
+
+
+def _read(path: Path) -> _Read:
+    content = _bytes(path)
     digest = hashlib.sha256(content).hexdigest()
     try:
         if path.suffix == ".safetensors":
@@ -178,9 +178,9 @@ def _tensors(content: Any) -> dict[str, Tensor]:
     return dict(content) if good else {}
 
 
-def _named(found: dict[str, Value], names: Collection[str], said: list[str]) -> dict[str, Value]:
+def named(read: Checkpoint, network: nn.Module) -> Checkpoint:
     """Weights with the names that the network has: without what wrappings put before each, and with what it has there itself."""
-    taken: list[str] = []
+    found, names, taken = read.weights, network.state_dict().keys() - normalisation.BUFFERS, list[str]()
     ways = [(found, [*taken])]
     while found and (prefixes := [each for each in PREFIXES if all(key.startswith(each) for key in found)]):
         found = {key.removeprefix(prefixes[0]): value for key, value in found.items()}
@@ -191,8 +191,7 @@ def _named(found: dict[str, Value], names: Collection[str], said: list[str]) -> 
         (first,) = own
         ways.append(({first + key: value for key, value in found.items()}, [*taken, f"'{first}' was put before each name"]))
     best, done = max(ways, key=lambda way: sum(name in names for name in way[0]))  # of equals the first: the barest names
-    said += done
-    return best
+    return Checkpoint(best, [*read.said, *done], read.digest)
 
 
 def classes_of(weights: Mapping[str, np.ndarray], network: nn.Module, classes: int) -> int:
@@ -207,12 +206,13 @@ def classes_of(weights: Mapping[str, np.ndarray], network: nn.Module, classes: i
 
 
 def fit(weights: Mapping[str, np.ndarray], network: nn.Module, path: Path, name: str) -> dict[str, np.ndarray]:
-    """The weights, as the network's state has them.
+    """The weights, as the network's state has them; the numbers of its `model.normalize` are its own.
 
     Raises:
         UserError: some are missing, too many or of other shapes; lists them, with the nearest names.
     """
     wanted = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    weights = {**weights, **{key: network.get_buffer(key).numpy() for key in normalisation.BUFFERS if key in wanted}}
     left = {key for key in wanted if key not in weights and not key.endswith("num_batches_tracked")}
     surplus = sorted(set(weights) - set(wanted))
     wrong = [f"{shown(key)} is not the network's" for key in surplus]
@@ -229,9 +229,14 @@ def fit(weights: Mapping[str, np.ndarray], network: nn.Module, path: Path, name:
     return {key: weights[key].reshape(shape) if key in weights else count for key, shape in wanted.items()}
 
 
+def digest(model: Model) -> str:
+    """The SHA-256 of the file that `model.weights` names, as `start` has it; nothing where it names none. Raises UserError."""
+    return hashlib.sha256(_bytes(Path(model.weights))).hexdigest() if model.weights else ""
+
+
 def start(model: Model) -> Checkpoint | None:
     """The weights that a training of `model` begins with; None where they are drawn. Raises as `read` does."""
-    return read(Path(model.weights), names=None) if model.weights else None
+    return read(Path(model.weights)) if model.weights else None
 
 
 def begin(network: nn.Module, start: Checkpoint, model: Model, classes: int) -> str:
@@ -243,18 +248,16 @@ def begin(network: nn.Module, start: Checkpoint, model: Model, classes: int) -> 
         UserError: other weights are missing, too many or of other shapes.
     """
     own = {key: tensor.numpy() for key, tensor in network.state_dict().items()}
-    said = [*start.said]
-    named = _named(start.weights, own.keys() - normalisation.BUFFERS, said)
-    given = {key: array for key, array in named.items() if key not in normalisation.BUFFERS}
+    given, said, _ = named(start, network)
     theirs = classes_of(given, network, classes)
     heads = [
         key for key in own if theirs != classes and key in given and given[key].shape == (theirs, *own[key].shape[1:]) != own[key].shape
     ]
-    kept = [*heads, *(key for key in normalisation.BUFFERS if key in own)]
-    weights = fit(given | {key: own[key] for key in kept}, network, Path(model.weights), model.name)
+    weights = fit(given | {key: own[key] for key in heads}, network, Path(model.weights), model.name)
     network.load_state_dict({key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in weights.items()})
+    count = len(own.keys() - heads - set(normalisation.BUFFERS))
     anew = f"{', '.join(heads)} begin anew, for {classes} classes in place of {theirs}" if heads else ""
-    return "; ".join(filter(None, (f"{model.weights}: the training begins with its {len(own) - len(kept)} tensors", *said, anew)))
+    return "; ".join(filter(None, (f"{model.weights}: the training begins with its {count} tensors", *said, anew)))
 
 
 def _missing(key: str, surplus: list[str]) -> str:

@@ -59,11 +59,9 @@ def train(inputs: Inputs, checkpoint_seconds: float = checkpoint.SECONDS) -> Non
         inputs.watch(dataset.DATASET, *([Path(params.model.weights)] if params.model.weights else []))
         with session.together(own, WORKERS) as join:
             data = dataset.load()
-            device = devices.select(params.device, own.local_rank, own.local_count)
-            devices.prepare(device, own.local_count)
+            device, chosen = numerics.prepared(params.device, params.numerics, own.local_rank, own.local_count)
             if own.rank == 0 and device.type == devices.CPU and own.local_count > (limit := devices.cpu_limit()):
                 print(f"{own.local_count} workers share {limit} CPU(s), which is slower than workers: {limit}", file=sys.stderr, flush=True)
-            chosen = numerics.select(params.numerics, device)
             source, start = models.source(params.model, chosen.version), checkpoints.start(params.model)
             described = provenance.described_by(
                 params, chosen.version, data.description, inputs.code, source, start.digest if start else ""

@@ -17,7 +17,7 @@ from pipeline import evaluation, models, numerics, params, sources
 from pipeline.data import dataset
 from pipeline.data.dataset import Dataset, Description, Shape
 from pipeline.inputs import CACHE
-from pipeline.models import checkpoints, normalisation, recording
+from pipeline.models import checkpoints, recording
 from pipeline.params import SIMPLE_CNN, Model
 from pipeline.runs import keeping, outputs
 from pipeline.runs.provenance import Imported, Provenance
@@ -45,12 +45,10 @@ def import_checkpoint(
     data = dataset.load() if os.path.exists(dataset.DATASET) else None
     shape = _shape(model, size, data)
     for_ten = models.build(model, shape, 10)
-    read = checkpoints.read(path, entry, for_ten.state_dict().keys() - normalisation.BUFFERS)
+    read = checkpoints.named(checkpoints.read(path, entry), for_ten)
     count = checkpoints.classes_of(read.weights, for_ten, 10)
     classes = _classes(names, data, count)
     network = models.build(model, shape, count)
-    if model.normalize:  # the numbers are given, and no checkpoint holds them
-        read.weights.update({key: b.numpy() for key, b in network.named_buffers() if key in normalisation.BUFFERS})
     weights = checkpoints.fit(read.weights, network, path, model.name)
     outputs.check_weights(weights, f"{path}: cannot be kept")
     models.load(network, weights, model.name)

@@ -92,11 +92,12 @@ def _start(run: Run) -> Checkpoint | None:
     if isinstance(wanted, msgspec.UnsetType):
         return None
     path = run.identity.provenance.network.weights
-    needs = f"{run.folder}: its training began with {path or 'a file'} (SHA-256 {wanted:.12}...), which does not come with a run"
+    needs = f"{run.folder}: its training began with {path} (SHA-256 {wanted:.12}...), which does not come with a run"
     if not os.path.exists(path):
         raise UserError(f"{needs}; put that file there")
     start = checkpoints.start(run.identity.provenance.network)
-    if start is None or start.digest != wanted:
+    assert start is not None
+    if start.digest != wanted:
         raise UserError(f"{needs}, and {path} here is another one; put the run's there")
     return start
 
