@@ -82,6 +82,10 @@ def test_no_module_imports_itself_by_way_of_others():
     assert [file for file in IMPORTS if file in reached(IMPORTS[file])] == []
 
 
+def test_no_file_of_the_package_has_more_than_300_lines():
+    assert [file for file in IMPORTS if len((ROOT / "pipeline" / file).read_text().splitlines()) > 300] == []
+
+
 def test_rooms_are_few_and_none_imports_itself_by_way_of_others():
     """A room is a package of the pipeline's, or a module beside them."""
     rooms = {file.split("/")[0]: set() for file in IMPORTS}

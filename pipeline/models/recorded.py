@@ -6,7 +6,6 @@ is one of PyTorch's that have an exact form, and what an argument may be is list
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
@@ -15,18 +14,13 @@ import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import resolve_name
 
 from pipeline.exact import fillings, initialisation, registry
-from pipeline.exact.errors import Unsupported
+from pipeline.models import bounds
 from pipeline.system import schema
 from pipeline.system.errors import UserError, shown
 
-MOST_CALLS = 5000
-MOST_NUMBERS = 2**28
-"""Numbers that the values of two images may hold at a time: 1 GiB of float32."""
-LEAST = 2**8
-"""Numbers that a tensor counts for: one without any takes memory too."""
 MOST_UNSAVED = 2**26
 """Numbers of all buffers that no file of weights holds, whose length bounds the others."""
 _OF_VALUES = {Tensor.item, Tensor.__bool__, Tensor.__int__, Tensor.__index__, Tensor.__float__, Tensor.tolist}
@@ -152,8 +146,8 @@ def read(content: bytes, weights: Mapping[str, np.ndarray], classes: int, shape:
         for training in (False, True):
             held = [*module.named_parameters(), *module.named_buffers()]
             versions = [tensor._version for _, tensor in held]
-            with torch.no_grad(), torch.device("meta"), _Bounded():
-                given = module.train(training).run(images := torch.empty(2, *shape, device="meta"), _counting(images))
+            with torch.no_grad(), torch.device("meta"), bounds.Bounded():
+                given = module.train(training).run(images := torch.empty(2, *shape, device="meta"), bounds.counting(images))
             for (name, tensor), version in zip(held, versions, strict=True):
                 if not training and tensor._version != version:  # an image's answer would depend on those before it
                     raise ValueError(f"it changes {shown(name)} while it evaluates")
@@ -178,8 +172,8 @@ def _check(recording: Recording) -> None:
         before.add(name)
         fillings.drawn([(rule, tuple(numbers)) for rule, numbers in held.initial if rule != "values"], 0, name, 1)
     for graph in (recording.training, recording.evaluation):
-        if len(graph.calls) > MOST_CALLS:
-            raise ValueError(f"it has {len(graph.calls)} calls, and {MOST_CALLS} are the most")
+        if len(graph.calls) > bounds.MOST_CALLS:
+            raise ValueError(f"it has {len(graph.calls)} calls, and {bounds.MOST_CALLS} are the most")
         for place, (name, args, kwargs) in enumerate(graph.calls, 1):
             if name not in OPERATIONS:
                 raise ValueError(f"call {place} is of {shown(name)}, which has no exact form")
@@ -206,63 +200,6 @@ def _check_encoded(given: Any, place: int, held: set[str]) -> None:
                 raise ValueError(f"call {place} takes {shown(str(what))}, which is no weight or buffer")
         elif kind not in _KINDS or (kind == "images" and type(what) is not int):
             raise ValueError(f"call {place} has an argument that is {shown(str(kind))}")
-
-
-def _counting(images: Tensor) -> Callable[[int, Any, list[int]], None]:
-    """What `run` tells of its calls: raises ValueError where the values hold too much at a time."""
-    of_value, total = {0: images.numel()}, images.numel()
-
-    def seen(place: int, given: Any, ended: list[int]) -> None:
-        nonlocal total
-        of_value[place] = _numbers(given)
-        total += of_value[place]
-        if total > MOST_NUMBERS:
-            raise ValueError(f"after call {place} it holds {total} numbers for two images, and {MOST_NUMBERS} are the most")
-        total -= sum(of_value.pop(value) for value in ended)
-
-    return seen
-
-
-def _numbers(given: Any) -> int:
-    return sum(max(LEAST, each.numel()) for each in tensors(given))
-
-
-class _Bounded(TorchFunctionMode):
-    """Raises ValueError before an operation gives too many parts, and after one within another that gives too many numbers."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in _PARTS and (parts := _PARTS[func](*args, **kwargs)) > MOST_CALLS:
-            raise ValueError(f"{NAMES[func]} gives {parts} parts, and {MOST_CALLS} are the most")
-        if func in registry.COMPOSED:
-            with contextlib.suppress(Unsupported), self:  # native numerics may have it
-                return registry.COMPOSED[func](*args, **kwargs)
-        given = func(*args, **kwargs)
-        if (numbers := _numbers(given)) > MOST_NUMBERS:
-            raise ValueError(f"{resolve_name(func)} gives {numbers} numbers for two images, and {MOST_NUMBERS} are the most")
-        return given
-
-
-def _of_split(x: Tensor, split_size_or_sections: Any, dim: int = 0, **other: Any) -> int:
-    size = split_size_or_sections
-    return -(-x.shape[dim] // max(1, size)) if isinstance(size, int) else len(size)
-
-
-_PARTS: dict[Any, Callable[..., int]] = {
-    **dict.fromkeys((torch.unbind, Tensor.unbind), lambda x, dim=0: x.shape[dim]),
-    **dict.fromkeys((torch.chunk, Tensor.chunk), lambda x, chunks, dim=0: min(chunks, x.shape[dim])),
-    **dict.fromkeys((torch.split, Tensor.split, torch.functional.split), _of_split),
-}
-"""How many parts an operation gives, of its arguments."""
-
-
-def tensors(given: Any) -> Iterator[Tensor]:
-    """The tensors in lists, tuples and dictionaries."""
-    if isinstance(given, Tensor):
-        yield given
-    elif isinstance(given, list | tuple | dict):
-        for each in given.values() if isinstance(given, dict) else given:
-            yield from tensors(each)
 
 
 def _initial(name: str, held: Held, seed: int | None) -> Tensor:

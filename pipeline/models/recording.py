@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from pipeline.exact import initialisation, registry
-from pipeline.models.recorded import DTYPES, LAYOUTS, MOST_CALLS, NAMES, Graph, Held, Recording, Unrecorded, tensors
+from pipeline.models.bounds import MOST_CALLS, tensors
+from pipeline.models.recorded import DTYPES, LAYOUTS, NAMES, Graph, Held, Recording, Unrecorded
 from pipeline.system import schema
 
 MOST_VALUES = 2**18

@@ -1,0 +1,77 @@
+"""What a recorded network may take: it is computed once on tensors without memory, and what that would have taken is counted."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from pipeline.exact import registry
+from pipeline.exact.errors import Unsupported
+
+MOST_CALLS = 5000
+MOST_NUMBERS = 2**28
+"""Numbers that the values of two images may hold at a time: 1 GiB of float32."""
+LEAST = 2**8
+"""Numbers that a tensor counts for: one without any takes memory too."""
+
+
+def counting(images: Tensor) -> Callable[[int, Any, list[int]], None]:
+    """What `run` tells of its calls: raises ValueError where the values hold too much at a time."""
+    of_value, total = {0: images.numel()}, images.numel()
+
+    def seen(place: int, given: Any, ended: list[int]) -> None:
+        nonlocal total
+        of_value[place] = _numbers(given)
+        total += of_value[place]
+        if total > MOST_NUMBERS:
+            raise ValueError(f"after call {place} it holds {total} numbers for two images, and {MOST_NUMBERS} are the most")
+        total -= sum(of_value.pop(value) for value in ended)
+
+    return seen
+
+
+def _numbers(given: Any) -> int:
+    return sum(max(LEAST, each.numel()) for each in tensors(given))
+
+
+class Bounded(TorchFunctionMode):
+    """Raises ValueError before an operation gives too many parts, and after one within another that gives too many numbers."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _PARTS and (parts := _PARTS[func](*args, **kwargs)) > MOST_CALLS:
+            raise ValueError(f"{resolve_name(func)} gives {parts} parts, and {MOST_CALLS} are the most")
+        if func in registry.COMPOSED:
+            with contextlib.suppress(Unsupported), self:  # native numerics may have it
+                return registry.COMPOSED[func](*args, **kwargs)
+        given = func(*args, **kwargs)
+        if (numbers := _numbers(given)) > MOST_NUMBERS:
+            raise ValueError(f"{resolve_name(func)} gives {numbers} numbers for two images, and {MOST_NUMBERS} are the most")
+        return given
+
+
+def _of_split(x: Tensor, split_size_or_sections: Any, dim: int = 0, **other: Any) -> int:
+    size = split_size_or_sections
+    return -(-x.shape[dim] // max(1, size)) if isinstance(size, int) else len(size)
+
+
+_PARTS: dict[Any, Callable[..., int]] = {
+    **dict.fromkeys((torch.unbind, Tensor.unbind), lambda x, dim=0: x.shape[dim]),
+    **dict.fromkeys((torch.chunk, Tensor.chunk), lambda x, chunks, dim=0: min(chunks, x.shape[dim])),
+    **dict.fromkeys((torch.split, Tensor.split, torch.functional.split), _of_split),
+}
+"""How many parts an operation gives, of its arguments."""
+
+
+def tensors(given: Any) -> Iterator[Tensor]:
+    """The tensors in lists, tuples and dictionaries."""
+    if isinstance(given, Tensor):
+        yield given
+    elif isinstance(given, list | tuple | dict):
+        for each in given.values() if isinstance(given, dict) else given:
+            yield from tensors(each)
