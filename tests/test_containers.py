@@ -1,6 +1,7 @@
 """Claims about the images, on a container engine. DOCKER names its client; PIPELINE_DOCKER_BUILD_ARGS adds to `docker build`.
 
-No container here has a network; all start read-only, without capabilities, as an ordinary user.
+No container here has a network; all start read-only, without capabilities, as an ordinary user. They stand in one file, though it is a
+long one, for both images and the checkouts with their finished runs take minutes to make, and are made once a file.
 """
 
 import json
