@@ -28,41 +28,33 @@ def cosine_of_half_turns(x: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(x > 0.5, -result, result))
 
 
-def constant(lr: float, steps: int, warmup: int = 0, first: int | None = None) -> np.ndarray:
-    """The rate `lr` throughout, float32 [steps]; during `warmup` steps (t + 1) / warmup of it at step t (from 0).
-
-    Of the first so many steps alone, if given, which take no memory for the others.
-    """
-    first = steps if first is None else first
-    return _warmed(np.full(max(first - warmup, 0), lr), lr, first, warmup)
+def constant(lr: float, t: np.ndarray, warmup: int = 0) -> np.ndarray:
+    """The rate `lr` at the steps `t` (from 0), float32 [len(t)]; during `warmup` steps (t + 1) / warmup of it."""
+    return _warmed(np.full(len(t), lr), lr, t, warmup)
 
 
-def steps(lr: float, steps: int, milestones: Sequence[int], factor: float, warmup: int = 0, first: int | None = None) -> np.ndarray:
+def steps(lr: float, t: np.ndarray, milestones: Sequence[int], factor: float, warmup: int = 0) -> np.ndarray:
     """From each milestone (a step, from 0) on `factor` times the rate before; the rest as in `constant`. As MultiStepLR."""
-    first = steps if first is None else first
     rates = [lr]
     for _ in milestones:
         rates.append(rates[-1] * factor)
-    passed = np.searchsorted(np.sort(milestones), np.arange(min(warmup, first), first), side="right")
-    return _warmed(np.array(rates)[passed], lr, first, warmup)
+    return _warmed(np.array(rates)[np.searchsorted(np.sort(milestones), t, side="right")], lr, t, warmup)
 
 
-def cosine(lr: float, steps: int, warmup: int = 0, first: int | None = None) -> np.ndarray:
+def cosine(lr: float, t: np.ndarray, steps: int, warmup: int = 0) -> np.ndarray:
     """From `lr` down to 0 along half a cosine, after a warm-up; as in `constant`. As CosineAnnealingLR over the steps that are left."""
-    first = steps if first is None else first
-    t = np.arange(max(first - warmup, 0), dtype=np.float64)
-    return _warmed(_between(lr, 0.0, t / max(steps - warmup, 1)), lr, first, warmup)
+    return _warmed(_between(lr, 0.0, np.maximum(t - warmup, 0) / max(steps - warmup, 1)), lr, t, warmup)
 
 
-def one_cycle(lr: float, steps: int, warmup: int = 0, first: int | None = None) -> np.ndarray:
+def one_cycle(lr: float, t: np.ndarray, steps: int, warmup: int = 0) -> np.ndarray:
     """From lr / 25 up to `lr`, which step warmup - 1 has, and down to lr / 250,000, each along half a cosine. As OneCycleLR.
 
-    Without a warm-up three tenths of the steps rise. `first` as in `constant`.
+    Without a warm-up three tenths of the steps rise. `t` as in `constant`.
     """
     peak = min((warmup or round(RISE * steps)) - 1, steps - 2)
     if peak < 1:
         raise ValueError("one_cycle needs a rise of at least 2 steps, and one step more")
-    t, low = np.arange(steps if first is None else first, dtype=np.float64), lr / DIVISOR
+    low = lr / DIVISOR
     up = _between(low, lr, np.minimum(t / peak, 1.0))
     down = _between(lr, low / FINAL_DIVISOR, np.maximum(t - peak, 0.0) / (steps - 1 - peak))
     return np.where(t <= peak, up, down).astype(np.float32)
@@ -73,6 +65,5 @@ def _between(start: float, end: float, x: np.ndarray) -> np.ndarray:
     return end + (start - end) / 2 * (cosine_of_half_turns(x) + 1)
 
 
-def _warmed(rates: np.ndarray, lr: float, steps: int, warmup: int) -> np.ndarray:
-    rising = lr * ((np.arange(min(warmup, steps), dtype=np.float64) + 1) / max(warmup, 1))
-    return np.concatenate((rising, rates)).astype(np.float32)
+def _warmed(rates: np.ndarray, lr: float, t: np.ndarray, warmup: int) -> np.ndarray:
+    return np.where(t < warmup, lr * ((t + 1) / max(warmup, 1)), rates).astype(np.float32)

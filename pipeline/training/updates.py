@@ -33,22 +33,22 @@ def rates(settings: Train, steps_per_epoch: int, epochs: int | None = None) -> n
         UserError: the training is too short for its schedule.
     """
     schedule, total, warmup = settings.schedule, settings.epochs * steps_per_epoch, warmup_steps(settings, steps_per_epoch)
-    first = total if epochs is None else epochs * steps_per_epoch
+    t = np.arange(total if epochs is None else epochs * steps_per_epoch)
     if warmup > total:
         raise UserError(
             f"train.schedule.warmup_epochs is {schedule.warmup_epochs}, longer than the training; train.epochs is {settings.epochs}"
         )
     if schedule.name == "constant":
-        return schedules.constant(settings.lr, total, warmup, first)
+        return schedules.constant(settings.lr, t, warmup)
     if schedule.name == "steps":
         milestones = [epoch * steps_per_epoch for epoch in schedule.milestones]
         if milestones[0] < warmup:
             raise UserError(f"train.schedule.milestones has {schedule.milestones[0]}, which is within the warm-up; begin after it")
-        return schedules.steps(settings.lr, total, milestones, schedule.factor, warmup, first)
+        return schedules.steps(settings.lr, t, milestones, schedule.factor, warmup)
     if schedule.name == "cosine":
-        return schedules.cosine(settings.lr, total, warmup, first)
+        return schedules.cosine(settings.lr, t, total, warmup)
     try:
-        return schedules.one_cycle(settings.lr, total, warmup, first)
+        return schedules.one_cycle(settings.lr, t, total, warmup)
     except ValueError as reason:
         raise UserError(f"train.schedule.name is one_cycle, but of {total} steps {warmup or 'three tenths'} rise; {reason}") from None
 
