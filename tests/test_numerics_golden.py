@@ -78,7 +78,7 @@ class Replaced(Dispatched):
 
     def call(self, func, args, kwargs):
         if func._schema.name == self.name and (other := self.otherwise(*args)) is not None:
-            return args[0].copy_(other) if self.name.endswith("_") else other
+            return args[0].copy_(other) if self.name.endswith("_") else kwargs["out"].copy_(other) if "out" in kwargs else other
         return func(*args, **kwargs)
 
 
@@ -187,7 +187,7 @@ RULES: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], Any]]] = {
         SMALL, with_grids(lambda layer, weight, bias: (weight, bias.amax().expand(len(bias)))),
     ),
     "bytes are divided by 255, not multiplied by 1 / 255": (
-        SMALL, operation("div_", lambda x, y: reciprocal(x, y) if x.dtype == torch.float32 else None),
+        SMALL, operation("div", lambda x, y: reciprocal(x, y) if x.dtype == torch.float32 and x.dim() == 4 else None),
     ),
     "ReLU's gradient at 0 is 0": (
         EDGES, lambda patch: patch.setitem(registry.FORM_OF, F.relu, relu_with_gradient_at_zero),
@@ -216,7 +216,7 @@ RULES: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], Any]]] = {
         FUNCTIONS, operation("div", lambda x, y: reciprocal(x, y) if y.dim() == 0 and x.dim() == 0 else None),
     ),
     "the logits' gradient is divided by N in float64, not in float32": (
-        ODD, operation("div", lambda x, y: (x.float() / y.float()).double() if y.dim() == 0 and x.dim() == 2 else None),
+        ODD, operation("div", lambda x, y: (x.float() / y.float()).double() if x.dim() == 2 and y.dim() == 0 else None),
     ),
     "of equal logits the first is predicted, not the last": (EVALUATION, constant(loss, "first_maximum", last_maximum)),
     "weights and velocities up to 2^-64 become 0, not only up to 2^-65": (FUNCTIONS, constant(optimizers, "SNAP", 2.0**-65)),

@@ -53,17 +53,20 @@ def image_magnitudes(x: Tensor) -> Tensor:
         return x.new_full(x.shape[:1], FLOOR)
     order = sorted(range(1, x.dim()), key=x.stride, reverse=True)
     images = x.permute(*order, 0).flatten(0, -2) if x.stride(0) == 1 else x.flatten(1).t()  # a view where the batch is innermost
-    return images.abs().amax(0).clamp_min_(FLOOR)
+    return torch.maximum(images.amax(0), images.amin(0).neg_()).clamp_min_(FLOOR)
 
 
 def channel_magnitudes(x: Tensor) -> Tensor:
     """The largest magnitude of each channel of each image in `x` [N, O, ...], or FLOOR: float32 [N, O]; NaN where there is one."""
     if not x.numel():
         return x.new_full(x.shape[:2], FLOOR)
-    if x.dim() == 2:
-        return x.abs().clamp_min_(FLOOR)
-    of_places = tuple(range(2, x.dim()))
-    return torch.cat([x[:, channels].abs().amax(of_places) for channels in hardware.channels_at_once(x)], 1).clamp_min_(FLOOR)
+    # An axis at a time, from the innermost one, of what lies in the order of memory: a fifth of the time of all at once.
+    high = low = x.permute(*(order := sorted(range(x.dim()), key=x.stride, reverse=True)))
+    for at, axis in reversed(list(enumerate(order))):
+        if axis >= 2:
+            high, low = high.amax(at), low.amin(at)
+    magnitudes = torch.maximum(high, -low).clamp_min_(FLOOR)
+    return magnitudes if order.index(0) < order.index(1) else magnitudes.t()
 
 
 def largest(magnitudes: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 
 CPU = "cpu"
 
-CACHED = 2**17
+CACHED = 2**19
 """Numbers of a tensor, of float32, that stay in the caches."""
 
 

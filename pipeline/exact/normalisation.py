@@ -37,7 +37,7 @@ def batch_norm(
 
     def per_channel(*products: Callable[[slice], Tensor]) -> Sequence[Tensor]:
         """Sums over places, images and workers of what each gives of some channels: float64 [C] each, by one exchange."""
-        sums = torch.cat([tree(product(channels), *range(2, x.dim())) for product in products for channels in some], 1)
+        sums = torch.cat([tree(product(channels), *range(2, x.dim()), overwrite=True) for product in products for channels in some], 1)
         if rows > 1:
             sums = tree(sums.unflatten(0, (-1, rows)), 1)
         return over_images(sums, tape.batch_images, tape.group).tensor_split(len(products))
@@ -56,7 +56,7 @@ def batch_norm(
     gamma, beta = (None if t is None else t.double() for t in given)
     n = torch.full((x.shape[1],), float(count), dtype=torch.float64, device=x.device)
     if learning:
-        s1, s2 = per_channel(lambda part: x[:, part], lambda part: (of := x[:, part].double()) * of)
+        s1, s2 = per_channel(lambda part: x[:, part], lambda part: (of := x[:, part].double()).mul_(of))
         mean = s1 / n
         var = (s2 / n - mean * mean).clamp_min_(0)
         if running_mean is not None and running_var is not None:
@@ -73,7 +73,7 @@ def batch_norm(
     y = affine(a, b)
 
     def backward(g: Tensor) -> list[Gradient]:
-        s0, s1 = per_channel(lambda part: g[:, part], lambda part: g[:, part].double() * x[:, part])
+        s0, s1 = per_channel(lambda part: g[:, part], lambda part: g[:, part].double().mul_(x[:, part]))
         sh = (s1 - mean * s0) * inverse
         gradients: list[Gradient] = [None, *(each.float() for each, t in ((sh, weight), (s0, bias)) if t is not None)]
         if tape.learns_from(x):

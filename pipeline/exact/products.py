@@ -82,8 +82,7 @@ def _weighted_sum(tape: Tape, operation: Operation, x: Tensor, weight: Tensor, b
     if max(operation.output_terms(weight.shape), operation.input_terms(weight.shape)) >= TERMS * INT64_FACTOR:
         raise refusal(f"{operation.name} with a weight of {tuple(weight.shape)}", f"sums of less than {TERMS * INT64_FACTOR} products")
     layer = WeightedSum(tape, operation, x, weight, bias)
-    y = _in_parts(lambda part: layer.forward(_of(x, part), part), layer.parts)
-    return tape.record(y, (x, weight) if bias is None else (x, weight, bias), layer.backward)
+    return tape.record(layer.forward(x), (x, weight) if bias is None else (x, weight, bias), layer.backward)
 
 
 class WeightedSum:
@@ -106,18 +105,23 @@ class WeightedSum:
         self.x_grid = None if x.dtype == torch.uint8 else grid.choose(_an_image(grid.image_magnitudes(x), x))  # bytes are integers already
         self.operands: list[Tensor] = []
 
-    def forward(self, images: Tensor, part: Part) -> Tensor:
-        """The outputs for the images of a part."""
-        if self.x_grid is None:
-            operand = self.operation.operand(images, self.w.shape)
-            # the division by 255, then the product with the unit, a power of two: as one division
-            y = self.operation.forward_bytes(operand, self.w).float().div_(self.w_grid.scale * BYTE_MAXIMUM)
-        else:
-            operand = self.operation.operand(grid.place(images, _of(self.x_grid.scale, part)), self.w.shape)
-            y = self.operation.forward(operand, self.w).float().mul_(_of(self.x_grid.unit, part) * self.w_grid.unit)
+    def forward(self, x: Tensor) -> Tensor:
+        """The outputs."""
+        y = _in_parts(self.parts, lambda part: self._sums(_of(x, part), part), self._rounded)
+        return y if self.bias is None else y.add_(self.bias.view(-1, *[1] * (y.dim() - 2)))
+
+    def _sums(self, images: Tensor, part: Part) -> Tensor:
+        """Of the images of a part, as integers."""
+        placed = images if self.x_grid is None else grid.place(images, _of(self.x_grid.scale, part))
+        operand = self.operation.operand(placed, self.w.shape)
         if self.learns:
             self.operands.append(operand)
-        return y if self.bias is None else y.add_(self.bias.view(-1, *[1] * (y.dim() - 2)))
+        return (self.operation.forward_bytes if self.x_grid is None else self.operation.forward)(operand, self.w)
+
+    def _rounded(self, sums: Tensor, part: Part, out: Tensor) -> Tensor:
+        if self.x_grid is None:  # the division by 255, then the product with the unit, a power of two: as one division
+            return torch.div(sums, self.w_grid.scale * BYTE_MAXIMUM, out=out)
+        return torch.mul(sums, _of(self.x_grid.unit, part) * self.w_grid.unit, out=out)
 
     def backward(self, g: Tensor) -> list[Gradient]:
         """The gradient of x from that of y; None of what needs none. Those of weight and bias wait."""
@@ -133,11 +137,13 @@ class WeightedSum:
         if self.needs_input:
             g_grid = grid.choose(_an_image(of_channels.amax(1) if g.shape[1] else grid.image_magnitudes(g), g))
 
-            def d_x(part: Part) -> Tensor:
-                sums = self.operation.input_gradient(grid.place(_of(g, part), _of(g_grid.scale, part)), self.w, self.x_shape)
-                return sums.float().mul_(_of(g_grid.unit, part) * self.w_grid.unit)
+            def sums(part: Part) -> Tensor:
+                return self.operation.input_gradient(grid.place(_of(g, part), _of(g_grid.scale, part)), self.w, self.x_shape)
 
-            gradients[0] = _in_parts(d_x, self.parts)
+            def rounded(sums: Tensor, part: Part, out: Tensor) -> Tensor:
+                return torch.mul(sums, _of(g_grid.unit, part) * self.w_grid.unit, out=out)
+
+            gradients[0] = _in_parts(self.parts, sums, rounded)
         return gradients
 
     def integers(self, scales: Tensor) -> Tensor:
@@ -238,14 +244,15 @@ def _of(x: Tensor, part: Part) -> Tensor:
     return x if part is None else x[part]
 
 
-def _in_parts(compute: Callable[[Part], Tensor], parts: list[Part]) -> Tensor:
-    """`compute` on so many images at a time as stay in the caches; the results as one tensor, the batch innermost in memory."""
-    y = compute(parts[0])
+def _in_parts(parts: list[Part], sums: Callable[[Part], Tensor], rounded: Callable[[Tensor, Part, Tensor], Tensor]) -> Tensor:
+    """What `rounded` makes of `sums`, float32, of so many images at a time as stay in the caches; the batch is innermost in memory."""
+    of_part = sums(parts[0]).float()
     if parts[-1] is None:
-        return y
-    order = sorted(range(1, y.dim()), key=y.stride, reverse=True)  # as y lies in memory
-    whole = y.new_empty([*(y.shape[i] for i in order), parts[-1].stop]).permute(-1, *(order.index(i) for i in range(1, y.dim())))
-    whole[parts[0]] = y
+        return rounded(of_part, None, of_part)
+    order = sorted(range(1, of_part.dim()), key=of_part.stride, reverse=True)  # as the sums lie in memory
+    sizes = [*(of_part.shape[i] for i in order), parts[-1].stop]
+    whole = of_part.new_empty(sizes).permute(-1, *(order.index(i) for i in range(1, of_part.dim())))
+    rounded(of_part, parts[0], whole[parts[0]])
     for part in parts[1:]:
-        whole[part] = compute(part)
+        rounded(sums(part).float(), part, whole[part])
     return whole

@@ -14,24 +14,30 @@ from torch import Tensor
 from pipeline.exact.group import Group
 
 
-def tree(x: Tensor, *dims: int) -> Tensor:
-    """The sum of `x` over `dims`, one after the other in increasing order, float64, without them. Of nothing it is 0."""
+def tree(x: Tensor, *dims: int, overwrite: bool = False) -> Tensor:
+    """The sum of `x` over `dims`, one after the other in increasing order, float64, without them. Of nothing it is 0.
+
+    Where its values are needed no more, a float64 `x` may be overwritten, which saves a copy of half of it.
+    """
     dims = tuple(sorted(dim % x.dim() for dim in dims))
     if not all(x.shape[dim] for dim in dims):
         return x.new_zeros([size for i, size in enumerate(x.shape) if i not in dims], dtype=torch.float64)
     first = next((dim for dim in dims if x.shape[dim] > 1), None)
     if first is None:
         x = x.double()
-    else:  # one pass makes float64 of it, memory of its own and half as long
+    elif not (overwrite and x.dtype == torch.float64):  # one pass makes float64 of it, memory of its own and half as long
         kept = (x.shape[first] + 1) // 2
         rest = x.narrow(first, kept, x.shape[first] - kept)
         x = x.narrow(first, 0, kept).to(torch.float64, copy=True)
         x.narrow(first, 0, rest.shape[first]).add_(rest)
     for dim in dims:
         while (n := x.shape[dim]) > 1:
-            kept = (n + 1) // 2
-            x.narrow(dim, 0, n - kept).add_(x.narrow(dim, kept, n - kept))
-            x = x.narrow(dim, 0, kept)
+            if n % 2:
+                x.narrow(dim, 0, n // 2).add_(x.narrow(dim, n // 2 + 1, n // 2))
+                x = x.narrow(dim, 0, n // 2 + 1)
+            else:  # the same by fewer calls, which are most of the time of a small tree
+                x, rest = x.chunk(2, dim)
+                x.add_(rest)
     return x[tuple(0 if i in dims else slice(None) for i in range(x.dim()))]
 
 
