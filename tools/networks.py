@@ -1,13 +1,14 @@
 """`make networks`: docs/networks.md's table of torchvision's classification networks that train exactly.
 
-Each takes two training steps and an evaluation on three small images, as one share and as two. `python -m tools.networks NAME...` makes
-the table of some.
+Each takes two training steps and an evaluation on three small images, as one share and as two. What was seen of a network is kept in
+results/networks.json, so a measurement that was interrupted goes on; `python -m tools.networks NAME...` measures some, again if need be.
 """
 
 from __future__ import annotations
 
 import copy
 import gc
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,20 +24,22 @@ from torchvision.models import RegNet, VisionTransformer
 from torchvision.models.regnet import BlockParams
 from torchvision.ops import StochasticDepth
 
-from pipeline import sources
 from pipeline.comparison import markdown
 from pipeline.device import CPU
+from pipeline.exact import VERSION
 from pipeline.exact.engine import Exact
 from pipeline.exact.group import ALONE
 from pipeline.exact.initialisation import initial_values
 from pipeline.exact.masks import Draws
 from pipeline.machine import check
 from pipeline.params import Model
-from pipeline.system import revision
+from pipeline.system import files
 from pipeline.system.errors import UserError
-from tools import markers
+from tools import commit, markers
+from tools.results import RESULTS
 
 PAGE = Path("docs/networks.md")
+SEEN = RESULTS / "networks.json"
 CLASSES, SEED = 10, 0
 SIZE = 64
 SIZES = {"inception_v3": 96, "maxvit_t": 224, "googlenet": 96, "alexnet": 80, "vit_h_14": 56}
@@ -63,6 +66,8 @@ class Row(NamedTuple):
     float32_error: float
     """The same of float32's autograd."""
     fingerprint: str
+    commit: str
+    """Of the sources that computed it."""
 
 
 def names() -> list[str]:
@@ -70,8 +75,8 @@ def names() -> list[str]:
     return list(torchvision_models.list_models(module=torchvision_models))
 
 
-def row(name: str) -> Row:
-    """Train and evaluate one.
+def row(name: str, commit: str) -> Row:
+    """Train and evaluate one, by the sources of that commit.
 
     Raises:
         UserError: it cannot be computed exactly, or not with the same bits in two shares or image by image.
@@ -89,7 +94,7 @@ def row(name: str) -> Row:
     if (training, together) != (in_shares, alone):
         raise UserError(f"{name}: other bits in shares ({training:.12}, {in_shares:.12}) or alone ({together:.12}, {alone:.12})")
     weights = sum(parameter.numel() for parameter in network.parameters())
-    return Row(name, size, weights, exchanges, *errors(network, subject), training)
+    return Row(name, size, weights, exchanges, *errors(network, subject), training, commit)
 
 
 def errors(network: nn.Module, subject: check.Subject) -> tuple[float, float]:
@@ -121,32 +126,43 @@ def _median_error(gradients: list[Tensor | None], right: list[Tensor | None]) ->
     return median(each for each in found if each == each)  # a gradient that is 0 has no relative error
 
 
+def seen() -> dict[str, Row]:
+    """What was seen of each network with these versions of the numerics and of torchvision."""
+    found = json.loads(SEEN.read_bytes()) if SEEN.exists() else {}
+    same = (found.get("numerics"), found.get("torchvision")) == (VERSION, torchvision.__version__)
+    return {each["name"]: Row(**each) for each in found["rows"]} if same else {}
+
+
 def main() -> None:
-    """Put the rows of the named networks, or of all, into the page. Exit code 2 if one is not exact."""
+    """Measure the named networks, or all that were not, and put all that is known into the page. Exit code 2 if one is not exact."""
     torch.set_num_threads(1)  # quicker for so few images, and the same bits
-    wanted, rows, failed = sys.argv[1:] or names(), [], []
-    for name in wanted:
+    measured_at, rows, failed = commit.measured(), seen(), []
+    for name in sys.argv[1:] or [name for name in names() if name not in rows]:
         try:
-            rows.append(row(name))
-            print(*rows[-1], flush=True)
+            rows[name] = row(name, measured_at)
         except UserError as reason:
             failed.append(name)
             print(f"{name}: {reason}", file=sys.stderr, flush=True)
+        else:
+            print(*rows[name], flush=True)
+            ordered = [rows[known]._asdict() for known in names() if known in rows]
+            files.write_json(SEEN, {"numerics": VERSION, "torchvision": torchvision.__version__, "rows": ordered})
         gc.collect()
     markers.replace(PAGE, "networks", table(rows, failed))
     sys.exit(2 if failed else 0)
 
 
-def table(rows: list[Row], failed: list[str]) -> str:
-    """The page's table."""
+def table(rows: dict[str, Row], failed: list[str]) -> str:
+    """The page's table, in the builders' order."""
     heads = ["network", "images", "weights", "exchanges a step", "error", "float32's", "hash"]
     cells = [
         [f"{r.name}{' (narrower)' * (r.name in NARROWER)}", f"{r.size} x {r.size}", f"{r.weights:,}", str(r.exchanges), f"{r.error:.1e}",
-         f"{r.float32_error:.1e}", f"`{r.fingerprint:.12}`"] for r in rows
+         f"{r.float32_error:.1e}", f"`{r.fingerprint:.12}`"] for r in map(rows.get, names()) if r
     ]  # fmt: skip
-    of = f"{len(rows)} of {len(names())} builders"
-    seen = f"torchvision {torchvision.__version__}, {of}, at commit {revision.describe(sources.PACKAGE)}."
-    return "\n".join([seen + (f" Not exact: {', '.join(failed)}." if failed else ""), "", *markdown.table(heads, cells)])
+    of = f"torchvision {torchvision.__version__}, {len(rows)} of {len(names())} builders"
+    commits = ", ".join(sorted({row.commit for row in rows.values()}))
+    said = f"{of}, at commit {commits}." + (f" Not exact: {', '.join(failed)}." if failed else "")
+    return "\n".join([said, "", *markdown.table(heads, cells)])
 
 
 if __name__ == "__main__":
