@@ -42,7 +42,7 @@ repro: $(READY) ## run the stages with params.yaml (dvc repro)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro # dvc.yaml says `python`: this one
 
 test: $(READY) ## run all the tests that this machine can run, a file at a time on each CPU
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test-cuda: $(READY) ## run the tests that need a GPU
 	$(BIN)/python -m pytest -m cuda

@@ -159,6 +159,16 @@ def cuda():
         pytest.skip(str(reason))
 
 
+SLOW = ("arm64", "docker", "index", "full_size", "browser")
+"""Markers of tests that take minutes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with tests that take minutes come first: at the end one CPU would wait for the other's."""
+    slow = {item.path for item in items if any(item.get_closest_marker(name) for name in SLOW)}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item):
     """Skip a test that needs a GPU before a fixture trains for it in vain."""

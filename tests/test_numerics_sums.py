@@ -18,7 +18,7 @@ from pipeline.exact.reductions import (
     ConvolutionOfChannels,
     Matmul,
 )
-from pipeline.exact.rows import ConvolutionByRows, ConvolutionByTurnedRows, in_lines
+from pipeline.exact.rows import ConvolutionByRows, ConvolutionByTurnedRows, ConvolutionOfGroupsByRows, in_lines
 from tests.chaos import Chaos
 from tests.steps import ints
 
@@ -93,16 +93,20 @@ def test_the_fast_convolution_gives_the_same_sums_in_float32_where_that_holds_th
     assert torch.equal(FAST.weight_gradient(g.float(), rows, w.shape).double(), PLAIN.weight_gradient(g, plain, w.shape))
 
 
-@pytest.mark.parametrize("channels", [2, 17])  # few, and not
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("channels", [2, 17])  # of a group: few, and not
 @pytest.mark.parametrize(("stride", "padding", "kernel", "size"), [
     ((1, 1), (1, 1), (3, 3), (5, 4)), ((1, 1), (2, 0), (5, 3), (3, 6)), ((2, 2), (1, 1), (3, 3), (8, 8)), ((2, 2), (1, 1), (3, 3), (7, 9)),
     ((2, 2), (0, 0), (1, 1), (7, 8)), ((3, 3), (0, 0), (1, 1), (2, 2)), ((2, 1), (0, 1), (1, 3), (5, 5)), ((1, 3), (1, 2), (2, 4), (6, 10)),
     ((4, 4), (2, 2), (3, 3), (11, 12)), ((4, 2), (0, 0), (4, 2), (4, 3)), ((3, 2), (1, 1), (2, 2), (1, 1)),
     ((2, 2), (3, 3), (7, 7), (9, 14)),
 ])  # fmt: skip
-def test_convolution_by_rows_gives_the_sums_of_the_plain_one_for_any_stride_and_padding(stride, padding, kernel, size, channels):
-    plain, rows = Convolution(stride, padding), ConvolutionByRows(stride, padding)
-    x, w = ints("x", 19, 3, channels, *size), ints("w", 19, 5, channels, *kernel)
+def test_convolution_by_rows_gives_the_sums_of_the_plain_one_for_any_stride_and_padding(
+    stride, padding, kernel, size, channels, groups
+):  # fmt: skip
+    plain = Convolution(stride, padding, groups=groups)
+    rows = ConvolutionByRows(stride, padding) if groups == 1 else ConvolutionOfGroupsByRows(stride, padding, groups=groups)
+    x, w = ints("x", 19, 3, groups * channels, *size), ints("w", 19, 5 * groups, channels, *kernel)
     of_plain, of_rows = plain.operand(x, w.shape), rows.operand(x, w.shape)
     y = plain.forward(of_plain, w)
     assert torch.equal(rows.forward(of_rows, w), y)
@@ -225,7 +229,8 @@ def test_the_fast_convolution_is_chosen_where_it_applies_and_float64_holds_its_s
     for stride, padding, dilation in (((1, 1), (0, 0), (2, 1)), ((1, 1), (0, 5), (1, 1))):
         assert type(convolution(stride, padding, dilation, 1, x, w, TERMS)) is Convolution
     assert type(convolution(*once, 3, x, torch.Size((3, 1, 5, 5)), TERMS)) is ConvolutionOfChannels
-    assert type(convolution(*once, 3, x, torch.Size((6, 1, 5, 5)), TERMS)) is Convolution
+    assert type(convolution(*once, 3, x, torch.Size((6, 1, 5, 5)), TERMS)) is Convolution  # of one image
+    assert type(convolution(*once, 3, x.expand(16, -1, -1, -1), torch.Size((6, 1, 5, 5)), TERMS)) is ConvolutionOfGroupsByRows
     assert type(convolution(*once, 1, x, w, 783)) is Convolution  # 784 places
     assert type(convolution(*once, 1, x, torch.Size((6, 1311, 5, 5)), TERMS)) is Convolution
     assert type(convolution(*once, 1, x, torch.Size((1311, 3, 5, 5)), TERMS)) is Convolution

@@ -8,7 +8,7 @@ from torch import Tensor
 from pipeline.exact import hardware
 from pipeline.exact.digits import ConvolutionOfBytes
 from pipeline.exact.reductions import TERMS, Convolution, ConvolutionOfChannels, Pair
-from pipeline.exact.rows import ConvolutionByRows, ConvolutionByTurnedRows
+from pipeline.exact.rows import ConvolutionByRows, ConvolutionByTurnedRows, ConvolutionOfGroupsByRows
 
 
 def convolution(stride: Pair, padding: Pair, dilation: Pair, groups: int, x: Tensor, w: torch.Size, terms: int) -> Convolution:
@@ -21,8 +21,11 @@ def convolution(stride: Pair, padding: Pair, dilation: Pair, groups: int, x: Ten
     short = plain.output_terms(w) <= terms and plain.input_terms(w) <= TERMS and plain.image_terms(x.shape, w) <= terms
     if short and groups == x.shape[1] == w[0] and w[1] == 1:
         return ConvolutionOfChannels(stride, padding, dilation, terms, groups)
-    if not short or dilation != (1, 1) or groups != 1 or not all(p < k for p, k in zip(padding, w[2:], strict=True)):
+    if not short or dilation != (1, 1) or not all(p < k for p, k in zip(padding, w[2:], strict=True)):
         return plain
+    if groups != 1:  # of a few images, or of many groups, calls take longer than copies of windows
+        by_rows = x.shape[0] >= 16 and groups <= 64
+        return ConvolutionOfGroupsByRows(stride, padding, terms=terms, groups=groups) if by_rows else plain
     if stride != (1, 1):
         return ConvolutionByRows(stride, padding, terms=terms)
     if x.dtype == torch.uint8 and hardware.is_cpu(x) and hardware.multiplies_bytes() and padding == (0, 0):

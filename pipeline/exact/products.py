@@ -16,7 +16,7 @@ from pipeline.exact import arithmetic, grid
 from pipeline.exact.arguments import pair
 from pipeline.exact.convolutions import convolution
 from pipeline.exact.errors import Unsupported, refusal
-from pipeline.exact.reductions import BYTE_TERMS, TERMS, Convolution, Matmul
+from pipeline.exact.reductions import BYTE_TERMS, TERMS, Convolution, Matmul, Operand
 from pipeline.exact.tape import Gradient, Tape
 from pipeline.exact.trees import tree
 
@@ -103,7 +103,7 @@ class WeightedSum:
         self.w_grid = grid.of_tensor(weight)
         self.w = grid.place(weight, self.w_grid.scale).double()
         self.x_grid = None if x.dtype == torch.uint8 else grid.choose(_an_image(grid.image_magnitudes(x), x))  # bytes are integers already
-        self.operands: list[Tensor] = []
+        self.operands: list[Operand] = []
 
     def forward(self, x: Tensor) -> Tensor:
         """The outputs."""

@@ -9,6 +9,7 @@ Every operation takes its input in two steps: `operand` arranges it once, and th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,9 @@ BYTE_TERMS: int = 2 ** (FLOAT64_BITS - OPERAND_BITS - BYTE_BITS)
 """The same where one operand is a byte."""
 
 Pair = tuple[int, int]
+
+Operand = Any
+"""An input as an operation arranged it for its products: a tensor, or several."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ class Convolution:
         height, width = ((x[2 + i] + 2 * self.padding[i] - reach[i]) // self.stride[i] + 1 for i in (0, 1))
         return height, width
 
-    def operand(self, x: Tensor, w: torch.Size) -> Tensor:
+    def operand(self, x: Tensor, w: torch.Size) -> Operand:
         """X [N, I, H, W] -> the windows of each group, float64 [G, N, H', W', I / G h w]."""
         x = F.pad(x.double(), (self.padding[1],) * 2 + (self.padding[0],) * 2)
         reach = [self.dilation[i] * (w[2 + i] - 1) + 1 for i in (0, 1)]
@@ -131,12 +135,12 @@ class Convolution:
         of_groups: Tensor = windows.unflatten(1, (self.groups, w[1])).permute(1, 0, 3, 4, 2, 5, 6)
         return of_groups.reshape(*of_groups.shape[:4], w[1:].numel())
 
-    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+    def forward(self, x: Operand, w: Tensor) -> Tensor:
         """X as `operand` gives it, w [O, I / G, h, w] -> [N, O, H', W']."""
         sums = _product(x.flatten(1, 3), w.flatten(1).unflatten(0, (self.groups, -1)).mT, self.terms)  # [G, N H' W', O / G]
         return sums.view(*x.shape[:4], len(w) // self.groups).permute(1, 0, 4, 2, 3).flatten(1, 2)
 
-    def forward_bytes(self, x: Tensor, w: Tensor) -> Tensor:
+    def forward_bytes(self, x: Operand, w: Tensor) -> Tensor:
         """`forward` for x from bytes and w of at most OPERAND_BITS bits; may return float32: rounded once already."""
         return self.forward(x, w)
 
@@ -152,7 +156,7 @@ class Convolution:
         channels = max(1, TERMS // w.shape[3:].numel())
         return _added([of_channels(*part) for part in zip(torch.split(g, channels, 2), torch.split(w, channels, 1), strict=True)])
 
-    def weight_gradient(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
+    def weight_gradient(self, g: Tensor, x: Operand, w_shape: torch.Size) -> Tensor:
         """G [N, O, H', W'], x as `operand` gives it -> [O, I / G, h, w]."""
         g = g.unflatten(1, (self.groups, -1)).permute(1, 2, 0, 3, 4).flatten(2).double()  # [G, O / G, N H' W']
         return _product(g, x.flatten(1, 3), self.terms).view(w_shape)
@@ -161,7 +165,7 @@ class Convolution:
         """G [N, O, H', W'] -> [O]."""
         return g.sum((0, 2, 3))
 
-    def gradients(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> tuple[Tensor, Tensor]:
+    def gradients(self, g: Tensor, x: Operand, w_shape: torch.Size) -> tuple[Tensor, Tensor]:
         """Those of weight and bias from one g."""
         g = g.double()
         return self.weight_gradient(g, x, w_shape), self.bias_gradient(g)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.exact import hardware
 from pipeline.exact.grid import BYTE_BITS, OPERAND_BITS
-from pipeline.exact.reductions import Convolution, Pair
+from pipeline.exact.reductions import Convolution, Operand, Pair
 
 FLOAT32_BITS = 24
 """Integers up to 2^24 are float32s."""
@@ -115,6 +115,42 @@ class ConvolutionByRows(Convolution):
         return products.sum(1).narrow(2, 0, height * inputs).view(width, channels, height, inputs).permute(1, 3, 2, 0)
 
 
+class ConvolutionOfGroupsByRows(Convolution):
+    """The same for groups of channels, one after the other: an operand is a list of theirs."""
+
+    @property
+    def of_group(self) -> ConvolutionByRows:
+        """What computes one of them."""
+        return ConvolutionByRows(self.stride, self.padding, terms=self.terms)
+
+    def images_at_once(self, x: torch.Size, w: torch.Size) -> int:
+        """As the base's."""
+        return self.of_group.images_at_once(_of_group(x, 1, self.groups), w)
+
+    def operand(self, x: Tensor, w: torch.Size) -> Operand:
+        """X [N, I, H, W] -> the rows of each group."""
+        return [self.of_group.operand(part, w) for part in x.chunk(self.groups, 1)]
+
+    def forward(self, x: Operand, w: Tensor) -> Tensor:
+        """X as `operand` gives it, w [O, I / G, h, w] -> [N, O, H', W']."""
+        return _side_by_side([self.of_group.forward(*each) for each in zip(x, w.chunk(self.groups), strict=True)])
+
+    def forward_bytes(self, x: Operand, w: Tensor) -> Tensor:
+        """As ConvolutionByRows's."""
+        return _side_by_side([self.of_group.forward_bytes(*each) for each in zip(x, w.chunk(self.groups), strict=True)])
+
+    def input_gradient(self, g: Tensor, w: Tensor, x_shape: torch.Size) -> Tensor:
+        """G [N, O, H', W'], w [O, I / G, h, w] -> [N, I, H, W]."""
+        shape = _of_group(x_shape, 1, self.groups)
+        parts = zip(g.chunk(self.groups, 1), w.chunk(self.groups), strict=True)
+        return _side_by_side([self.of_group.input_gradient(*each, shape) for each in parts])
+
+    def weight_gradient(self, g: Tensor, x: Operand, w_shape: torch.Size) -> Tensor:
+        """G [N, O, H', W'], x as `operand` gives it -> [O, I / G, h, w]."""
+        shape = _of_group(w_shape, 0, self.groups)
+        return torch.cat([self.of_group.weight_gradient(*each, shape) for each in zip(g.chunk(self.groups, 1), x, strict=True)])
+
+
 class ConvolutionByTurnedRows(ConvolutionByRows):
     """The same, but weight gradients in float64 of inputs whose rows and channels are innermost in memory."""
 
@@ -129,6 +165,18 @@ class ConvolutionByTurnedRows(ConvolutionByRows):
         g = g.permute(2, 1, 3, 0).reshape(rows, channels, columns * n).double()  # [H', O, W' N]
         products = torch.stack([g.bmm(band) for band in bands])  # [w, H', O, h I]
         return products.sum(1).view(width, channels, height, inputs).permute(1, 3, 2, 0)
+
+
+def _of_group(shape: torch.Size, axis: int, groups: int) -> torch.Size:
+    """The shape of a group's part of what is this large."""
+    return torch.Size((*shape[:axis], shape[axis] // groups, *shape[axis + 1 :]))
+
+
+def _side_by_side(parts: list[Tensor]) -> Tensor:
+    """Parts [N, C, H, W], in each of which the batch is innermost in memory, as one [N, G C, H, W] of the kind."""
+    n, channels, height, width = parts[0].shape
+    whole = parts[0].new_empty(height, len(parts) * channels, width, n).permute(3, 1, 0, 2)
+    return torch.cat(parts, 1, out=whole)
 
 
 def in_lines(rows: Tensor, dtype: torch.dtype, of_rows: Pair = (0, 0), of_columns: Pair = (0, 0), stride: int = 1) -> Tensor:
