@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from pipeline.params import Schedule
 from pipeline.system.errors import UserError
 from pipeline.training import stage
 from pipeline.weights import reproduce
@@ -106,6 +107,15 @@ def test_two_runs_of_one_name_do_not_take_each_others_unfinished_training(origin
     other = claim(original["exact"], here / original["exact"].name, provenance=trained_with(lr=0.04))
     assert not reproduce.reproduce(other)
     assert "of another training (train): not used" in capsys.readouterr().err
+
+
+def test_the_beginning_of_a_longer_training_is_not_the_unfinished_whole_of_a_shorter_one_of_its_name(original, here, capsys):
+    """Their schedules differ, and all else that is said of the two is equal."""
+    (here / "sent").mkdir()
+    schedule = {"schedule": Schedule(name="cosine")}
+    stopped_at(3, claim(original["exact"], here / "sent" / "theirs", provenance=trained_with(epochs=1, **schedule)), total=5)
+    reproduce.reproduce(claim(original["exact"], here / "theirs", provenance=trained_with(**schedule)), epochs=1)
+    assert "of another training (whole training's epochs): not used" in capsys.readouterr().err
 
 
 def test_of_two_reproductions_of_one_run_at_once_the_second_is_refused(original, here, monkeypatch):

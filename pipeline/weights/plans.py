@@ -54,6 +54,15 @@ class Plan:
         return msgspec.structs.replace(self.run.identity.provenance, train=self.train, code=code, workers=workers)
 
     @property
+    def besides(self) -> dict[str, object]:
+        """What the training's bits depend on that `described` does not say: the network that comes with the run, or is here in its place,
+        and the length of the training whose beginning it is.
+        """
+        network = self.described.network
+        source = models.source(network, self.numerics.version) if self.recorded is None else self.run.sums[outputs.NETWORK]
+        return {"computed network": source, "whole training's epochs": self.run.identity.recipe.epochs}
+
+    @property
     def whole(self) -> bool:
         """Whether all that the run claims is computed."""
         return self.train.epochs == self.run.identity.recipe.epochs

@@ -125,10 +125,11 @@ def _network_differs(plan: Plan, trained: bytes) -> bool:
 def _train(plan: Plan, work: Path, checkpoint_seconds: float) -> tuple[Training, bytes, Checkpoint, Group]:
     """Train as planned, with the other workers, what is returned as data too; only worker 0 saves an unfinished training."""
     device, described = plan.device, plan.described
-    unfinished = stage.checkpoint_of(described, device, work / CACHE / f"epochs-{plan.train.epochs}", private.secret())
+    folder = work / CACHE / f"epochs-{plan.train.epochs}"
+    unfinished = stage.checkpoint_of(described, device, folder, private.secret(), **plan.besides)
     own = unfinished if plan.worker.rank == 0 else None
     with session.together(plan.worker, work / "workers") as join, devices.failures_explained(device):
-        group = join(device, provenance.flattened(described))
+        group = join(device, provenance.flattened(described) | plan.besides)
         epochs = plan.run.identity.recipe.epochs
         _, training, network = stage.fit(
             described, plan.data, device, plan.numerics, own, checkpoint_seconds, group, epochs, plan.recorded, plan.start
