@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.params import PARAMS
-from pipeline.system import files
+from pipeline.system import files, libraries
 from pipeline.system.errors import UserError
 from pipeline.workers.pairs import SOCKET
 from pipeline.workers.rank import Worker
@@ -87,7 +87,7 @@ def started(worker: Worker, folder: Path) -> Iterator[Others]:
 def _start(rank: int, worker: Worker, others: Others) -> None:
     count = worker.count
     own = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count, FILE: others.file.resolve()}
-    command = [sys.executable, "-m", "pipeline", *worker.command]
+    command = [*libraries.python(), "-m", "pipeline", *worker.command]
     try:
         ours, theirs = socket.socketpair()
         others.sockets.append(ours)
