@@ -194,19 +194,18 @@ def write_output(path: Path, content: bytes) -> None:
         UserError: it is a folder, a socket or a block device, or cannot be written.
     """
     with explained(path):
-        paths.refuse_strangers(path)
-        kind = paths.kind(path)
+        at, kind = paths.followed(path)
         if (number := _standard_stream(path)) is not None:
             (sys.stdout, sys.stderr)[number - 1].flush()
             with open(number, "wb", closefd=False) as file:  # the same open file, so that what is printed follows it
                 file.write(content)
         elif kind in ("a pipe", "a character device"):
-            with open(path, "wb") as file:
+            with open(at, "wb") as file:
                 file.write(content)
         elif kind:
             raise UserError(f"{path}: is {kind}, where a file is to be written; name a file")
         else:
-            write_bytes(Path(os.path.realpath(path)), content)
+            write_bytes(at, content)
 
 
 def _standard_stream(path: Path) -> int | None:
