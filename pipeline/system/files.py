@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.system import paths
-from pipeline.system.errors import UserError
+from pipeline.system.errors import UserError, printable
 
 NOT_OFFERED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOLCK}
 """How file systems (CIFS, VirtualBox's, FUSE, Lustre) say that they have no fsync of a folder, or no locks: done without."""
@@ -257,7 +257,8 @@ def only_one(lock: Path, what: str) -> Iterator[None]:
             handle = held.enter_context(_opened(lock))
             try:
                 if not _lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                    print(f"{lock}: this file system has no locks; see to it that {what} runs once only here", file=sys.stderr, flush=True)
+                    said = f"{lock}: this file system has no locks; see to it that {what} runs once only here"
+                    print(printable(said), file=sys.stderr, flush=True)
             except BlockingIOError as error:
                 raise UserError(f"{what} is already running in this folder (lock {lock}): wait for it or stop it") from error
         yield
