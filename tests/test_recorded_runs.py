@@ -111,6 +111,24 @@ def test_a_network_of_that_name_here_that_the_run_says_is_larger_takes_no_memory
     assert {tensor.device.type for network in made for tensor in network.state_dict().values()} == {"meta"}
 
 
+def test_a_network_that_takes_two_images_and_no_three_is_one_line(received, monkeypatch, tmp_path):
+    if not outputs.read_model(received[1] / "theirs").provenance.network.is_own:
+        pytest.skip("of torchvision's network.json decides nothing")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(received[1] / "data", "data")
+
+    def of_two(content: bytes) -> bytes:
+        found = json.loads(content)
+        graph = found["training"]
+        graph["calls"].append(["torch.Tensor.reshape", [graph["gives"], [2, 10]], {}])
+        graph["gives"] = {"value": len(graph["calls"])}
+        return json.dumps(found).encode()
+
+    with pytest.raises(UserError, match="RuntimeError: ") as error:
+        reproduce.reproduce(claim(received[1] / "theirs", tmp_path / "forged", network=of_two))
+    assert "\n" not in str(error.value)
+
+
 def test_weights_that_begin_with_what_network_json_gives_are_said(received, monkeypatch, capsys, tmp_path):
     receiver = received[1]
     if not outputs.read_model(receiver / "theirs").provenance.network.is_own:

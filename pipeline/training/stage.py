@@ -119,7 +119,8 @@ def fit(
         if trainer.began and group.rank == 0:
             print(printable(trainer.began), file=sys.stderr, flush=True)
         outputs.check_weights(trainer.named_weights(), "the network cannot be kept, so it is not trained")
-        network = recording.record(trainer.model, data.shape, chosen, device)  # before any step: with its initial values
+        with models.mistakes_explained(described.network):  # of two images there are none, or they were said before
+            network = recording.record(trainer.model, data.shape, chosen, device)  # before any step: with its initial values
         return trainer, loop.train(trainer, unfinished, checkpoint_seconds), network
 
 
