@@ -89,6 +89,12 @@ def test_no_secret_is_read_or_made_in_the_current_folder(original, here, monkeyp
     assert private.secret() == (here / "home/.local/state/pipeline/secret").read_bytes()
 
 
+def test_who_has_no_home_has_a_secret_for_each_process(monkeypatch):
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "~nowhere")
+    assert private.secret() != private.secret()
+
+
 def test_what_stands_under_the_name_of_a_finished_run_is_held_to_its_sums(original, here):
     with_model = original["exact"].parent.parent
     shutil.copytree(with_model / outputs.OUTPUTS, outputs.OUTPUTS)
