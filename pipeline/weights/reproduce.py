@@ -12,6 +12,7 @@ from pipeline import device as devices
 from pipeline import evaluation
 from pipeline.comparison import bits, verdict, wording
 from pipeline.comparison.report import AGREEING, Verdict
+from pipeline.data import dataset
 from pipeline.data.dataset import Dataset
 from pipeline.device import CPU
 from pipeline.inputs import CACHE
@@ -98,6 +99,8 @@ def _answer(plan: Plan, work: Path, checkpoint_seconds: float) -> tuple[Verdict,
                                  "operations, which give the run's predictions; what else they give was not checked")  # fmt: skip
     if not kept.unchanged(run):
         raise UserError(f"{run.folder}: was changed while it was computed again; of what it was before the answer is {answer[0]!r}")
+    if dataset.state(plan.file) != plan.state:
+        raise UserError(f"{plan.file}: was changed while {run.folder} was computed again with it; run it again")
     unfinished.remove()
     return answer
 
