@@ -154,7 +154,7 @@ def refused(message: str, run: Path, *arguments, **named) -> None:
     assert content(Path()) == before
 
 
-def stopped_at(step: int, run: Path) -> None:
+def stopped_at(step: int, run: Path, total: int = 10) -> None:
     """A reproduction that SIGTERM ends after a step."""
     take, before = Trainer.step, signal.getsignal(signal.SIGTERM)
 
@@ -165,6 +165,6 @@ def stopped_at(step: int, run: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Trainer, "step", stopping)
-        with pytest.raises(Interrupted, match=f"at step {step} of 10; the state is saved"):
+        with pytest.raises(Interrupted, match=f"at step {step} of {total}; the state is saved"):
             reproduce.reproduce(run)
     signal.signal(signal.SIGTERM, before)

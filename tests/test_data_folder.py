@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -16,6 +18,7 @@ from pipeline import cli
 from pipeline.data import folder, synthetic
 from pipeline.params import Data
 from pipeline.runs import kept
+from pipeline.system import paths
 from pipeline.system.errors import UserError
 from tests import folders
 from tests.settings import set_params
@@ -144,6 +147,41 @@ def test_a_picture_that_cannot_be_read_is_one_line_with_its_path(photos):
     assert refused(photos).startswith(f"{whole}: damaged or truncated (")
     (photos / "train" / "c" / "text.png").write_text("text")
     assert "(and 1 more: " in refused(photos)
+
+
+class Endless(io.RawIOBase):
+    """What some of the kernel's files are, to which a link in a folder of pictures may lead: they say that they have no bytes."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, room: memoryview) -> int:
+        return pytest.fail("it is read beyond its end")
+
+
+@pytest.mark.parametrize("divided", [True, False])
+def test_of_a_file_no_more_is_read_than_it_says_that_it_has(divided, photos, monkeypatch):
+    monkeypatch.setattr(paths, "plain", lambda path, most: contextlib.nullcontext((Endless(), 0)))
+    said = refused(photos if divided else photos / "train")
+    assert ("not an image that can be read" if divided else "no test images") in said or "no training images" in said
+
+
+@pytest.mark.fault(39)
+def test_links_that_lead_to_one_folder_on_ever_more_ways_are_refused(photos):
+    """Thirty folders, each with two links to the next, are a thousand million ways to the last."""
+    for number in range(30):
+        (photos / "extra" / str(number)).mkdir(parents=True)
+        for name in ("x", "y"):
+            (photos / "extra" / str(number) / name).symlink_to(photos / "extra" / str(number + 1))
+    (photos / "extra" / "30").mkdir()
+    (photos / "train" / "a" / "links").symlink_to(photos / "extra" / "0")
+    assert "more than 100 ways, by links, to one folder" in refused(photos)
+
+
+@pytest.mark.fault(39)
+def test_folders_within_each_other_are_refused_before_they_are_too_deep_for_python(photos):
+    (photos / "train" / "a").joinpath(*"d" * 150).mkdir(parents=True)
+    assert "more than 100 folders within each other" in refused(photos)
 
 
 @pytest.mark.fault(39)

@@ -289,6 +289,28 @@ def test_what_another_user_put_where_everybody_may_write_is_not_written_into(wha
         assert (tmp_path / "mine" / "precious").read_text() == "new", "the user's own link is followed"
 
 
+@pytest.mark.parametrize("what", ["link", "pipe"])
+def test_what_another_user_puts_there_after_it_was_looked_at_is_replaced_and_not_written_into(what, tmp_path, monkeypatch):
+    (tmp_path / "precious").write_text("old")
+    path, lstat = everybodys(tmp_path / "shared") / "page.html", Path.lstat
+
+    def looked_at(named):
+        try:
+            return lstat(named)
+        except FileNotFoundError:
+            if named == path and what == "link":
+                path.symlink_to(tmp_path / "precious")
+            elif named == path:
+                os.mkfifo(path)
+            raise
+
+    monkeypatch.setattr(Path, "lstat", looked_at)
+    with contextlib.nullcontext() if what == "link" else pytest.raises(UserError, match=r"page\.html: is a pipe, where a file is to be"):
+        files.write_output(path, b"new")
+    assert (tmp_path / "precious").read_text() == "old"
+    assert what == "pipe" or (not path.is_symlink() and path.read_text() == "new")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another user")
 @pytest.mark.parametrize("sticky", [True, False])
 @pytest.mark.parametrize("trap", ["a link", "a hard link", "a pipe", "another user's file"])

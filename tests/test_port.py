@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from pipeline import cli
-from pipeline.port.port import port
+from pipeline.port.port import port, port_all
 from pipeline.port.rules import RULES, Answer, Level
 from pipeline.port.sources import Source
+from pipeline.system.errors import UserError
 from tests.conftest import ROOT
 
 SCRIPTS = ROOT / "tests" / "port_scripts"
@@ -314,3 +315,27 @@ def test_the_tutorials_script_for_a_gpu_asks_for_its_device_and_is_otherwise_the
         text = text.replace(words, instead)
     cpu = (ROOT / "docs" / "examples" / "train_cpu.py").read_text()
     assert text.split("\n", 1)[1] == cpu.split("\n", 1)[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"# coding: rot13\nx = 1\n", r"no Python: 'rot13' is not a text encoding"),
+        (b"# coding: undefined\nx = 1\n", "no Python: decoding with 'undefined' codec failed"),
+        (b"# coding: unicode_escape\nx = '\\\\u0041'\n", "its encoding, unicode_escape, would not be written as it is"),
+        (b"x = " + b"-" * 50_000 + b"1\n", "its expressions are nested too deeply to be read"),
+    ],
+    ids=["no text", "undefined", "not the same again", "too deep"],
+)
+def test_a_script_that_no_python_reads_is_one_line(content, said, tmp_path):
+    (tmp_path / "script.py").write_bytes(content)
+    with pytest.raises(UserError, match=said) as error:
+        port_all([tmp_path / "script.py"])
+    assert "\n" not in str(error.value)
+
+
+def test_modules_that_import_each_other_in_a_row_without_end_are_one_line(tmp_path):
+    for number in range(1200):
+        (tmp_path / f"m{number}.py").write_text(f"import m{number + 1}\n")
+    with pytest.raises(UserError, match=r"m0\.py: its modules import each other in too long a row to be followed"):
+        port_all([tmp_path / "m0.py"])

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,31 @@ def test_standard_input_is_an_image(folder: Path) -> None:
     )  # fmt: skip
     (row,) = rows(done.stdout)
     assert (row["image"], row["predicted"], row["confidence"]) == ("-", *recorded(folder)[7])
+
+
+@pytest.mark.parametrize("how", ["closed", "only for writing", "does not wait"])
+def test_standard_input_that_cannot_be_read_is_one_line_and_one_that_does_not_wait_is_waited_for(how, folder):
+    waits = how != "does not wait"
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    with subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "predict", "run", "-"], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=write if how == "only for writing" else read, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=(lambda: os.close(0)) if how == "closed" else None,
+    ) as process:  # fmt: skip
+        os.close(read)
+        if not waits:
+            assert process.stdout.readline().startswith("image"), "the run was read, and now the picture is"
+            time.sleep(0.5)
+            os.write(write, (folder / "images/00007.png").read_bytes())
+        os.close(write)
+        out, said = process.communicate()
+    if waits:
+        assert (process.returncode, said.count("\n")) == (2, 1), said
+        assert said.startswith("error: standard input: ")
+    else:
+        assert (process.returncode, said) == (0, "")
+        assert out.split()[:2] == ["-", recorded(folder)[7][0]]
 
 
 def test_the_best_three_are_the_three_largest_and_add_up(folder: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +21,11 @@ from pipeline.runs import kept, outputs
 from pipeline.system import files
 from pipeline.system.errors import UserError
 from pipeline.weights import export, predict, reproduce
+from pipeline.workers import ALONE, session
+from pipeline.workers.rank import Worker
 from tests import network_runs
 from tests.networks import OWN_FILE
-from tests.reproductions import claim, hand_over, said, small_set
+from tests.reproductions import claim, hand_over, said, small_set, stopped_at
 
 NETWORKS = {
     "ResNet-20": {"name": "networks/resnet20.py:ResNet20", "arguments": {"width": 4}},
@@ -107,6 +111,24 @@ def test_a_network_of_that_name_here_that_the_run_says_is_larger_takes_no_memory
     assert {tensor.device.type for network in made for tensor in network.state_dict().values()} == {"meta"}
 
 
+def test_a_network_that_takes_two_images_and_no_three_is_one_line(received, monkeypatch, tmp_path):
+    if not outputs.read_model(received[1] / "theirs").provenance.network.is_own:
+        pytest.skip("of torchvision's network.json decides nothing")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(received[1] / "data", "data")
+
+    def of_two(content: bytes) -> bytes:
+        found = json.loads(content)
+        graph = found["training"]
+        graph["calls"].append(["torch.Tensor.reshape", [graph["gives"], [2, 10]], {}])
+        graph["gives"] = {"value": len(graph["calls"])}
+        return json.dumps(found).encode()
+
+    with pytest.raises(UserError, match="RuntimeError: ") as error:
+        reproduce.reproduce(claim(received[1] / "theirs", tmp_path / "forged", network=of_two))
+    assert "\n" not in str(error.value)
+
+
 def test_weights_that_begin_with_what_network_json_gives_are_said(received, monkeypatch, capsys, tmp_path):
     receiver = received[1]
     if not outputs.read_model(receiver / "theirs").provenance.network.is_own:
@@ -124,6 +146,32 @@ def test_weights_that_begin_with_what_network_json_gives_are_said(received, monk
     reproduce.reproduce(claim(receiver / "theirs", tmp_path / "forged", network=smuggled), epochs=1)
     assert "the network is the one that network.json of the run says; " in (out := capsys.readouterr().out)
     assert "; 10 of its numbers begin as given there\n" in out
+
+
+def test_a_run_takes_no_state_and_no_worker_of_a_run_of_its_name_and_training_with_another_network_json(
+    received, monkeypatch, capsys, tmp_path
+):
+    """A forger sends the run whose history he wants, and after it one that claims another network: neither trains any of the other."""
+    if not outputs.read_model(received[1] / "theirs").provenance.network.is_own:
+        pytest.skip("of torchvision's network.json decides nothing")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(received[1], tmp_path, dirs_exist_ok=True)
+    Path("sent").mkdir()
+    another = claim(
+        Path("theirs"), Path("sent", "theirs"), network=lambda its: its.replace(b"torch.nn.functional.relu", b"torch.nn.functional.silu")
+    )
+    stopped_at(7, another)
+    told: list[Mapping[str, object]] = []
+
+    @contextlib.contextmanager
+    def alone(worker: Worker, folder: Path) -> Iterator[session.Join]:
+        yield lambda device, described: told.append(described) or ALONE
+
+    monkeypatch.setattr(session, "together", alone)
+    assert reproduce.reproduce(Path("theirs"))
+    assert "of another training (computed network): not used" in capsys.readouterr().err
+    reproduce.reproduce(another)
+    assert [name for name in told[0] if told[0][name] != told[1][name]] == ["computed network"]
 
 
 @pytest.mark.fault(78)

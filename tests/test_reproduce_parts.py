@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from pipeline.params import Schedule
 from pipeline.system.errors import UserError
 from pipeline.training import stage
 from pipeline.weights import reproduce
@@ -106,6 +107,29 @@ def test_two_runs_of_one_name_do_not_take_each_others_unfinished_training(origin
     other = claim(original["exact"], here / original["exact"].name, provenance=trained_with(lr=0.04))
     assert not reproduce.reproduce(other)
     assert "of another training (train): not used" in capsys.readouterr().err
+
+
+def test_what_is_said_of_an_unfinished_training_steers_no_terminal_whatever_the_run_is_called(original, here, capsys):
+    run = claim(original["exact"], here / "theirs\x1b[2J")
+    stopped_at(7, run)
+    assert reproduce.reproduce(run)
+    stopped_at(7, run)
+    for path in here.rglob("epochs-2/*.safetensors"):
+        path.write_bytes(b"damaged")
+    assert reproduce.reproduce(run)
+    said = capsys.readouterr()
+    assert "resumes at step 7 of 10 from .cache/reproduce/theirs\N{REPLACEMENT CHARACTER}[2J/" in said.err
+    assert "no state in .cache/reproduce/theirs\N{REPLACEMENT CHARACTER}[2J/" in said.err
+    assert "\x1b" not in said.out + said.err
+
+
+def test_the_beginning_of_a_longer_training_is_not_the_unfinished_whole_of_a_shorter_one_of_its_name(original, here, capsys):
+    """Their schedules differ, and all else that is said of the two is equal."""
+    (here / "sent").mkdir()
+    schedule = {"schedule": Schedule(name="cosine")}
+    stopped_at(3, claim(original["exact"], here / "sent" / "theirs", provenance=trained_with(epochs=1, **schedule)), total=5)
+    reproduce.reproduce(claim(original["exact"], here / "theirs", provenance=trained_with(**schedule)), epochs=1)
+    assert "of another training (whole training's epochs): not used" in capsys.readouterr().err
 
 
 def test_of_two_reproductions_of_one_run_at_once_the_second_is_refused(original, here, monkeypatch):

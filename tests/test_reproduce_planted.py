@@ -13,9 +13,9 @@ from msgspec import structs
 from pipeline import evaluation, models, params
 from pipeline.runs import keeping, kept, outputs
 from pipeline.runs.environments import Facts
-from pipeline.system import private
+from pipeline.system import paths, private
 from pipeline.system.errors import UserError
-from pipeline.training import checkpoint, loop
+from pipeline.training import checkpoint, loop, stage
 from pipeline.weights import reproduce
 from tests.conftest import ROOT, command
 from tests.reproductions import claim, content, said
@@ -87,6 +87,12 @@ def test_no_secret_is_read_or_made_in_the_current_folder(original, here, monkeyp
     (here / "state" / "pipeline" / "secret").chmod(0o600)
     assert private.secret() != b"f" * 32
     assert private.secret() == (here / "home/.local/state/pipeline/secret").read_bytes()
+
+
+def test_who_has_no_home_has_a_secret_for_each_process(monkeypatch):
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "~nowhere")
+    assert private.secret() != private.secret()
 
 
 def test_what_stands_under_the_name_of_a_finished_run_is_held_to_its_sums(original, here):
@@ -181,6 +187,29 @@ def test_no_run_names_weights_that_are_downloaded(argument):
         UserError, match=r"^model\.arguments has .*, which would load other weights; every network begins with those of its"
     ):
         models.build(params.Model(name="resnet18", arguments=argument), (3, 32, 32), 1000)
+
+
+def test_a_data_set_that_is_mapped_and_changed_for_the_length_of_the_training_gets_no_verdict(original, here, monkeypatch):
+    path, fit = here / "theirs.safetensors", stage.fit
+    shutil.copy(here / "data" / "dataset.safetensors", path)
+    true = path.read_bytes()
+    monkeypatch.setattr(paths, "LARGEST_BYTES", len(true) - 1)
+
+    def poisoned(*given, **named):
+        with open(path, "r+b") as file:
+            file.seek(len(true) // 2)
+            file.write(bytes(1000))
+        try:
+            return fit(*given, **named)
+        finally:
+            with open(path, "r+b") as file:
+                file.write(true)
+            os.utime(path, (0, 0))
+
+    monkeypatch.setattr(stage, "fit", poisoned)
+    with pytest.raises(UserError, match=r"theirs\.safetensors: was changed while .* was computed again with it"):
+        reproduce.reproduce(original["exact"], epochs=1, data_file=path)
+    assert path.read_bytes() == true
 
 
 def test_a_run_that_is_swapped_while_it_is_computed_again_gets_no_verdict(original, here, monkeypatch):

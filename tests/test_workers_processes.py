@@ -19,7 +19,7 @@ from pipeline.machine import demo
 from pipeline.params import Train
 from pipeline.runs import outputs
 from pipeline.runs.outputs import OUTPUTS
-from pipeline.system import tensors
+from pipeline.system import files, tensors
 from pipeline.training import loop
 from pipeline.training.checkpoint import UNFINISHED
 from pipeline.training.stage import WORKERS
@@ -159,6 +159,15 @@ def test_workers_that_are_started_here_listen_nowhere_so_no_stranger_can_take_a_
     assert (folder / WORKERS).stat().st_mode & 0o077 == 0, "what they say to each other is for this user alone"
     (folder / PAUSE).unlink()
     assert ended(process)[0] == 0
+    assert_trained(folder, fingerprint)
+
+
+def test_a_program_in_the_current_folder_is_no_worker_of_who_does_not_look_for_modules_there(folder, fingerprint):
+    """As the command `pipeline` does not, and `python -P`."""
+    files.write_text(folder / "pipeline" / "__init__.py", "open('started', 'w')\n")
+    code, _, said = ended(start(folder, sys.executable, "-P", *TRAIN[1:]))
+    assert code == 0, said
+    assert not (folder / "started").exists()
     assert_trained(folder, fingerprint)
 
 

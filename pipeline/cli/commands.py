@@ -118,7 +118,7 @@ def compare(
         from pipeline.comparison import page
 
         page.write(html, report, runs)
-        print(f"wrote {html}", file=sys.stderr)
+        print(printable(f"wrote {html}"), file=sys.stderr)
     if json:
         from pipeline.comparison import as_json
 
@@ -220,7 +220,7 @@ def export(
     from pipeline.weights.export import export
 
     for line in export(run, to):
-        print(line)
+        print(printable(line))
 
 
 @app.command("import")

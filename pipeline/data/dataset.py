@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -161,6 +163,14 @@ def load(path: Path = DATASET) -> Dataset:
         raise UserError(f"{path}: not found; {_remedy(path)}") from None
     except (tensors.Damaged, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: damaged ({error}); {_remedy(path)}") from None
+
+
+def state(path: Path) -> tuple[int, ...] | None:
+    """What no writer of a file can put back, where it is mapped (`load`), and shows what is written into it; None of any other."""
+    with contextlib.suppress(OSError):
+        status = os.stat(path)
+        return (status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns) if status.st_size > paths.LARGEST_BYTES else None
+    return None
 
 
 def _remedy(path: Path) -> str:

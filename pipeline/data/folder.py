@@ -7,10 +7,12 @@ files come in the order of their names' code points, in Unicode's composed form,
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -28,6 +30,8 @@ from pipeline.system.errors import UserError, printable
 from pipeline.system.progress import progress
 
 TESTS = ("test", "val")
+MOST_WAYS, DEEPEST = 100, 100
+"""Ways to a folder, and folders within each other, below that of a class."""
 _NAMED = 5
 """Files that a message names."""
 _AT_ONCE = 256
@@ -50,6 +54,8 @@ class _Listing:
 
     files: list[File] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
+    ways: Counter[str] = field(default_factory=Counter)
+    """A folder -> how often it was come to; links may lead to one on many ways, and on twice as many with each folder between."""
 
     def leave_out(self, reason: str, path: str) -> None:
         self.left_out.setdefault(reason, []).append(path)
@@ -143,6 +149,10 @@ def _walk(folder: str, listing: _Listing, above: frozenset[str]) -> Iterator[tup
     if real in above:
         listing.leave_out("links to a folder that they are in", folder)
         return
+    listing.ways[real] += 1
+    if listing.ways[real] > MOST_WAYS or len(above) == DEEPEST:
+        many = f"{DEEPEST} folders within each other" if len(above) == DEEPEST else f"{MOST_WAYS} ways, by links, to one folder"
+        raise UserError(f"{folder}: more than {many}; take some out of the folder of pictures")
     for name, entry in _entries(folder, listing, ""):
         if entry.is_dir():
             yield from _walk(entry.path, listing, above | {real})
@@ -174,8 +184,7 @@ def _entries(folder: str, listing: _Listing, reason: str, *, folders: bool = Fal
 def _is_test(path: str, fraction: float) -> bool:
     """By the first 8 bytes of the SHA-256 of its content, so that a picture stays where it is whatever comes or goes beside it."""
     try:
-        with paths.plain(Path(path)) as (file, _):
-            digest = hashlib.file_digest(file, "sha256").digest()
+        digest = hashlib.sha256(paths.read(Path(path))).digest()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
@@ -186,8 +195,7 @@ def _pictures(files: list[File], shape: Shape) -> Iterator[np.ndarray | UserErro
 
     def one(file: File) -> np.ndarray | UserError:
         try:
-            with paths.plain(Path(file.path)) as (opened, _):
-                return pictures.read(opened, file.path, shape)
+            return pictures.read(io.BytesIO(paths.read(Path(file.path))), file.path, shape)
         except UserError as reason:
             return reason
         except OSError as error:

@@ -38,6 +38,7 @@ from pipeline.machine.records import OLDEST_INSTRUCTIONS
 from pipeline.models import Shape
 from pipeline.params import Model, Params
 from pipeline.sources import PROJECT
+from pipeline.system import libraries
 from pipeline.system.errors import UserError
 
 IMAGES, STEPS, LR, MOMENTUM = 3, 2, 0.01, 0.9
@@ -159,7 +160,7 @@ def built(subject: Subject) -> nn.Module:
 def _elsewhere(subject: Subject, **environment: str) -> Way:
     """One training and an evaluation in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.machine.check"], input=msgspec.json.encode(subject), capture_output=True,
+        [*libraries.python(), "-m", "pipeline.machine.check"], input=msgspec.json.encode(subject), capture_output=True,
         env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))},
     )  # fmt: skip
     if done.returncode:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline.sources import PROJECT
 from pipeline.system.errors import MAKE_AGAIN, UserError, printable
-from pipeline.system.libraries import failed_import, pytorch_fault
+from pipeline.system.libraries import failed_import, python, pytorch_fault
 
 DEVICE = "device"
 """The finding that decides: whether the device of params.yaml can be used."""
@@ -207,7 +207,7 @@ ASK_DVC = "from dvc.repo import Repo; repo = Repo(); repo.scm; print(repo.cache.
 def _cache() -> str:
     if not Path(".dvc").is_dir():
         raise UserError("there is no .dvc folder here, so DVC cannot run; use a whole checkout, hidden files too")
-    asked = subprocess.run([sys.executable, "-c", ASK_DVC], capture_output=True, errors="replace", timeout=SECONDS)
+    asked = subprocess.run([*python(), "-c", ASK_DVC], capture_output=True, errors="replace", timeout=SECONDS)
     if asked.returncode:
         complaint = (asked.stderr.strip().splitlines() or ["?"])[-1].partition(": ")[2]
         if "is not a git repository" in complaint:

@@ -65,8 +65,9 @@ def differs_here(network: bytes, model: Model, data: Dataset, weights: Mapping[s
         here = models.build(model, data.shape, len(data.classes), 0)
         if model.normalize is True:
             normalisation.set_numbers(here, data.train_images)
-        if recording.record(here, data.shape, numerics, torch.device(CPU)) == network:
-            return ""
+        with models.mistakes_explained(model):
+            if recording.record(here, data.shape, numerics, torch.device(CPU)) == network:
+                return ""
     except UserError:
         return f"{model.name} cannot be made here"
     return f"{model.name} here is another network"

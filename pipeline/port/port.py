@@ -165,15 +165,12 @@ def _not_read(source: Source, rule: Rule, reason: str, line: int = 1) -> Ported:
 
 def write(ported: Sequence[Ported]) -> None:
     """Write the changed scripts in their places, each whole or not at all, with the permissions that they had."""
-    changed = [each for each in ported if each.changed]
-    for each in changed:
-        target = Path(os.path.realpath(each.source.path))
-        paths.refuse_strangers(each.source.path)
+    changed = [(each, paths.followed(each.source.path)[0]) for each in ported if each.changed]
+    for _, target in changed:
         with files.explained(target):
             if not os.access(target.parent, os.W_OK) or not os.access(target, os.W_OK):
                 raise PermissionError(13, os.strerror(13), str(target))
-    for each in changed:
-        target = Path(os.path.realpath(each.source.path))
+    for each, target in changed:
         with files.replacing(target) as file:
             os.fchmod(file.fileno(), target.stat().st_mode & 0o7777)
             file.write(each.source.encoded(each.text))

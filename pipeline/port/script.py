@@ -45,6 +45,8 @@ def parsed(text: str) -> ast.Module:
             return ast.parse(text)
     except (SyntaxError, ValueError) as error:
         raise NotPython(getattr(error, "msg", str(error)), getattr(error, "lineno", 1) or 1) from None
+    except MemoryError:  # how Python's own parser says it
+        raise RecursionError from None
 
 
 def without_async(text: str) -> tuple[str, list[int]]:

@@ -41,14 +41,17 @@ def collect(given: Sequence[Path]) -> list[Source]:
     """All scripts, each after those that it imports.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or one imports the next too often for Python.
     """
     found: dict[str, Source] = {}
     order: list[Source] = []
     roots = [path if os.path.isdir(path) else path.parent for path in given]
     for path in given:
         for script in _scripts(path):
-            _follow(script, script == path, roots, found, order)
+            try:
+                _follow(script, script == path, roots, found, order)
+            except RecursionError:
+                raise UserError(f"{script}: its modules import each other in too long a row to be followed; name some alone") from None
     return order
 
 
@@ -97,12 +100,14 @@ def read(path: Path, named: bool = True) -> Source:
         text = content.decode(encoding)
         if "\0" in text:
             raise UnicodeDecodeError("utf-8", content, text.index("\0"), text.index("\0") + 1, "a byte 0")
+        if text.encode(encoding) != content:
+            raise UnicodeError(f"its encoding, {encoding}, would not be written as it is")
         return Source(path, text, encoding, named)
     except OSError as error:
         fault = f"cannot be read: {error.strerror}"
     except UserError as error:
         fault = str(error).removeprefix(f"{path}: ")
-    except (SyntaxError, UnicodeDecodeError) as error:
+    except (SyntaxError, UnicodeError, LookupError) as error:  # the last of a codec that is not for texts
         fault = f"no Python: {error}"
     return Source(path, "", "utf-8", named, fault=fault)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.system import paths
-from pipeline.system.errors import UserError
+from pipeline.system.errors import UserError, printable
 
 NOT_OFFERED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOLCK}
 """How file systems (CIFS, VirtualBox's, FUSE, Lustre) say that they have no fsync of a folder, or no locks: done without."""
@@ -194,19 +194,18 @@ def write_output(path: Path, content: bytes) -> None:
         UserError: it is a folder, a socket or a block device, or cannot be written.
     """
     with explained(path):
-        paths.refuse_strangers(path)
-        kind = paths.kind(path)
+        at, kind = paths.followed(path)
         if (number := _standard_stream(path)) is not None:
             (sys.stdout, sys.stderr)[number - 1].flush()
             with open(number, "wb", closefd=False) as file:  # the same open file, so that what is printed follows it
                 file.write(content)
         elif kind in ("a pipe", "a character device"):
-            with open(path, "wb") as file:
+            with open(at, "wb") as file:
                 file.write(content)
         elif kind:
             raise UserError(f"{path}: is {kind}, where a file is to be written; name a file")
         else:
-            write_bytes(Path(os.path.realpath(path)), content)
+            write_bytes(at, content)
 
 
 def _standard_stream(path: Path) -> int | None:
@@ -258,7 +257,8 @@ def only_one(lock: Path, what: str) -> Iterator[None]:
             handle = held.enter_context(_opened(lock))
             try:
                 if not _lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                    print(f"{lock}: this file system has no locks; see to it that {what} runs once only here", file=sys.stderr, flush=True)
+                    said = f"{lock}: this file system has no locks; see to it that {what} runs once only here"
+                    print(printable(said), file=sys.stderr, flush=True)
             except BlockingIOError as error:
                 raise UserError(f"{what} is already running in this folder (lock {lock}): wait for it or stop it") from error
         yield

@@ -1,4 +1,4 @@
-"""The libraries below us: the environment variables that they read, and what to say when one cannot be imported."""
+"""The libraries below us: the environment variables that they read, where they are looked for, and what to say when one is not found."""
 
 from __future__ import annotations
 
@@ -37,6 +37,11 @@ def settle_variables() -> None:
     # to 300: this count is 300 (docs/performance.md).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
+
+def python() -> list[str]:
+    """The words that start this Python again. It looks into the current folder for modules only if this process does."""
+    return [sys.executable, *([] if os.path.realpath(os.curdir) in map(os.path.realpath, sys.path) else ["-P"])]
 
 
 @functools.cache

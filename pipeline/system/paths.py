@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -34,31 +35,42 @@ def only_a_file(path: Path) -> None:
         raise UserError(f"{path}: is {other}, where a file is to be written; move it away or name another")
 
 
-def refuse_strangers(path: Path) -> None:
-    """Raise UserError where another user's link, pipe or device is on the way to `path`, in a folder where everybody may write.
+def followed(path: Path) -> tuple[Path, str | None]:
+    """Where `path` leads, with no link on the way any more, and what is there, as `kind` says it.
 
-    What the user names is followed through links, and such a one would lead into his own files. It is the rule of Linux's
-    protected_symlinks, which does not see what is resolved before it is opened.
+    What the user names is followed through links, and another user's would lead into his own files. It is the rule of Linux's
+    protected_symlinks, which does not see what is resolved before it is opened. Each link is looked at and followed once: whoever writes
+    at `path` itself may find another there a moment later.
+
+    Raises:
+        UserError: another user's link, pipe or device is on the way, in a folder where everybody may write.
+        OSError: links lead on and on.
     """
-    at, left, links = Path.cwd(), list(reversed(path.parts)), 0
-    while left and links < MOST_LINKS:
-        here = at / left.pop()
+    at, left, links, status = Path.cwd(), list(reversed(path.parts)), 0, None
+    while left:
+        part = left.pop()
+        here = at / part
         try:
             status, folder = here.lstat(), at.stat()
         except OSError:
-            return  # whoever opens it is told
+            return here.joinpath(*reversed(left)), None  # whoever opens it is told
         if (
             folder.st_mode & stat.S_IWOTH
             and status.st_uid not in (os.geteuid(), folder.st_uid)
             and not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode))
         ):
-            kind = "a link" if stat.S_ISLNK(status.st_mode) else KINDS.get(stat.S_IFMT(status.st_mode), "something")
-            raise UserError(f"{path}: {here} is {kind} of another user's ({status.st_uid}) where everybody may write; name another place")
+            what = "a link" if stat.S_ISLNK(status.st_mode) else KINDS.get(stat.S_IFMT(status.st_mode), "something")
+            raise UserError(f"{path}: {here} is {what} of another user's ({status.st_uid}) where everybody may write; name another place")
         if stat.S_ISLNK(status.st_mode):
-            links += 1
-            left += reversed(Path(os.readlink(here)).parts)
+            if (links := links + 1) > MOST_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+            text = Path(os.readlink(here))
+            if at.parts[:2] == ("/", "proc") and not os.path.lexists(at / text):  # of an open pipe, which the kernel alone can follow
+                return here, kind(here)
+            left += reversed(text.parts)
         else:
-            at = Path(os.path.realpath(here))
+            at = at.parent if part == os.pardir else here
+    return at, KINDS.get(stat.S_IFMT((status or at.stat()).st_mode))
 
 
 MOST_LINKS = 40

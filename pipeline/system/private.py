@@ -16,7 +16,7 @@ def secret() -> bytes:
     What is sealed with it was written by this user's own processes: a file that came from elsewhere, whoever put it where it is, has no
     valid seal.
     """
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):  # the latter of a user who has no home
         named = Path(os.environ.get("XDG_STATE_HOME", ""))  # a relative one is to be ignored: it would be in whichever folder this is
         folder = (named if named.is_absolute() else Path.home() / ".local" / "state") / "pipeline"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from pipeline.system.errors import printable
+
 PLAIN_SECONDS = 10.0
 """Between two plain lines."""
 
@@ -17,6 +19,7 @@ def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Callab
 
     Where standard error is closed nothing is shown, and nothing fails because it cannot be shown.
     """
+    what = printable(what)
     if sys.stderr is None:
         yield lambda now, remark: None
         return
@@ -25,7 +28,7 @@ def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Callab
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn(unit),

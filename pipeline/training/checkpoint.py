@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.inputs import CACHE
 from pipeline.runs.outputs import Step
 from pipeline.system import files, tensors
-from pipeline.system.errors import UserError
+from pipeline.system.errors import UserError, printable
 from pipeline.system.tensors import Tensors
 
 UNFINISHED = CACHE / "training"
@@ -61,10 +61,10 @@ class Checkpoint:
                 continue
             except UserError as reason:
                 refused = True
-                print(f"{path}: {reason}: not used", file=sys.stderr, flush=True)
+                print(printable(f"{path}: {reason}: not used"), file=sys.stderr, flush=True)
         if not states:
             if refused:
-                print(f"no state in {self.folder} to resume: training starts again", file=sys.stderr, flush=True)
+                print(printable(f"no state in {self.folder} to resume: training starts again"), file=sys.stderr, flush=True)
             return None
         if max(states, key=lambda path: states[path].step) == self.older:
             self.older, self.newer = self.newer, self.older

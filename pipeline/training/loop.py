@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline import device as devices
 from pipeline.runs.outputs import Step
-from pipeline.system.errors import Interrupted, UserError
+from pipeline.system.errors import Interrupted, UserError, printable
 from pipeline.system.progress import progress
 from pipeline.training import checkpoint as checkpoints
 from pipeline.training import signals
@@ -49,7 +49,7 @@ def train(trainer: Trainer, checkpoint: Checkpoint | None = None, checkpoint_sec
     if checkpoint and (state := checkpoint.load()):
         history = state.history
         trainer.resume(state.step, state.tensors)
-        print(f"resumes at step {state.step} of {total} from {checkpoint.folder}", file=sys.stderr, flush=True)
+        print(printable(f"resumes at step {state.step} of {total} from {checkpoint.folder}"), file=sys.stderr, flush=True)
     trainer.follow_first()
     resumed_at, clock, saved = trainer.steps_completed, devices.Stopwatch(trainer.device), time.monotonic()
     with signals.noted() as stop, progress("train", total, "steps", resumed_at) as show, clock.running():

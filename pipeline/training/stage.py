@@ -88,10 +88,13 @@ def train(inputs: Inputs, checkpoint_seconds: float = checkpoint.SECONDS) -> Non
         print(TUTORIAL)
 
 
-def checkpoint_of(described: Provenance, device: torch.device, folder: Path, secret: bytes = b"") -> Checkpoint:
-    """Where an unfinished training is saved in `folder`: the bits of native numerics depend on the machine, those of exact do not."""
+def checkpoint_of(described: Provenance, device: torch.device, folder: Path, secret: bytes = b"", **besides: object) -> Checkpoint:
+    """Where an unfinished training is saved in `folder`: the bits of native numerics depend on the machine, those of exact do not.
+
+    `besides` is what they depend on that `described` does not say.
+    """
     machine = devices.describe(device) if described.numerics == "native" else None
-    return Checkpoint(folder, {**msgspec.to_builtins(described), "machine": machine}, secret)
+    return Checkpoint(folder, {**msgspec.to_builtins(described), "machine": machine, **besides}, secret)
 
 
 def fit(
@@ -116,7 +119,8 @@ def fit(
         if trainer.began and group.rank == 0:
             print(printable(trainer.began), file=sys.stderr, flush=True)
         outputs.check_weights(trainer.named_weights(), "the network cannot be kept, so it is not trained")
-        network = recording.record(trainer.model, data.shape, chosen, device)  # before any step: with its initial values
+        with models.mistakes_explained(described.network):  # of two images there are none, or they were said before
+            network = recording.record(trainer.model, data.shape, chosen, device)  # before any step: with its initial values
         return trainer, loop.train(trainer, unfinished, checkpoint_seconds), network
 
 

@@ -61,7 +61,9 @@ def import_checkpoint(
         imported=Imported(checkpoint=read.digest),
     )  # fmt: skip
     schema.decode(Provenance, msgspec.json.encode(described), f"{path}: cannot be kept")  # names of classes may be any text
-    parts = outputs.training_parts(weights, [], described, recording.record(network, shape, chosen, device, trained=True))
+    with models.mistakes_explained(model):
+        as_data = recording.record(network, shape, chosen, device, trained=True)
+    parts = outputs.training_parts(weights, [], described, as_data)
     said = [f"{path}: {len(weights)} tensors of {model.name} for {count} classes, trained elsewhere", *read.said]
     if data is None or not fits:
         target = _put(path.stem, parts)

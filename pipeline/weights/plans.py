@@ -45,6 +45,10 @@ class Plan:
     """The run's network as data; None where it is made from its source."""
     start: Checkpoint | None
     """The weights that it begins with; None where they are drawn."""
+    file: Path
+    """That the data set is read from, if it is."""
+    state: tuple[int, ...] | None
+    """Of that file, before it was read."""
 
     @property
     def described(self) -> Provenance:
@@ -52,6 +56,15 @@ class Plan:
         workers = self.worker.count if self.numerics.version == "native" else None
         code = sources.digest("train")
         return msgspec.structs.replace(self.run.identity.provenance, train=self.train, code=code, workers=workers)
+
+    @property
+    def besides(self) -> dict[str, object]:
+        """What the training's bits depend on that `described` does not say: the network that comes with the run, or is here in its place,
+        and the length of the training whose beginning it is.
+        """
+        network = self.described.network
+        source = models.source(network, self.numerics.version) if self.recorded is None else self.run.sums[outputs.NETWORK]
+        return {"computed network": source, "whole training's epochs": self.run.identity.recipe.epochs}
 
     @property
     def whole(self) -> bool:
@@ -74,13 +87,15 @@ def of(run: Run, device_name: str, epochs: int | None, data_file: Path | None, a
     if run.identity.numerics != chosen.version:
         raise UserError(f"{run.folder}: numerics {run.identity.numerics!r:.40} without a version; the run was changed by hand")
     train = msgspec.structs.replace(train, epochs=epochs or train.epochs)
+    file = data_file or dataset.DATASET
+    state = dataset.state(file)
     data, described = _data_set(run, data_file), run.identity.provenance
     network = of_runs.recorded_network(
         run.network, described.network, described.source, run.weights, len(data.classes), data.shape, chosen.version
     )
     if network is None:
         models.refuse_larger(described.network, data.shape, len(data.classes), run.weights)
-    plan = Plan(run, train, evaluate, data, device, chosen, at, network, _start(run))
+    plan = Plan(run, train, evaluate, data, device, chosen, at, network, _start(run), file, state)
     if not plan.whole:
         _check_beginning(plan)
     return plan

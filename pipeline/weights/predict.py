@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import select
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -129,16 +130,23 @@ def _readable(names: Iterable[str], shape: Shape, refuse: Refuse) -> Iterator[tu
 
 
 def _read(name: str, shape: Shape) -> np.ndarray:
-    if name == STDIN:
-        content = sys.stdin.buffer.read(paths.LARGEST_BYTES + 1)
-        if len(content) > paths.LARGEST_BYTES:
-            raise UserError(f"standard input: more than {paths.LARGEST_BYTES} bytes")
-        return pictures.read(io.BytesIO(content), "standard input", shape)
+    called = "standard input" if name == STDIN else name
     try:
-        with paths.plain(Path(name)) as (file, _):
-            return pictures.read(file, name, shape)
+        content = _standard_input() if name == STDIN else paths.read(Path(name))
+        return pictures.read(io.BytesIO(content), called, shape)
     except OSError as error:
-        raise UserError(f"{name}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{called}: cannot be read: {error.strerror}") from None
+
+
+def _standard_input() -> bytearray:
+    """All that comes, whether or not standard input waits for it. Raises UserError and OSError as `paths.read` does."""
+    content = bytearray()
+    while len(content) <= paths.LARGEST_BYTES:
+        select.select([0], [], [])
+        if not (more := os.read(0, 2**20)):
+            return content
+        content += more
+    raise UserError(f"standard input: more than {paths.LARGEST_BYTES} bytes")
 
 
 def predict(folder: Path, names: Iterable[str], device_name: str, write: Callable[[Network, Iterable[Answer]], None]) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from pipeline import device as devices
 from pipeline import evaluation
 from pipeline.comparison import bits, verdict, wording
 from pipeline.comparison.report import AGREEING, Verdict
+from pipeline.data import dataset
 from pipeline.data.dataset import Dataset
 from pipeline.device import CPU
 from pipeline.inputs import CACHE
@@ -98,6 +99,8 @@ def _answer(plan: Plan, work: Path, checkpoint_seconds: float) -> tuple[Verdict,
                                  "operations, which give the run's predictions; what else they give was not checked")  # fmt: skip
     if not kept.unchanged(run):
         raise UserError(f"{run.folder}: was changed while it was computed again; of what it was before the answer is {answer[0]!r}")
+    if dataset.state(plan.file) != plan.state:
+        raise UserError(f"{plan.file}: was changed while {run.folder} was computed again with it; run it again")
     unfinished.remove()
     return answer
 
@@ -125,10 +128,11 @@ def _network_differs(plan: Plan, trained: bytes) -> bool:
 def _train(plan: Plan, work: Path, checkpoint_seconds: float) -> tuple[Training, bytes, Checkpoint, Group]:
     """Train as planned, with the other workers, what is returned as data too; only worker 0 saves an unfinished training."""
     device, described = plan.device, plan.described
-    unfinished = stage.checkpoint_of(described, device, work / CACHE / f"epochs-{plan.train.epochs}", private.secret())
+    folder = work / CACHE / f"epochs-{plan.train.epochs}"
+    unfinished = stage.checkpoint_of(described, device, folder, private.secret(), **plan.besides)
     own = unfinished if plan.worker.rank == 0 else None
     with session.together(plan.worker, work / "workers") as join, devices.failures_explained(device):
-        group = join(device, provenance.flattened(described))
+        group = join(device, provenance.flattened(described) | plan.besides)
         epochs = plan.run.identity.recipe.epochs
         _, training, network = stage.fit(
             described, plan.data, device, plan.numerics, own, checkpoint_seconds, group, epochs, plan.recorded, plan.start

@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.params import PARAMS
-from pipeline.system import files
-from pipeline.system.errors import UserError
+from pipeline.system import files, libraries
+from pipeline.system.errors import UserError, printable
 from pipeline.workers.pairs import SOCKET
 from pipeline.workers.rank import Worker
 
@@ -65,7 +65,8 @@ def started(worker: Worker, folder: Path) -> Iterator[Others]:
         files.make_folder(folder.parent)
         folder.mkdir(mode=0o700)
     if folder.lstat().st_mode & 0o077:
-        print(f"{folder}: this file system has no owners; whoever can write there can disturb the workers", file=sys.stderr, flush=True)
+        said = f"{folder}: this file system has no owners; whoever can write there can disturb the workers"
+        print(printable(said), file=sys.stderr, flush=True)
     try:
         for rank in range(1, worker.count):
             _start(rank, worker, others)
@@ -87,7 +88,7 @@ def started(worker: Worker, folder: Path) -> Iterator[Others]:
 def _start(rank: int, worker: Worker, others: Others) -> None:
     count = worker.count
     own = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count, FILE: others.file.resolve()}
-    command = [sys.executable, "-m", "pipeline", *worker.command]
+    command = [*libraries.python(), "-m", "pipeline", *worker.command]
     try:
         ours, theirs = socket.socketpair()
         others.sockets.append(ours)

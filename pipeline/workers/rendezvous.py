@@ -28,7 +28,7 @@ from pipeline.workers.store import SAY_SECONDS, Messages, first_line, until
 
 TIMEOUT = "PIPELINE_WORKERS_TIMEOUT"
 """The environment variable for another number of seconds than TIMEOUT_SECONDS."""
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS, MOST_SECONDS = 60.0, 1e6
 """How long a worker waits for the others in a step before it gives them up."""
 JOIN_SECONDS = 300.0
 """How long workers wait for all to come: each loads PyTorch and the data first."""
@@ -70,9 +70,9 @@ def joined(worker: Worker, folder: Path) -> Iterator[Callable[[torch.device, Map
 def _timeout_seconds() -> float:
     text = os.environ.get(TIMEOUT, TIMEOUT_SECONDS)
     with contextlib.suppress(ValueError):
-        if 0 < (seconds := float(text)) < float("inf"):
+        if 0 < (seconds := float(text)) <= MOST_SECONDS:
             return seconds
-    raise UserError(f"{TIMEOUT} in the environment is {shown(text)}; allowed: a number of seconds above 0")
+    raise UserError(f"{TIMEOUT} in the environment is {shown(text)}; allowed: a number of seconds above 0, at most {MOST_SECONDS:,.0f}")
 
 
 class Rendezvous:
