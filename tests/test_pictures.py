@@ -321,6 +321,15 @@ def test_what_no_pixel_of_a_png_depends_on_may_be_large_or_broken(chunk, checksu
     assert outcome(joined([first, chunk, *others], wrong=chunk[0] if checksum == "wrong" else b"")) == outcome(encoded("PNG"))
 
 
+def test_a_png_of_millions_of_chunks_is_refused_after_so_many(monkeypatch):
+    monkeypatch.setattr(damage, "MOST_CHUNKS", 20)
+    first, *others = chunked(encoded("PNG"))
+    few = joined([first, *[(b"IDAT", b"")] * (19 - len(others)), *others])
+    assert outcome(few) == outcome(encoded("PNG"))
+    with pytest.raises(UserError, match=r"^file: damaged or truncated \(more than 20 chunks\)$"):
+        pictures.read(io.BytesIO(joined([first, *[(b"IDAT", b"")] * (20 - len(others)), *others])), "file")
+
+
 def test_the_scans_of_a_jpeg_are_counted_and_too_many_are_refused_before_they_are_decoded(monkeypatch):
     whole = encoded("JPEG progressive")
     count = damage._scans(whole)

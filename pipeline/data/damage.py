@@ -25,6 +25,8 @@ _LOST = ("Corrupt JPEG data", "Premature end", "Inconsistent progression")
 
 MOST_SCANS = 100
 """Of a JPEG. Progressive ones have some ten; each is decoded over the whole picture, so many in a small file take minutes."""
+MOST_CHUNKS = 2**17
+"""Of a PNG. Encoders write some 8 KiB of pixels a chunk; each takes a look of its own, so millions of empty ones take half a minute."""
 _END_OF_SCAN = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 """What follows the pixels of a scan: a marker, but for those that stand among them."""
 
@@ -64,7 +66,7 @@ def check(content: bytes, format_name: str) -> None:
 def _needed(content: bytes) -> Iterator[_Chunk]:
     """The chunks of a PNG that its pixels and its orientation depend on."""
     at = len(PNG)
-    while True:
+    for _ in range(MOST_CHUNKS):
         length, kind = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
         whole = content[at : at + 12 + length]
         if len(whole) < 12 + length:
@@ -79,6 +81,7 @@ def _needed(content: bytes) -> Iterator[_Chunk]:
         if kind == b"IEND":
             return
         at += len(whole)
+    raise Damaged(f"more than {MOST_CHUNKS} chunks")
 
 
 def _check_png(content: bytes) -> None:

@@ -22,7 +22,7 @@ from pipeline.system.errors import UserError
 WHITE = 255
 """The ground that shows through where an image is transparent."""
 LARGEST_PIXELS = 2**26
-"""Of an image, decoded: 8192 x 8192. With it every sum here stays within 2^53, and decoding within some 500 MB."""
+"""Of an image, decoded: 8192 x 8192. With it every sum here stays within 2^53, and decoding within some 830 MB."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 """Names of image files end so, in capitals or not."""
