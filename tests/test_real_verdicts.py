@@ -22,7 +22,7 @@ def runs(tmp_path_factory) -> dict[str, str]:
     The training ends before the loss falls: once it does, one rounding can move the accuracy of native numerics by six points.
     """
     folder = tmp_path_factory.mktemp("verdicts")
-    synthetic.make().save(folder / dataset.DATASET)
+    synthetic.make(3_000).save(folder / dataset.DATASET)
     settings = to_builtins(params.load(ROOT / params.PARAMS)) | demo.SETTINGS
     settings["train"] = {**demo.SETTINGS["train"], "epochs": 2, "lr": 0.003}
 

@@ -108,8 +108,15 @@ def test_the_train_command_stops_with_the_signals_code_and_the_next_one_resumes(
 
 
 @pytest.mark.fault(15)
-@pytest.mark.parametrize("shell", ["/bin/bash", "/bin/sh"])
-@pytest.mark.parametrize(("number", "to_all"), [(signal.SIGINT, True), (signal.SIGTERM, True), (signal.SIGTERM, False)])
+@pytest.mark.parametrize(
+    ("number", "to_all", "shell"),
+    [
+        (signal.SIGINT, True, "/bin/bash"),
+        (signal.SIGTERM, False, "/bin/bash"),
+        (signal.SIGTERM, True, "/bin/sh"),
+        (signal.SIGTERM, False, "/bin/sh"),
+    ],
+)
 def test_dvc_repro_that_is_stopped_leaves_a_state_and_no_lock(number, to_all, shell, folder, fingerprint, monkeypatch):
     """Ctrl-C and a stopped service signal all processes; `kill PID` signals DVC alone, which tells its stage nothing.
 

@@ -34,7 +34,8 @@ PYTHON = ("numpy", "safetensors", "msgspec", "ruamel.yaml", "typer", "requests")
 GOLDENS = """
 import sys
 from tests import goldens
-differences = {case: goldens.first_difference(lines(goldens.Pipeline()), goldens.golden(case)) for case, lines in goldens.CASES.items()}
+cases = {case: lines for case, lines in goldens.CASES.items() if not sys.argv[1:] or case.rpartition("-")[2] in sys.argv[1:]}
+differences = {case: goldens.first_difference(lines(goldens.Pipeline()), goldens.golden(case)) for case, lines in cases.items()}
 for case, difference in differences.items():
     print(f"  {case}: {difference or 'the golden'}", flush=True)
 sys.exit(any(differences.values()))
@@ -67,13 +68,17 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.arm64")
     parser.add_argument("--demo", action="store_true", help="run the whole demo instead, and leave the record of the emulated machine")
     parser.add_argument("--set-up", action="store_true", help="only fetch what is needed, for a later run")
+    parser.add_argument("--goldens", nargs="+", default=[], metavar="NAME", help="only those, such as functions")
     parser.add_argument("--processor", default=PROCESSOR, help="one that QEMU's -cpu knows; %(default)s by default")
     asked = parser.parse_args(words)
     try:
         if problem := missing():
             raise UserError(f"make test-arm64: {problem}")
-        run = set_up if asked.set_up else demo if asked.demo else check
-        sys.exit(0 if run(asked.processor) else 3)
+        if asked.set_up:
+            well = set_up(asked.processor)
+        else:
+            well = demo(asked.processor) if asked.demo else check(asked.processor, asked.goldens)
+        sys.exit(0 if well else 3)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -94,13 +99,13 @@ def set_up(processor: str) -> bool:
     return True
 
 
-def check(processor: str) -> bool:
-    """Run goldens and steps, emulated, and say what came of each; whether all is as it must be."""
+def check(processor: str, names: list[str]) -> bool:
+    """Run the goldens of these names, or all, and steps, emulated, and say what came of each; whether all is as it must be."""
     start = time.monotonic()
     program = emulated(processor)
     print(f"Debian's Python and PyTorch {TORCH} for {processor} are in {FOLDER} ({time.monotonic() - start:.0f} s)", flush=True)
     with ThreadPoolExecutor(2) as pool:
-        running = pool.submit(_run, [*program, "-c", GOLDENS], 1)  # the longest
+        running = pool.submit(_run, [*program, "-c", GOLDENS, *names], 1)  # the longest
         asked = [(program, 1, "exact", "native"), (program, 2, "exact"), ([sys.executable], 1, "exact", "native")]
         one, two, here = pool.map(lambda words: _steps(*words), asked)
         goldens = running.result()

@@ -53,7 +53,7 @@ def image_magnitudes(x: Tensor) -> Tensor:
         return x.new_full(x.shape[:1], FLOOR)
     order = sorted(range(1, x.dim()), key=x.stride, reverse=True)
     images = x.permute(*order, 0).flatten(0, -2) if x.stride(0) == 1 else x.flatten(1).t()  # a view where the batch is innermost
-    return torch.maximum(images.amax(0), images.amin(0).neg_()).clamp_min_(FLOOR)
+    return torch.maximum(images.amax(0), -images.amin(0)).clamp_min_(FLOOR)
 
 
 def channel_magnitudes(x: Tensor) -> Tensor:
