@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +26,7 @@ from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.system.errors import UserError
 from pipeline.system.tensors import fingerprint
 from pipeline.workers import ALONE
+from tests.conftest import ROOT
 from tests.networks import batch
 from tests.steps import CPU
 
@@ -223,6 +226,30 @@ def test_a_network_that_was_tampered_with_is_one_line(what):
     assert said in str(raised.value)
     assert str(raised.value).startswith("network.json: ")
     assert "\n" not in str(raised.value)
+
+
+WITHOUT_COMPILER = """
+import sys, torch
+from networks.my_net import Net
+from networks.resnet20 import ResNet20
+from pipeline import numerics
+from pipeline.exact.initialisation import initial_values
+from pipeline.models import recorded, recording
+from pipeline.models.simple_cnn import SimpleCNN
+device, shape = torch.device("cpu"), (3, 32, 32)
+for make in (SimpleCNN, ResNet20, lambda: Net(10)):
+    with initial_values(5):
+        network = make()
+    content = recording.record(network, shape, numerics.select("exact", device), device)
+    recorded.read(content, {name: tensor.numpy() for name, tensor in network.state_dict().items()}, 10, shape, "network.json")
+assert "torch._dynamo" not in sys.modules  # torchvision, which is not imported here, imports it
+print(torch.compile(lambda x: torch.relu(x) + 1, backend="eager")(torch.ones(2)).tolist(), "torch._dynamo.eval_frame" in sys.modules)
+"""
+
+
+def test_pytorchs_compiler_which_takes_seconds_to_load_is_not_loaded_for_a_network_and_is_whole_afterwards():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_COMPILER], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "[2.0, 2.0] True\n"), done.stderr
 
 
 def test_a_buffer_of_integers_that_no_float32_is_is_not_recorded():

@@ -8,6 +8,7 @@ The emulated processor is Arm's Neoverse N1; `--processor max` has all instructi
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import os
 import platform
@@ -74,11 +75,8 @@ def main(words: list[str] | None = None) -> None:
     try:
         if problem := missing():
             raise UserError(f"make test-arm64: {problem}")
-        if asked.set_up:
-            well = set_up(asked.processor)
-        else:
-            well = demo(asked.processor) if asked.demo else check(asked.processor, asked.goldens)
-        sys.exit(0 if well else 3)
+        run = set_up if asked.set_up else demo if asked.demo else functools.partial(check, names=asked.goldens)
+        sys.exit(0 if run(asked.processor) else 3)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import sys
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,8 +19,34 @@ from pipeline.exact.errors import Unsupported
 MOST_CALLS = 5000
 MOST_NUMBERS = 2**28
 """Numbers that the values of two images may hold at a time: 1 GiB of float32."""
+COMPILER = "torch._dynamo"
 LEAST = 2**8
 """Numbers that a tensor counts for: one without any takes memory too."""
+
+
+@contextlib.contextmanager
+def without_compiler() -> Iterator[None]:
+    """PyTorch's rules for tensors without memory load its compiler, which takes seconds, only to have it leave them alone.
+
+    Here what they ask it for is done without it; whatever else is asked for is the compiler's own.
+    """
+    if COMPILER in sys.modules:
+        yield
+        return
+    stand_in = types.ModuleType(COMPILER)
+
+    def own(name: str) -> Any:
+        if sys.modules.get(COMPILER) is stand_in:
+            del sys.modules[COMPILER]
+        return getattr(importlib.import_module(COMPILER), name)
+
+    stand_in.__dict__.update(disable=lambda function, *_, **__: function, __getattr__=own)
+    sys.modules[COMPILER] = stand_in
+    try:
+        yield
+    finally:
+        if sys.modules.get(COMPILER) is stand_in:
+            del sys.modules[COMPILER]
 
 
 def counting(images: Tensor) -> Callable[[int, Any, list[int]], None]:
