@@ -1,7 +1,8 @@
 """`make networks`: docs/networks.md's table of torchvision's classification networks that train exactly.
 
 Each takes two training steps and an evaluation on three small images, as one share and as two. What was seen of a network is kept in
-results/networks.json, so a measurement that was interrupted goes on; `python -m tools.networks NAME...` measures some, again if need be.
+results/networks.json: commit that, and a measurement that was interrupted goes on. `python -m tools.networks NAME...` measures some, again
+if need be.
 """
 
 from __future__ import annotations
@@ -136,7 +137,11 @@ def seen() -> dict[str, Row]:
 def main() -> None:
     """Measure the named networks, or all that were not, and put all that is known into the page. Exit code 2 if one is not exact."""
     torch.set_num_threads(1)  # quicker for so few images, and the same bits
-    measured_at, rows, failed = commit.measured(), seen(), []
+    try:
+        measured_at = commit.measured()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    rows, failed = seen(), []
     for name in sys.argv[1:] or [name for name in names() if name not in rows]:
         try:
             rows[name] = row(name, measured_at)
