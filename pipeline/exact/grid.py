@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.exact import hardware
+from pipeline.exact import hardware, layout
 
 FLOAT64_BITS = 53
 """Integers up to 2^53 are float64s, and so is every partial sum that stays within."""
@@ -51,8 +51,9 @@ def image_magnitudes(x: Tensor) -> Tensor:
     """The largest magnitude of each image in `x` [N, ...], or FLOOR: float32 [N]; NaN where there is one."""
     if not x.numel():
         return x.new_full(x.shape[:1], FLOOR)
-    order = sorted(range(1, x.dim()), key=x.stride, reverse=True)
-    images = x.permute(*order, 0).flatten(0, -2) if x.stride(0) == 1 else x.flatten(1).t()  # a view where the batch is innermost
+    images = (
+        x.permute(layout.batch_innermost(x)).flatten(0, -2) if x.stride(0) == 1 else x.flatten(1).t()
+    )  # a view where the batch is innermost
     return torch.maximum(images.amax(0), -images.amin(0)).clamp_min_(FLOOR)
 
 
@@ -61,7 +62,8 @@ def channel_magnitudes(x: Tensor) -> Tensor:
     if not x.numel():
         return x.new_full(x.shape[:2], FLOOR)
     # An axis at a time, from the innermost one, of what lies in the order of memory: a fifth of the time of all at once.
-    high = low = x.permute(*(order := sorted(range(x.dim()), key=x.stride, reverse=True)))
+    order = layout.order(x)
+    high = low = x.permute(order)
     for at, axis in reversed(list(enumerate(order))):
         if axis >= 2:
             high, low = high.amax(at), low.amin(at)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.exact import arithmetic, grid
+from pipeline.exact import arithmetic, grid, layout
 from pipeline.exact.arguments import pair
 from pipeline.exact.convolutions import convolution
 from pipeline.exact.errors import Unsupported, refusal
@@ -249,9 +249,7 @@ def _in_parts(parts: list[Part], sums: Callable[[Part], Tensor], rounded: Callab
     of_part = sums(parts[0]).float()
     if parts[-1] is None:
         return rounded(of_part, None, of_part)
-    order = sorted(range(1, of_part.dim()), key=of_part.stride, reverse=True)  # as the sums lie in memory
-    sizes = [*(of_part.shape[i] for i in order), parts[-1].stop]
-    whole = of_part.new_empty(sizes).permute(-1, *(order.index(i) for i in range(1, of_part.dim())))
+    whole = layout.empty((parts[-1].stop, *of_part.shape[1:]), layout.batch_innermost(of_part), of_part)
     rounded(of_part, parts[0], whole[parts[0]])
     for part in parts[1:]:
         rounded(sums(part).float(), part, whole[part])

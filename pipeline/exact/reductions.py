@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.exact import layout
 from pipeline.exact.grid import BYTE_BITS, FLOAT64_BITS, OPERAND_BITS
 
 TERMS: int = 2 ** (FLOAT64_BITS - 2 * OPERAND_BITS)
@@ -201,9 +202,7 @@ class ConvolutionOfChannels(Convolution):
     def input_gradient(self, g: Tensor, w: Tensor, x_shape: torch.Size) -> Tensor:
         """G [N, C, H', W'], w [C, 1, h, w] -> [N, C, H, W]."""
         height, width = x_shape[2] + 2 * self.padding[0], x_shape[3] + 2 * self.padding[1]
-        order = sorted(range(4), key=g.stride, reverse=True)  # as g lies in memory
-        sizes = (g.shape[0], g.shape[1], height, width)
-        d_x = w.new_zeros([sizes[i] for i in order]).permute([order.index(i) for i in range(4)])
+        d_x = layout.empty((g.shape[0], g.shape[1], height, width), layout.order(g), w).zero_()
         g = g.double()
         for i, j, part in self._at(d_x, w.shape, (g.shape[2], g.shape[3])):
             part.add_(g * w[:, :, i, j].unsqueeze(2))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.exact import hardware
+from pipeline.exact import hardware, layout
 from pipeline.exact.grid import BYTE_BITS, OPERAND_BITS
 from pipeline.exact.reductions import Convolution, Operand, Pair
 
@@ -129,7 +129,8 @@ class ConvolutionOfGroupsByRows(Convolution):
 
     def operand(self, x: Tensor, w: torch.Size) -> Operand:
         """X [N, I, H, W] -> the rows of each group."""
-        return [self.of_group.operand(part, w) for part in x.chunk(self.groups, 1)]
+        of_group = self.of_group
+        return [of_group.operand(part, w) for part in x.chunk(self.groups, 1)]
 
     def forward(self, x: Operand, w: Tensor) -> Tensor:
         """X as `operand` gives it, w [O, I / G, h, w] -> [N, O, H', W']."""
@@ -175,8 +176,7 @@ def _of_group(shape: torch.Size, axis: int, groups: int) -> torch.Size:
 def _side_by_side(parts: list[Tensor]) -> Tensor:
     """Parts [N, C, H, W], in each of which the batch is innermost in memory, as one [N, G C, H, W] of the kind."""
     n, channels, height, width = parts[0].shape
-    whole = parts[0].new_empty(height, len(parts) * channels, width, n).permute(3, 1, 0, 2)
-    return torch.cat(parts, 1, out=whole)
+    return torch.cat(parts, 1, out=layout.empty((n, len(parts) * channels, height, width), (2, 1, 3, 0), parts[0]))
 
 
 def in_lines(rows: Tensor, dtype: torch.dtype, of_rows: Pair = (0, 0), of_columns: Pair = (0, 0), stride: int = 1) -> Tensor:
