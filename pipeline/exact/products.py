@@ -23,6 +23,8 @@ from pipeline.exact.trees import tree
 Operation = Matmul | Convolution
 Part = slice | None
 """Some of a batch's images; None for all of them, which costs no call."""
+Rounded = Callable[[Tensor, Part, Tensor], Tensor]
+"""Puts what the sums of a part's images stand for into the last tensor, and returns that."""
 BYTE_MAXIMUM = 255.0
 """A uint8 input stands for byte / 255, as torchvision's ToTensor has it; the byte enters the sum, the division follows it."""
 INT64_FACTOR = 2 ** (grid.INT64_BITS - grid.FLOAT64_BITS)
@@ -107,7 +109,8 @@ class WeightedSum:
 
     def forward(self, x: Tensor) -> Tensor:
         """The outputs."""
-        y = _in_parts(self.parts, lambda part: self._sums(_of(x, part), part), self._rounded)
+        rounded = self._divided if self.x_grid is None else self._times(self.x_grid.unit)
+        y = _in_parts(self.parts, lambda part: self._sums(_of(x, part), part), rounded)
         return y if self.bias is None else y.add_(self.bias.view(-1, *[1] * (y.dim() - 2)))
 
     def _sums(self, images: Tensor, part: Part) -> Tensor:
@@ -118,10 +121,13 @@ class WeightedSum:
             self.operands.append(operand)
         return (self.operation.forward_bytes if self.x_grid is None else self.operation.forward)(operand, self.w)
 
-    def _rounded(self, sums: Tensor, part: Part, out: Tensor) -> Tensor:
-        if self.x_grid is None:  # the division by 255, then the product with the unit, a power of two: as one division
-            return torch.div(sums, self.w_grid.scale * BYTE_MAXIMUM, out=out)
-        return torch.mul(sums, _of(self.x_grid.unit, part) * self.w_grid.unit, out=out)
+    def _divided(self, sums: Tensor, part: Part, out: Tensor) -> Tensor:
+        """Those of bytes: the division by 255, then the product with the unit, a power of two, as one division."""
+        return torch.div(sums, self.w_grid.scale * BYTE_MAXIMUM, out=out)
+
+    def _times(self, units: Tensor) -> Rounded:
+        """What gives a part's sums their units, that of the weight and each image's own."""
+        return lambda sums, part, out: torch.mul(sums, _of(units, part) * self.w_grid.unit, out=out)
 
     def backward(self, g: Tensor) -> list[Gradient]:
         """The gradient of x from that of y; None of what needs none. Those of weight and bias wait."""
@@ -140,10 +146,7 @@ class WeightedSum:
             def sums(part: Part) -> Tensor:
                 return self.operation.input_gradient(grid.place(_of(g, part), _of(g_grid.scale, part)), self.w, self.x_shape)
 
-            def rounded(sums: Tensor, part: Part, out: Tensor) -> Tensor:
-                return torch.mul(sums, _of(g_grid.unit, part) * self.w_grid.unit, out=out)
-
-            gradients[0] = _in_parts(self.parts, sums, rounded)
+            gradients[0] = _in_parts(self.parts, sums, self._times(g_grid.unit))
         return gradients
 
     def integers(self, scales: Tensor) -> Tensor:
@@ -244,7 +247,7 @@ def _of(x: Tensor, part: Part) -> Tensor:
     return x if part is None else x[part]
 
 
-def _in_parts(parts: list[Part], sums: Callable[[Part], Tensor], rounded: Callable[[Tensor, Part, Tensor], Tensor]) -> Tensor:
+def _in_parts(parts: list[Part], sums: Callable[[Part], Tensor], rounded: Rounded) -> Tensor:
     """What `rounded` makes of `sums`, float32, of so many images at a time as stay in the caches; the batch is innermost in memory."""
     of_part = sums(parts[0]).float()
     if parts[-1] is None:

@@ -19,9 +19,10 @@ from pipeline.exact.errors import Unsupported
 MOST_CALLS = 5000
 MOST_NUMBERS = 2**28
 """Numbers that the values of two images may hold at a time: 1 GiB of float32."""
-COMPILER = "torch._dynamo"
 LEAST = 2**8
 """Numbers that a tensor counts for: one without any takes memory too."""
+COMPILER = "torch._dynamo"
+"""The module that is PyTorch's compiler."""
 
 
 @contextlib.contextmanager
