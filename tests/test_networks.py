@@ -9,14 +9,49 @@ import pytest
 from pipeline.device import CPU
 from pipeline.machine import check
 from pipeline.params import Model
+from pipeline.system.errors import UserError
 from tests.conftest import ROOT
-from tools import markers, networks
+from tools import commit, markers, networks
 
 ROWS = {
     cells[0].removesuffix(" (narrower)"): cells
     for line in markers.read(ROOT / networks.PAGE, "networks").splitlines()
     if len(cells := line.strip("| ").split(" | ")) == 7 and cells[6].startswith("`")
 }
+
+
+def test_what_was_seen_of_a_network_is_kept_and_the_next_measurement_goes_on(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def row(name: str, commit: str) -> networks.Row:
+        if (name, len(asked)) == ("alexnet", 1):
+            raise UserError("other bits in shares")
+        asked.append(name)
+        return networks.Row(name, 64, 1234567, 2, 0.5, 0.25, "ab" * 32, commit)
+
+    monkeypatch.setattr(networks, "SEEN", tmp_path / "networks.json")
+    monkeypatch.setattr(networks, "PAGE", tmp_path / "networks.md")
+    monkeypatch.setattr(networks, "names", lambda: ["alexnet", "resnet18", "vgg11"])
+    monkeypatch.setattr(networks, "row", row)
+    networks.PAGE.write_text("<!-- networks: made by `make networks` -->\n<!-- /networks -->\n")
+    for made_at, words, code in (("1" * 12, ["vgg11"], 0), ("2" * 12, [], 2), ("3" * 12, [], 0)):
+        monkeypatch.setattr(commit, "measured", lambda made_at=made_at: made_at)
+        monkeypatch.setattr("sys.argv", ["networks", *words])
+        with pytest.raises(SystemExit) as ended:
+            networks.main()
+        assert ended.value.code == code
+    assert asked == ["vgg11", "resnet18", "alexnet"]
+    said, _, *table = markers.read(networks.PAGE, "networks").splitlines()
+    assert said.endswith("3 of 3 builders, at commit 111111111111, 222222222222, 333333333333.")
+    assert table[2] == "| alexnet | 64 x 64 | 1,234,567 | 2 | 5.0e-01 | 2.5e-01 | `abababababab` |"
+    monkeypatch.setattr(networks, "VERSION", "exact-4")
+    assert networks.seen() == {}, "what another version gave is not this one's"
+
+
+def test_of_sources_that_are_no_commits_nothing_is_measured(monkeypatch):
+    monkeypatch.setattr("pipeline.system.revision.describe", lambda folder: "0123456789ab-dirty")
+    with pytest.raises(SystemExit, match=r"^error: the sources are those of no commit"):
+        networks.main()
 
 
 DOZEN = (
