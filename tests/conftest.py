@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.containers import cpu_image, cuda_image, engine, make_checkout  # noqa: F401  # fixtures of several files
+
 ROOT = Path(__file__).parent.parent
 
 # Before PyTorch is imported. Most tests compute little, and two threads that wait for each other on a busy machine are many
