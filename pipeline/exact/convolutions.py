@@ -23,7 +23,7 @@ def convolution(stride: Pair, padding: Pair, dilation: Pair, groups: int, x: Ten
         return ConvolutionOfChannels(stride, padding, dilation, terms, groups)
     if not short or dilation != (1, 1) or not all(p < k for p, k in zip(padding, w[2:], strict=True)):
         return plain
-    if groups != 1:  # of a few images, or of many groups, calls take longer than copies of windows
+    if groups != 1:  # of few images, or many groups, calls take longer than copies of windows (docs/performance.md)
         by_rows = x.shape[0] >= 16 and groups <= 64
         return ConvolutionOfGroupsByRows(stride, padding, terms=terms, groups=groups) if by_rows else plain
     if stride != (1, 1):
