@@ -1,4 +1,4 @@
-"""Torchvision's networks, unchanged: a dozen are trained here, to the hash that stands on the page."""
+"""Networks that train to the hash that stands on the page: a dozen of torchvision's, and all the small ones of the usual kinds."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import re
 
 import pytest
 
-from pipeline.device import CPU
 from pipeline.machine import check
-from pipeline.params import Model
 from pipeline.system.errors import UserError
 from tests.conftest import ROOT
 from tools import commit, markers, networks
+from tools.miniatures import MINIATURES
 
 ROWS = {
     cells[0].removesuffix(" (narrower)"): cells
@@ -24,7 +23,7 @@ def test_what_was_seen_of_a_network_is_kept_and_the_next_measurement_goes_on(tmp
     asked = []
 
     def row(name: str, commit: str) -> networks.Row:
-        if (name, len(asked)) == ("alexnet", 1):
+        if (name, len(asked)) == ("alexnet", 2):
             raise UserError("other bits in shares")
         asked.append(name)
         return networks.Row(name, 64, 1234567, 2, 0.5, 0.25, "ab" * 32, commit)
@@ -32,6 +31,7 @@ def test_what_was_seen_of_a_network_is_kept_and_the_next_measurement_goes_on(tmp
     monkeypatch.setattr(networks, "SEEN", tmp_path / "networks.json")
     monkeypatch.setattr(networks, "PAGE", tmp_path / "networks.md")
     monkeypatch.setattr(networks, "names", lambda: ["alexnet", "resnet18", "vgg11"])
+    monkeypatch.setattr(networks, "MINIATURES", {"LeNet": None})
     monkeypatch.setattr(networks, "row", row)
     networks.PAGE.write_text("<!-- networks: made by `make networks` -->\n<!-- /networks -->\n")
     for made_at, words, code in (("1" * 12, ["vgg11"], 0), ("2" * 12, [], 2), ("3" * 12, [], 0)):
@@ -40,9 +40,11 @@ def test_what_was_seen_of_a_network_is_kept_and_the_next_measurement_goes_on(tmp
         with pytest.raises(SystemExit) as ended:
             networks.main()
         assert ended.value.code == code
-    assert asked == ["vgg11", "resnet18", "alexnet"]
-    said, _, *table = markers.read(networks.PAGE, "networks").splitlines()
-    assert said.endswith("3 of 3 builders, at commit 111111111111, 222222222222, 333333333333.")
+    assert asked == ["vgg11", "LeNet", "resnet18", "alexnet"]
+    said, _, title, _, *table = markers.read(networks.PAGE, "networks").splitlines()
+    assert said == "At commit 111111111111, 222222222222, 333333333333."
+    assert title.endswith("3 of 3 builders:")
+    assert "In miniature, 1 of 1 kinds:" in table
     assert table[2] == "| alexnet | 64 x 64 | 1,234,567 | 2 | 5.0e-01 | 2.5e-01 | `abababababab` |"
     monkeypatch.setattr(networks, "VERSION", "exact-4")
     assert networks.seen() == {}, "what another version gave is not this one's"
@@ -60,13 +62,12 @@ DOZEN = (
 )  # fmt: skip
 
 
-def test_the_page_has_networks_of_torchvisions_alone_each_with_its_hash():
-    assert set(DOZEN) <= set(ROWS) <= set(networks.names())
+def test_the_page_has_networks_of_torchvisions_and_every_miniature_each_with_its_hash():
+    assert {*DOZEN, *MINIATURES} <= set(ROWS) <= {*networks.names(), *MINIATURES}
     assert all(re.fullmatch("`[0-9a-f]{12}`", cells[6]) for cells in ROWS.values())
 
 
-@pytest.mark.parametrize("name", DOZEN)
-def test_a_network_of_torchvisions_trains_to_the_hash_that_the_page_names(name):
-    subject = check.Subject(Model(name=name), (3, networks.SIZE, networks.SIZE), networks.CLASSES, networks.SEED, CPU)
-    training, _ = check.trained(check.built(subject), subject)
+@pytest.mark.parametrize("name", [*MINIATURES, *DOZEN])
+def test_a_network_trains_to_the_hash_that_the_page_names(name):
+    training, _ = check.trained(*networks.built(name))
     assert ROWS[name][6] == f"`{training:.12}`"

@@ -1,4 +1,4 @@
-"""`make networks`: docs/networks.md's table of torchvision's classification networks that train exactly.
+"""`make networks`: docs/networks.md's tables of networks that train exactly: torchvision's, and small ones of the usual kinds.
 
 Each takes two training steps and an evaluation on three small images, as one share and as two. What was seen of a network is kept in
 results/networks.json: commit that, and a measurement that was interrupted goes on. `python -m tools.networks NAME...` measures some, again
@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torchvision import models as torchvision_models
 from torchvision.models import RegNet, VisionTransformer
 from torchvision.models.regnet import BlockParams
-from torchvision.ops import StochasticDepth
 
 from pipeline.comparison import markdown
 from pipeline.device import CPU
@@ -37,13 +36,14 @@ from pipeline.params import Model
 from pipeline.system import files
 from pipeline.system.errors import UserError
 from tools import commit, markers
+from tools.miniatures import MINIATURES
 from tools.results import RESULTS
 
 PAGE = Path("docs/networks.md")
 SEEN = RESULTS / "networks.json"
 CLASSES, SEED = 10, 0
 SIZE = 64
-SIZES = {"inception_v3": 96, "maxvit_t": 224, "googlenet": 96, "alexnet": 80, "vit_h_14": 56}
+SIZES = dict.fromkeys(MINIATURES, 32) | {"inception_v3": 96, "maxvit_t": 224, "googlenet": 96, "alexnet": 80, "vit_h_14": 56}
 """Of those that take no images of SIZE."""
 NARROWER: dict[str, Callable[[], nn.Module]] = {
     "vit_h_14": lambda: VisionTransformer(56, 14, 4, 16, 1280, 5120, num_classes=CLASSES),
@@ -52,6 +52,11 @@ NARROWER: dict[str, Callable[[], nn.Module]] = {
     ),
 }
 """Those whose weights take more memory than a usual machine has: the same operations with fewer layers."""
+OURS = NARROWER | MINIATURES
+"""Name -> a network that is built here."""
+
+
+HEADS = ["network", "images", "weights", "exchanges a step", "error", "float32's", "hash"]
 
 
 class Row(NamedTuple):
@@ -76,33 +81,37 @@ def names() -> list[str]:
     return list(torchvision_models.list_models(module=torchvision_models))
 
 
+def built(name: str) -> tuple[nn.Module, check.Subject]:
+    """The network with its initial weights, and what images it is for."""
+    size = SIZES.get(name, SIZE)
+    subject = check.Subject(Model(name=name), (3, size, size), CLASSES, SEED, CPU)
+    if name not in OURS:
+        return check.built(subject), subject
+    with initial_values(SEED):
+        return OURS[name](), subject
+
+
 def row(name: str, commit: str) -> Row:
     """Train and evaluate one, by the sources of that commit.
 
     Raises:
         UserError: it cannot be computed exactly, or not with the same bits in two shares or image by image.
     """
-    size = SIZES.get(name, SIZE)
-    subject = check.Subject(Model(name=name), (3, size, size), CLASSES, SEED, CPU)
-    if name in NARROWER:
-        with initial_values(SEED):
-            network = NARROWER[name]()
-    else:
-        network = check.built(subject)
+    network, subject = built(name)
     training, after = check.trained(network, subject)
     together, alone = check.evaluated(after, subject, check.IMAGES), check.evaluated(after, subject, 1)
     in_shares, exchanges = check.trained_in_shares(network, subject, 2)
     if (training, together) != (in_shares, alone):
         raise UserError(f"{name}: other bits in shares ({training:.12}, {in_shares:.12}) or alone ({together:.12}, {alone:.12})")
     weights = sum(parameter.numel() for parameter in network.parameters())
-    return Row(name, size, weights, exchanges, *errors(network, subject), training, commit)
+    return Row(name, subject.shape[1], weights, exchanges, *errors(network, subject), training, commit)
 
 
 def errors(network: nn.Module, subject: check.Subject) -> tuple[float, float]:
     """How far exact gradients, and float32's of autograd, are from float64's of autograd, without dropout: `Row.error`."""
     network.train()
     for module in network.modules():
-        if isinstance(module, nn.Dropout | StochasticDepth):
+        if hasattr(module, "p"):  # of dropout and stochastic depth
             module.p = 0.0
     images, labels = check.drawn(subject)
     _, exact = Exact().loss_and_gradients(
@@ -142,7 +151,8 @@ def main() -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     rows, failed = seen(), []
-    for name in sys.argv[1:] or [name for name in names() if name not in rows]:
+    known = [*MINIATURES, *names()]
+    for name in sys.argv[1:] or [name for name in known if name not in rows]:
         try:
             rows[name] = row(name, measured_at)
         except UserError as reason:
@@ -150,7 +160,7 @@ def main() -> None:
             print(f"{name}: {reason}", file=sys.stderr, flush=True)
         else:
             print(*rows[name], flush=True)
-            ordered = [rows[known]._asdict() for known in names() if known in rows]
+            ordered = [rows[each]._asdict() for each in known if each in rows]
             files.write_json(SEEN, {"numerics": VERSION, "torchvision": torchvision.__version__, "rows": ordered})
         gc.collect()
     markers.replace(PAGE, "networks", table(rows, failed))
@@ -158,16 +168,22 @@ def main() -> None:
 
 
 def table(rows: dict[str, Row], failed: list[str]) -> str:
-    """The page's table, in the builders' order."""
-    heads = ["network", "images", "weights", "exchanges a step", "error", "float32's", "hash"]
-    cells = [
-        [f"{r.name}{' (narrower)' * (r.name in NARROWER)}", f"{r.size} x {r.size}", f"{r.weights:,}", str(r.exchanges), f"{r.error:.1e}",
-         f"{r.float32_error:.1e}", f"`{r.fingerprint:.12}`"] for r in map(rows.get, names()) if r
-    ]  # fmt: skip
-    of = f"torchvision {torchvision.__version__}, {len(rows)} of {len(names())} builders"
+    """The page's tables, in the order of the builders and of the kinds."""
     commits = ", ".join(sorted({row.commit for row in rows.values()}))
-    said = f"{of}, at commit {commits}." + (f" Not exact: {', '.join(failed)}." if failed else "")
-    return "\n".join([said, "", *markdown.table(heads, cells)])
+    said = f"At commit {commits}." + (f" Not exact: {', '.join(failed)}." if failed else "")
+    of = {f"torchvision {torchvision.__version__}": (names(), "builders"), "In miniature": (list(MINIATURES), "kinds")}
+    parts = [said]
+    for title, (known, what) in of.items():
+        found = [rows[name] for name in known if name in rows]
+        parts += [f"{title}, {len(found)} of {len(known)} {what}:", "\n".join(markdown.table(HEADS, [_cells(row) for row in found]))]
+    return "\n\n".join(parts)
+
+
+def _cells(row: Row) -> list[str]:
+    return [
+        f"{row.name}{' (narrower)' * (row.name in NARROWER)}", f"{row.size} x {row.size}", f"{row.weights:,}", str(row.exchanges),
+        f"{row.error:.1e}", f"{row.float32_error:.1e}", f"`{row.fingerprint:.12}`",
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":
