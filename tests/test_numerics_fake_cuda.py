@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torchvision.models import MobileNetV2, VisionTransformer
 
 from networks.resnet20 import ResNet20
-from pipeline.exact import transcendental
+from pipeline.exact import hardware, transcendental
 from pipeline.exact.augmentation import Augmentation
 from pipeline.exact.engine import Exact
 from pipeline.exact.masks import Draws
@@ -99,6 +99,15 @@ def test_a_step_on_cuda_has_no_tensor_elsewhere_divides_by_tensors_alone_and_wai
     rules = traced(make, RECIPES[recipe], images)
     assert rules.broken == []
     assert rules.calls > operations
+
+
+def test_a_step_whose_products_are_taken_by_digits_breaks_no_rule_either(monkeypatch):
+    monkeypatch.setattr(hardware, "multiplies_by_digits", lambda tensor: True)
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b, int_mm=torch._int_mm: taken.append(a.device) or int_mm(a, b))
+    taken: list[torch.device] = []
+    assert traced(NETWORKS["ResNet-20"][0], RECIPES["AdamW"], 3).broken == []
+    assert len(taken) > 60
+    assert set(taken) == {CUDA}
 
 
 def first(x: Tensor) -> Tensor:

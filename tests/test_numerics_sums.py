@@ -7,9 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.exact import digits, hardware, reductions
+from pipeline.exact import digits, hardware, reductions, rows
 from pipeline.exact.convolutions import convolution
-from pipeline.exact.digits import ConvolutionOfBytes
 from pipeline.exact.draws import random_integers
 from pipeline.exact.reductions import (
     BYTE_TERMS,
@@ -18,7 +17,7 @@ from pipeline.exact.reductions import (
     ConvolutionOfChannels,
     Matmul,
 )
-from pipeline.exact.rows import ConvolutionByRows, ConvolutionByTurnedRows, ConvolutionOfGroupsByRows, in_lines
+from pipeline.exact.rows import ConvolutionByRows, ConvolutionByTurnedRows, ConvolutionOfBytes, ConvolutionOfGroupsByRows, in_lines
 from tests.chaos import Chaos
 from tests.steps import ints
 
@@ -160,15 +159,8 @@ def test_gradients_by_digits_are_exact_with_bytes_and_operands_at_their_bounds(b
     assert set(d_bias.tolist()) == {64 * 784 * value}
 
 
-@pytest.mark.parametrize("value", [2.0**19, -(2.0**19), 64.0, -64.0, 63 * (1 + 2**7) + 31 * 2.0**14, 65 * (1.0 + 2**7)])
-def test_digits_are_at_most_64_so_that_16_bits_hold_two_products_and_add_up_to_the_number(value):
-    found = digits._digits(torch.full((2,), value)).double()
-    assert found.abs().max() <= 2**6
-    assert sum(digit * 2 ** (7 * i) for i, digit in enumerate(found)).tolist() == [value] * 2
-
-
 def test_gradients_by_digits_of_one_place_are_taken_otherwise(monkeypatch):
-    monkeypatch.setattr(digits, "_digits", None)
+    monkeypatch.setattr(digits, "split", None)
     x, g = torch.full((1, 1, 3, 3), 255, dtype=torch.uint8), torch.full((1, 1, 1, 1), 2.0**19)
     d_w, d_bias = OF_BYTES.gradients(g, OF_BYTES.operand(x, torch.Size((1, 1, 3, 3))), torch.Size((1, 1, 3, 3)))
     assert (set(d_w.flatten().tolist()), d_bias.tolist()) == ({255 * 2.0**19}, [2.0**19])
@@ -176,9 +168,9 @@ def test_gradients_by_digits_of_one_place_are_taken_otherwise(monkeypatch):
 
 def test_gradients_by_digits_of_more_places_than_int32_holds_are_taken_otherwise(monkeypatch):
     x, g, w = torch.full((2, 1, 9, 9), 255, dtype=torch.uint8), torch.full((2, 1, 7, 7), 2.0**19), torch.Size((1, 1, 3, 3))
-    assert digits.TERMS * 2**7 * 2**6 < 2**31 <= (digits.TERMS + 1) * 2**7 * 2**6
-    monkeypatch.setattr(digits, "TERMS", 97)  # there are 98
-    monkeypatch.setattr(digits, "_digits", None)
+    assert rows.BYTES * 2**7 * 2**6 < 2**31 <= (rows.BYTES + 1) * 2**7 * 2**6
+    monkeypatch.setattr(rows, "BYTES", 97)  # there are 98
+    monkeypatch.setattr(digits, "split", None)
     d_w, d_bias = OF_BYTES.gradients(g, OF_BYTES.operand(x, w), w)
     assert set(d_w.flatten().tolist()) == {98 * 255 * 2.0**19}
     assert d_bias.tolist() == [98 * 2.0**19]

@@ -112,7 +112,7 @@ def errors(network: nn.Module, subject: check.Subject) -> tuple[float, float]:
     network.train()
     for module in network.modules():
         if hasattr(module, "p"):  # of dropout and stochastic depth
-            module.p = 0.0
+            module.p = 0.0  # type: ignore[assignment]
     images, labels = check.drawn(subject)
     _, exact = Exact().loss_and_gradients(
         copy.deepcopy(network), images, labels, ALONE, len(images), draws=Draws(0, torch.zeros(1, dtype=torch.int64))

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from pipeline.exact import hardware
-from pipeline.exact.digits import ConvolutionOfBytes
 from pipeline.exact.reductions import TERMS, Convolution, ConvolutionOfChannels, Pair
-from pipeline.exact.rows import ConvolutionByRows, ConvolutionByTurnedRows, ConvolutionOfGroupsByRows
+from pipeline.exact.rows import ConvolutionByRows, ConvolutionByTurnedRows, ConvolutionOfBytes, ConvolutionOfGroupsByRows
 
 
 def convolution(stride: Pair, padding: Pair, dilation: Pair, groups: int, x: Tensor, w: torch.Size, terms: int) -> Convolution:
@@ -21,6 +20,8 @@ def convolution(stride: Pair, padding: Pair, dilation: Pair, groups: int, x: Ten
     short = plain.output_terms(w) <= terms and plain.input_terms(w) <= TERMS and plain.image_terms(x.shape, w) <= terms
     if short and groups == x.shape[1] == w[0] and w[1] == 1:
         return ConvolutionOfChannels(stride, padding, dilation, terms, groups)
+    if hardware.multiplies_by_digits(x):  # two large matrices
+        return plain
     if not short or dilation != (1, 1) or not all(p < k for p, k in zip(padding, w[2:], strict=True)):
         return plain
     if groups != 1:  # of few images, or many groups, calls take longer than copies of windows (docs/performance.md)

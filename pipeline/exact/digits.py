@@ -1,7 +1,7 @@
-"""The gradients of a convolution of bytes by one product of bytes, added in int32.
+"""Products of integers by bytes: an integer of OPERAND_BITS bits and a sign is sum_k d_k * 2^(7 k) of three digits d_k, each at most 2^6.
 
-An integer of OPERAND_BITS bits and a sign is sum_k d_k * 2^(7 k) of three digits d_k, each at most 2^6; a byte counts as what it is more
-than 128. No sum reaches 2^31, so none rounds. Larger digits would not do: processors without VNNI add two products in 16 bits.
+Bytes are multiplied and added in int32, by a function that PyTorch calls private. No sum reaches 2^31, so none rounds. Larger digits would
+not do: processors without VNNI add two products in 16 bits.
 """
 
 from __future__ import annotations
@@ -9,48 +9,53 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.exact.grid import BYTE_BITS, OPERAND_BITS
-from pipeline.exact.rows import ConvolutionByRows
+from pipeline.exact.grid import OPERAND_BITS
 
 BITS, DIGITS = 7, 3
 assert BITS * DIGITS - 1 > OPERAND_BITS
-HALF = 2 ** (BYTE_BITS - 1)
-"""What a byte is taken less."""
-TERMS: int = 2 ** (31 - (BYTE_BITS - 1) - (BITS - 1)) - 1
-"""Products of a digit and a byte that int32 holds the sum of."""
+TERMS: int = 2**17
+"""Products of operands that `product` adds in int32: three of their digits have the same power of two, and 3 * 2^12 * 2^17 < 2^31."""
+STEP = 16
+"""CUDA takes more than 16 rows, and terms and columns by eights; its kernels read 16 bytes at a time."""
 
 
-class ConvolutionOfBytes(ConvolutionByRows):
-    """The same for bytes. Its gradients are of copied windows, of a byte an element, by a function that PyTorch calls private."""
-
-    def gradients(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """G [N, O, H', W'], x as `operand` gives it -> [O, I, h, w] and [O].
-
-        A row of ones beside the windows gives the sums of g: the bias gradient, and what the bytes taken less HALF leave out.
-        """
-        (channels, inputs, height, width), (n, _, rows, columns) = w_shape, g.shape
-        places = rows * columns * n
-        if not 2 <= places <= TERMS:  # of one place, strides are ambiguous, and _int_mm reads foreign memory
-            return super().gradients(g, x, w_shape)
-        pixels = x.bitwise_xor(HALF).view(torch.int8)  # [H, I, W, N]
-        windows = pixels.new_empty(width * height * inputs + 1, places)
-        sizes, (of_row, of_line) = (width, height, inputs, rows, columns * n), pixels.stride()[:2]
-        windows[:-1].view(sizes).copy_(pixels.as_strided(sizes, (n, of_row, of_line, of_row, 1)))
-        windows[-1] = 1
-        digits = _digits(g.permute(1, 2, 3, 0)).view(DIGITS * channels, places)
-        sums = torch._int_mm(windows, digits.t()).double()  # [w h I + 1, DIGITS O]
-        low, middle, high = sums.view(-1, DIGITS, channels).unbind(1)
-        d_w, d_bias = (low + middle * 2**BITS + high * 2 ** (2 * BITS)).split((len(windows) - 1, 1))
-        return (d_w + d_bias * HALF).view(width, height, inputs, channels).permute(3, 2, 1, 0), d_bias[0]
-
-
-def _digits(x: Tensor) -> Tensor:
+def split(x: Tensor) -> Tensor:
     """Integers of at most OPERAND_BITS bits and a sign, of any shape -> their digits, the lowest first, int8 [DIGITS, ...], contiguous."""
-    digits = x.new_empty((DIGITS, *x.shape), dtype=torch.int8)
+    return _into(x, x.new_empty((DIGITS, *x.shape), dtype=torch.int8))
+
+
+def _into(x: Tensor, digits: Tensor) -> Tensor:
     *lower, highest = digits.unbind()
     for digit in lower:
         above = (x * 2.0**-BITS).round_()
         digit.copy_(torch.sub(x, above, alpha=2**BITS))
         x = above
     highest.copy_(x)
+    return digits
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """A [M, K] @ b [K, P], of integers of at most OPERAND_BITS bits and a sign, in a type of floats -> int64 [M, P].
+
+    Of each TERMS terms one product of all digits of `a` with all of `b`, whose nine parts are added by their powers of two. Rows and terms
+    are filled up with zeros.
+    """
+    (rows, terms), columns = a.shape, b.shape[1]
+    sums = torch.zeros(rows, columns, dtype=torch.int64, device=a.device)
+    for first in range(0, terms, TERMS):
+        left, right = _filled(a[:, first : first + TERMS]), _filled(b[first : first + TERMS].t())
+        products = torch._int_mm(left.flatten(0, 1), right.flatten(0, 1).t())  # int32, of rows of both
+        parts = products.view(DIGITS, -1, DIGITS, right.shape[1])[:, :rows, :, :columns]
+        of_terms = torch.zeros_like(sums)
+        for power in reversed(range(2 * DIGITS - 1)):
+            same = [parts[i, :, power - i] for i in range(DIGITS) if 0 <= power - i < DIGITS]
+            of_terms = of_terms.mul_(2**BITS).add_(sum(same[1:], same[0]))
+        sums += of_terms
+    return sums
+
+
+def _filled(x: Tensor) -> Tensor:
+    """The digits of x [R, K], int8 [DIGITS, R', K'], where both are multiples of STEP."""
+    digits = x.new_zeros((DIGITS, *(max(STEP, -(-size // STEP) * STEP) for size in x.shape)), dtype=torch.int8)
+    _into(x, digits[:, : x.shape[0], : x.shape[1]])
     return digits

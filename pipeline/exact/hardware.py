@@ -37,6 +37,19 @@ def multiplies_bytes() -> bool:
     return "AuthenticAMD" in _processor() and "avx512_vnni" in _processor() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
+FAST_FLOAT64 = {(7, 0), (8, 0), (9, 0), (10, 0)}
+"""Compute capabilities of GPUs with half of float32's rate in float64: V100, A100, H100, B200. The others from 7.5 up, whose tensor cores
+multiply bytes, have 1/32 or 1/64 (NVIDIA's CUDA C++ programming guide, throughput of native arithmetic instructions)."""
+
+
+def multiplies_by_digits(tensor: torch.Tensor) -> bool:
+    """Whether products of a tensor's integers are taken by digits of a byte: on GPUs without fast float64."""
+    if not (tensor.is_cuda and torch.cuda.is_available()):
+        return False
+    capability = torch.cuda.get_device_capability(tensor.device)
+    return capability >= (7, 5) and capability not in FAST_FLOAT64
+
+
 @functools.cache
 def _processor() -> str:
     """Linux's description of the first CPU; empty elsewhere."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.exact import layout
+from pipeline.exact import digits, hardware, layout
 from pipeline.exact.grid import BYTE_BITS, FLOAT64_BITS, OPERAND_BITS
 
 TERMS: int = 2 ** (FLOAT64_BITS - 2 * OPERAND_BITS)
@@ -149,13 +149,15 @@ class Convolution:
         """G [N, O, H', W'], w [O, I / G, h, w] -> [N, I, H, W]."""
 
         def of_channels(g: Tensor, w: Tensor) -> Tensor:
-            columns = g.flatten(3).mT.double() @ w.flatten(2)  # [N, G, H' W', I / G h w]
-            sums: Tensor = F.fold(columns.mT.flatten(1, 2), x_shape[2:], w.shape[3:], self.dilation, self.padding, self.stride)
+            columns = _product(g.flatten(1, 3).double(), w.flatten(2), TERMS)  # [G, N H' W', I / G h w]
+            columns = columns.unflatten(1, (g.shape[1], g.shape[2:4].numel())).permute(1, 0, 3, 2).flatten(1, 2)
+            sums: Tensor = F.fold(columns, x_shape[2:], w.shape[3:], self.dilation, self.padding, self.stride)
             return sums
 
-        g, w = g.unflatten(1, (self.groups, -1)), w.unflatten(0, (self.groups, -1))
+        g = g.unflatten(1, (self.groups, -1)).permute(1, 0, 3, 4, 2)  # [G, N, H', W', O / G]
+        w = w.unflatten(0, (self.groups, -1))
         channels = max(1, TERMS // w.shape[3:].numel())
-        return _added([of_channels(*part) for part in zip(torch.split(g, channels, 2), torch.split(w, channels, 1), strict=True)])
+        return _added([of_channels(*part) for part in zip(torch.split(g, channels, -1), torch.split(w, channels, 1), strict=True)])
 
     def weight_gradient(self, g: Tensor, x: Operand, w_shape: torch.Size) -> Tensor:
         """G [N, O, H', W'], x as `operand` gives it -> [O, I / G, h, w]."""
@@ -216,7 +218,13 @@ class ConvolutionOfChannels(Convolution):
 
 
 def _product(a: Tensor, b: Tensor, terms: int) -> Tensor:
-    """A [..., M, K] @ b [..., K, P] in float64; where K is more than `terms`, parts of so many are added in int64."""
+    """A [..., M, K] @ b [..., K, P] in float64; where K is more than `terms`, parts of so many are added in int64.
+
+    By digits where that is faster, but for several products: each would be some calls.
+    """
+    if hardware.multiplies_by_digits(a) and a.shape[:-2].numel() == 1:
+        sums = digits.product(a.reshape(a.shape[-2:]), b.reshape(b.shape[-2:])).view(*a.shape[:-1], b.shape[-1])
+        return sums if a.shape[-1] > terms else sums.double()
     if a.shape[-1] <= terms:
         return a @ b
     return _added([x @ y for x, y in zip(torch.split(a, terms, -1), torch.split(b, terms, -2), strict=True)])

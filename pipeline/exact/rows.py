@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.exact import hardware, layout
+from pipeline.exact import digits, hardware, layout
 from pipeline.exact.grid import BYTE_BITS, OPERAND_BITS
 from pipeline.exact.reductions import Convolution, Operand, Pair
 
@@ -32,6 +32,11 @@ FEW = 16
 """Channels of a product that are few."""
 BAND_BYTES = 2**19
 """Of a band in float64, at most: what stays in a core's own cache while its products are taken."""
+
+HALF = 2 ** (BYTE_BITS - 1)
+"""What a byte is taken less."""
+BYTES: int = 2 ** (31 - (BYTE_BITS - 1) - (digits.BITS - 1)) - 1
+"""Products of a byte and a digit that int32 holds the sum of."""
 
 
 class ConvolutionByRows(Convolution):
@@ -166,6 +171,31 @@ class ConvolutionByTurnedRows(ConvolutionByRows):
         g = g.permute(2, 1, 3, 0).reshape(rows, channels, columns * n).double()  # [H', O, W' N]
         products = torch.stack([g.bmm(band) for band in bands])  # [w, H', O, h I]
         return products.sum(1).view(width, channels, height, inputs).permute(1, 3, 2, 0)
+
+
+class ConvolutionOfBytes(ConvolutionByRows):
+    """The same for bytes. Its gradients are one product of copied windows, of a byte an element, with digits of a byte (digits.py)."""
+
+    def gradients(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """G [N, O, H', W'], x as `operand` gives it -> [O, I, h, w] and [O].
+
+        A byte counts as what it is more than HALF. A row of ones beside the windows gives the sums of g: the bias gradient, and what the
+        bytes taken less HALF leave out.
+        """
+        (channels, inputs, height, width), (n, _, rows, columns) = w_shape, g.shape
+        places = rows * columns * n
+        if not 2 <= places <= BYTES:  # of one place, strides are ambiguous, and _int_mm reads foreign memory
+            return super().gradients(g, x, w_shape)
+        pixels = x.bitwise_xor(HALF).view(torch.int8)  # [H, I, W, N]
+        windows = pixels.new_empty(width * height * inputs + 1, places)
+        sizes, (of_row, of_line) = (width, height, inputs, rows, columns * n), pixels.stride()[:2]
+        windows[:-1].view(sizes).copy_(pixels.as_strided(sizes, (n, of_row, of_line, of_row, 1)))
+        windows[-1] = 1
+        of_g = digits.split(g.permute(1, 2, 3, 0)).view(digits.DIGITS * channels, places)
+        sums = torch._int_mm(windows, of_g.t()).double()  # [w h I + 1, DIGITS O]
+        low, middle, high = sums.view(-1, digits.DIGITS, channels).unbind(1)
+        d_w, d_bias = (low + middle * 2**digits.BITS + high * 2 ** (2 * digits.BITS)).split((len(windows) - 1, 1))
+        return (d_w + d_bias * HALF).view(width, height, inputs, channels).permute(3, 2, 1, 0), d_bias[0]
 
 
 def _of_group(shape: torch.Size, axis: int, groups: int) -> torch.Size:

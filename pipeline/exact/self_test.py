@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from pipeline.exact import grid, hardware, precision, transcendental
-from pipeline.exact.digits import ConvolutionOfBytes
 from pipeline.exact.errors import Imprecise
 from pipeline.exact.optimizers import SGD
 from pipeline.exact.reductions import (
@@ -22,7 +21,7 @@ from pipeline.exact.reductions import (
     ConvolutionOfChannels,
     Matmul,
 )
-from pipeline.exact.rows import ConvolutionByRows, ConvolutionByTurnedRows
+from pipeline.exact.rows import ConvolutionByRows, ConvolutionByTurnedRows, ConvolutionOfBytes
 
 _ODD = 2**grid.OPERAND_BITS - 1
 """An operand whose every bit counts: rounded to fewer bits, it is another number."""
