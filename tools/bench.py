@@ -10,6 +10,7 @@ import argparse
 import importlib.util
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ README = Path("README.md")
 
 
 def main() -> None:
-    """Measure, print the table, and write it to results/ and, where the CPU was measured, into docs/performance.md and the README."""
+    """Measure, and write the tables to results/ and, where the CPU was measured, into docs/performance.md and the README."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench")
     parser.add_argument("--device", help="where to measure, as in params.yaml; the CPU by default")
     parser.add_argument("--quick", action="store_true", help="a few rounds, to see that it works; nothing is written")
@@ -47,7 +48,6 @@ def main() -> None:
         device = devices.select(arguments.device or devices.CPU)
         measured_at = "none" if arguments.quick else commit.measured()
         table = bench(device, measured_at, arguments.quick)
-        print(table)
         if not arguments.quick:
             print(f"wrote {write(table, device)}")
     except UserError as error:
@@ -55,18 +55,22 @@ def main() -> None:
 
 
 def bench(device: torch.device, measured_at: str, quick: bool = False) -> str:
-    """Measure everything on a device; the tables as Markdown, which name the commit."""
+    """Measure everything on a device; the tables as Markdown, which name the commit. Each is printed as soon as it is there."""
     from pipeline import device as devices
     from tools import measurements
 
     devices.prepare(device)
-    tables = [
-        measurements.in_turns(device, measured_at, 3 if quick else ROUNDS, 2 if quick else TEST_ROUNDS),
-        measurements.networks(device, 2 if quick else NETWORK_ROUNDS),
-        measurements.alone(device, SIZES[:2] if quick else SIZES),
+    measured: list[Callable[[], str]] = [
+        lambda: measurements.in_turns(device, measured_at, 3 if quick else ROUNDS, 2 if quick else TEST_ROUNDS),
+        lambda: measurements.networks(device, 2 if quick else NETWORK_ROUNDS),
+        lambda: measurements.alone(device, SIZES[:2] if quick else SIZES),
     ]
     if importlib.util.find_spec("dvc"):
-        tables.append(measurements.start_ups())
+        measured.append(measurements.start_ups)
+    tables = []
+    for measure in measured:
+        tables.append(measure())
+        print(tables[-1], flush=True)
     return "\n\n".join(tables) + "\n"
 
 
