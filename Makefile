@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo repro test test-cuda test-machine-code test-arm64 check format compare results claims pictures gpu-kit networks bench scaling seeds torture properties lock image-cpu image-cuda run-cpu run-cuda
+.PHONY: help setup demo repro test test-cuda test-machine-code test-arm64 check format compare results claims pictures gpu-kit networks ways bench scaling seeds torture properties lock image-cpu image-cuda run-cpu run-cuda
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -80,6 +80,9 @@ gpu-kit: $(READY) ## put all that a machine with a GPU and no network needs into
 
 networks: $(READY) ## train each of torchvision's classification networks exactly, and make the table of docs/networks.md
 	$(BIN)/python -m tools.networks
+
+ways: $(READY) ## train six networks in every way that this machine has, and make the second table of docs/networks.md
+	$(BIN)/python -m tools.ways
 
 bench: $(READY) ## measure the tutorial's script, native and exact side by side
 	$(BIN)/python -m tools.bench

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from pipeline.machine import check
 from pipeline.system.errors import UserError
 from tests.conftest import ROOT
-from tools import commit, markers, networks
+from tools import commit, markers, networks, ways
 from tools.miniatures import MINIATURES
 
 ROWS = {
@@ -48,6 +49,17 @@ def test_what_was_seen_of_a_network_is_kept_and_the_next_measurement_goes_on(tmp
     assert table[2] == "| alexnet | 64 x 64 | 1,234,567 | 2 | 5.0e-01 | 2.5e-01 | `abababababab` |"
     monkeypatch.setattr(networks, "VERSION", "exact-4")
     assert networks.seen() == {}, "what another version gave is not this one's"
+
+
+def test_six_networks_have_one_hash_over_all_ways_and_native_has_several():
+    seen = json.loads((ROOT / ways.SEEN).read_bytes())
+    assert set(seen) == set(ways.MODELS)
+    for of in seen.values():
+        assert len({found for found, _ in of["exact"].values()}) == 1
+        assert len({way.rpartition(", ")[0] for way in of["exact"]}) >= 8
+        assert len({way.rpartition(", ")[2] for way in of["exact"]}) >= 2, "releases of PyTorch"
+        assert len({found for found, _ in of["native"].values()}) > 1
+    assert markers.read(ROOT / ways.PAGE, ways.NAME) == ways.table(seen)
 
 
 def test_of_sources_that_are_no_commits_nothing_is_measured(monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -73,6 +74,7 @@ def scaling(folder: Path, measured_at: str, rounds: int = ROUNDS) -> str:
     """
     limit = devices.cpu_limit()
     demo.lay_out(folder)
+    shutil.copytree(sources.PROJECT / "networks", folder / "networks", dirs_exist_ok=True)
     ways = [*((workers, 1) for workers in WORKERS), *((1, limit) for _ in range(limit > 1))]
     steps: dict[tuple[str, int, int, int], list[Step]] = {}
     for name, batches in CASES.items():

@@ -34,12 +34,12 @@ NETWORKS = {
 Call = Callable[[], Any]
 
 
-def random_set(train: int, test: int = 10_000) -> Dataset:
-    """Random images and labels."""
+def random_set(train: int, test: int = 10_000, size: int = 32) -> Dataset:
+    """Random images, of so many pixels a side, and labels."""
     arrays = []
     for name, count in (("train", train), ("test", test)):
-        pixels = np.resize(random_integers(f"bench/{name}", 256, 2**20).astype(np.uint8), count * 3072)
-        arrays += [pixels.reshape(-1, 3, 32, 32), (np.arange(count) % 10).astype(np.uint8)]
+        pixels = np.resize(random_integers(f"bench/{name}", 256, 2**20).astype(np.uint8), count * 3 * size * size)
+        arrays += [pixels.reshape(-1, 3, size, size), (np.arange(count) % 10).astype(np.uint8)]
     return Dataset("random", tuple("0123456789"), *arrays)
 
 
