@@ -129,7 +129,7 @@ def measure(name: str, seen: dict[str, Any], measured_at: str) -> None:
 
 def table(seen: dict[str, Any]) -> str:
     """What is kept, as Markdown: a network a row, with its one hash, how many ways gave it, and how many hashes native gave."""
-    rows, named, commits = [], {}, set()
+    rows, named, commits = [], dict[str, None](), set[str]()
     for name in MODELS:
         if name not in seen:
             continue
