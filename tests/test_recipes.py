@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import subprocess
+import sys
 import tracemalloc
 from typing import Any
 
@@ -16,6 +19,7 @@ from pipeline import numerics, params
 from pipeline.exact import augmentation, loss, optimizers, schedules, self_test, transcendental
 from pipeline.exact.augmentation import Augmentation
 from pipeline.exact.tape import Tape
+from pipeline.machine.records import OLDEST_INSTRUCTIONS
 from pipeline.params import Augment, Optimizer, Schedule, Train
 from pipeline.system.errors import UserError
 from pipeline.training import updates
@@ -23,6 +27,7 @@ from pipeline.training.trainer import Trainer
 from pipeline.workers import ALONE, Group
 from tests import goldens_recipes
 from tests import reference_recipes as reference
+from tests.conftest import ROOT
 from tests.goldens_recipes import GOLDEN, IMAGES, RECIPES, TUTORIAL
 from tests.simulated import Exchange, together
 from tests.steps import CPU, drawn_set, ints, run_steps
@@ -73,6 +78,13 @@ def test_a_recipe_resumed_after_any_step_ends_in_the_same_bits(recipe, name):
 def test_recipes_rates_and_augmentations_are_the_goldens(device, request):
     on = request.getfixturevalue("cuda") if device == "cuda" else CPU
     assert goldens_recipes.recipes(goldens_recipes.Pipeline(on)) == GOLDEN.read_text().splitlines()
+
+
+def test_recipes_are_the_goldens_with_the_oldest_instructions():
+    code = "import torch; from tests import goldens_recipes as of; print(*of.recipes(of.Pipeline(torch.device('cpu'))), sep='\\n')"
+    environment = {**os.environ, **OLDEST_INSTRUCTIONS}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == GOLDEN.read_text()
 
 
 def test_the_reference_gives_the_goldens():
