@@ -14,6 +14,12 @@ def answer(*words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     return cli.answer(list(words)), capsys.readouterr().err
 
 
+def test_no_variable_of_the_environment_takes_a_commands_place(monkeypatch, capsys):
+    monkeypatch.setattr("typer._click.utils._detect_program_name", lambda: "pipeline")
+    monkeypatch.setenv("_PIPELINE_COMPLETE", "complete_bash")  # Typer's, by which a shell asks how words go on
+    assert answer("fingerprint", "nowhere", capsys=capsys)[0] == 2
+
+
 def raising(error: BaseException):
     def load(*_: object) -> None:
         raise error

@@ -35,7 +35,7 @@ def answer(words: list[str]) -> int:
         signal.signal(number, _stop)
     try:
         _refuse_empty(words)
-        code = app(words or ["--help"], standalone_mode=False) or 0
+        code = app(words or ["--help"], standalone_mode=False, complete_var="") or 0  # no variable asks for a shell's completion
         sys.stdout.flush()
         return int(code)
     except SystemExit:  # Typer's own, where the reader of standard output has gone
