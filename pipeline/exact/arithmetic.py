@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.exact import grid, transcendental
+from pipeline.exact import blocks, grid, transcendental
 from pipeline.exact.errors import refusal
 from pipeline.exact.sums import Sums
 from pipeline.exact.tape import Gradient, Tape
@@ -164,7 +164,7 @@ def chosen(condition: Tensor, g: Tensor) -> Tensor:
 
 def in_double(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """A function of float64 for float32, rounded once."""
-    return lambda x: function(x.double()).float()
+    return lambda x: blocks.elementwise(lambda part: function(part.double()), x)
 
 
 exp = unary("exp", in_double(transcendental.exp_of_any), lambda g, x, y: g * y)

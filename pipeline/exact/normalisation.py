@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pipeline.exact import arithmetic, hardware, transcendental
+from pipeline.exact import arithmetic, blocks, hardware, transcendental
 from pipeline.exact.errors import refusal
 from pipeline.exact.tape import Gradient, Tape
 from pipeline.exact.trees import over_images, tree
@@ -96,18 +96,29 @@ def by_channel(values: Tensor, x: Tensor) -> Tensor:
 def normalised(tape: Tape, x: Tensor, axes: int, eps: float) -> Tensor:
     """(x - mean) / sqrt(var + eps) over the last `axes` axes: mean and variance by tree, in two passes."""
     x = arithmetic.floats(tape, x, "a norm")
-    dims = range(x.dim() - axes, x.dim())
-    shape = [*x.shape[: x.dim() - axes], *[1] * axes]
+    dims = range(-axes, 0)
     n = torch.full((), float(math.prod(x.shape[x.dim() - axes :])), dtype=torch.float64, device=x.device)
-    of_x = x.double()
-    from_mean = of_x - (tree(of_x, *dims) / n).view(shape)
-    inverse = 1 / transcendental.square_root((tree(from_mean * from_mean, *dims) / n) + eps).view(shape)
-    y = (from_mean * inverse).float()
+
+    def mean(x: Tensor) -> Tensor:
+        return (tree(x, *dims) / n)[(..., *[None] * axes)]
+
+    inverses: list[Tensor] = []
+
+    def of_rows(x: Tensor) -> Tensor:
+        from_mean = (of_x := x.double()) - mean(of_x)
+        inverses.append(1 / transcendental.square_root(mean(from_mean * from_mean) + eps))
+        return from_mean.mul_(inverses[-1])
+
+    rows_apart = x.dim() > axes
+    y = blocks.by_rows(of_rows, x) if rows_apart else of_rows(x).float()
+    inverse = torch.cat(inverses) if rows_apart else inverses[0]
+
+    def gradient(g: Tensor, y: Tensor, inverse: Tensor) -> Tensor:
+        of_g, of_y = g.double(), y.double()
+        return ((of_g - mean(of_g)) - of_y * mean(of_g * of_y)) * inverse
 
     def backward(g: Tensor) -> tuple[Tensor]:
-        of_g, of_y = g.double(), y.double()
-        m0, m1 = (tree(of_g, *dims) / n).view(shape), (tree(of_g * of_y, *dims) / n).view(shape)
-        return ((((of_g - m0) - of_y * m1) * inverse).float(),)
+        return (blocks.by_rows(gradient, g, y, inverse) if rows_apart else gradient(g, y, inverse).float(),)
 
     return tape.record(y, (x,), backward)
 
@@ -173,21 +184,28 @@ def _softmax(tape: Tape, x: Tensor, dim: int | None, dtype: torch.dtype | None, 
     tape.check_within_images(x, (dim,), what)
     if not x.shape[dim] and x.dim():
         raise refusal(f"{what} over no numbers", "at least one")
-    z = x.double()
-    z = z - z.amax(dim, keepdim=True)
-    e = transcendental.exp(z)
-    total = tree(e, dim).unsqueeze(dim)
-    p = e / total
     if what == "log_softmax":
+        z = x.double()
+        z = z - z.amax(dim, keepdim=True)
+        total = tree(e := transcendental.exp(z), dim).unsqueeze(dim)
+        p = e / total
         y = (z - transcendental.log(total)).float()
         return tape.record(y, (x,), lambda g: ((g.double() - p * tree(g, dim).unsqueeze(dim)).float(),))
-    y = p.float()
 
-    def backward(g: Tensor) -> tuple[Tensor]:
+    def of_rows(x: Tensor) -> Tensor:
+        z = x.double()
+        e = transcendental.exp(z - z.amax(dim, keepdim=True))
+        return e / tree(e, dim).unsqueeze(dim)
+
+    def gradient(g: Tensor, y: Tensor) -> Tensor:
         of_g, p = g.double(), y.double()
-        return (((of_g - tree(of_g * p, dim).unsqueeze(dim)) * p).float(),)
+        return (of_g - tree(of_g * p, dim).unsqueeze(dim)) * p
 
-    return tape.record(y, (x,), backward)
+    if not x.dim() or dim % x.dim() == 0:
+        y = of_rows(x).float()
+        return tape.record(y, (x,), lambda g: (gradient(g, y).float(),))
+    y = blocks.by_rows(of_rows, x)
+    return tape.record(y, (x,), lambda g: (blocks.by_rows(gradient, g, y),))
 
 
 def _dims(x: Tensor, dim: int | Sequence[int] | None) -> list[int]:
