@@ -51,6 +51,8 @@ class Drawn:
 class Others(Group):
     """Beside a worker without images there is one with some, of which a magnitude is known; its sums are left out."""
 
+    count = 2
+
     def maximum(self, magnitudes: Tensor) -> Tensor:
         return magnitudes.clamp_min(1.0)
 
@@ -343,7 +345,7 @@ def exactly(asked: Asked, activations: list[Tensor], weights: list[Tensor], g: T
     with torch.inference_mode():
         images = torch.zeros(len(activations[0]), 1)
         named = {str(i): w.detach().clone().requires_grad_() for i, w in enumerate(weights)}
-        tape = Tape(images, named, len(images), ALONE, Draws(1, torch.ones(1, dtype=torch.int64)))
+        tape = Tape(images, named, len(images), ALONE if len(images) else Others(), Draws(1, torch.ones(1, dtype=torch.int64)))
         tape.value(images).learns = True
         given = [x.clone() for x in activations]
         for i, x in enumerate(given):
@@ -353,7 +355,7 @@ def exactly(asked: Asked, activations: list[Tensor], weights: list[Tensor], g: T
             y = asked.function(*given, *named.values())
         y = tape.input(y, "a test")
         tape.walk_back([(y, torch.ones_like(y) if g is None else g)])
-        of_weights = tape.add_up(ALONE if len(images) else Others())
+        of_weights = tape.add_up()
     of_inputs = [found.get(i, torch.zeros_like(x)) for i, x in enumerate(activations)]
     return [y, *of_inputs, *(torch.zeros_like(w) if of_weights[name] is None else of_weights[name] for name, w in named.items())]
 

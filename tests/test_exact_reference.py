@@ -232,7 +232,7 @@ def of_pipeline(case: str, kind: str = "drawn", device: str = "cpu") -> Results:
             y = CASES[case][0](f := Stock(), *xs, *ws)
         y = tape.input(y, "a test")
         tape.walk_back([(y, torch.from_numpy(gradient(case, kind, tuple(y.shape))).to(device))])
-        gradients: dict[str, Any] = tape.add_up(ALONE)
+        gradients: dict[str, Any] = tape.add_up()
         gradients |= {f"x{i}": x.exact.gradient for i, x in enumerate(xs)} | dict(zip(("mean", "var"), f.statistics, strict=False))
     return {name: a.cpu().numpy() for name, a in sorted({"y": y, **gradients}.items()) if a is not None}
 

@@ -11,7 +11,6 @@ import torch
 from pipeline.exact import activations, arithmetic, grid, loss, masks, normalisation, parts, pooling, products
 from pipeline.exact.draws import random_integers
 from pipeline.exact.errors import Unsupported
-from pipeline.exact.group import ALONE
 from pipeline.exact.optimizers import SGD, Adam, AdamW
 from pipeline.exact.reductions import BYTE_TERMS, TERMS, Convolution, Matmul
 from pipeline.exact.rows import ConvolutionByRows
@@ -45,7 +44,7 @@ def test_what_is_0_on_the_least_grid_is_0_in_every_form(form):
             weight = parts.get(tape, weight, torch.tensor([0, 1, 1]))
         y = arithmetic.multiply(tape, x, weight)
         tape.walk_back([(y, torch.full_like(y, TINY))])
-        assert tape.add_up(ALONE)["w"].flatten().tolist() == [0.0] * 3
+        assert tape.add_up()["w"].flatten().tolist() == [0.0] * 3
 
 
 @pytest.mark.parametrize(("halves", "units"), [(1, 0), (3, 2), (5, 2), (7, 4)])

@@ -14,6 +14,8 @@ from tests.steps import trainer
 class Recorded(Group):
     """A worker of several that computes alone: first it notes what it gives, then it takes what all have given."""
 
+    count = 2
+
     def __init__(self, maximum: Tensor | None = None, total: Tensor | None = None) -> None:
         self.answers, self.given = {"maximum": maximum, "total": total}, {}
         self.exchanges: list[str] = []

@@ -363,7 +363,7 @@ def test_the_smoothed_loss_is_cross_entropys_and_its_gradient_autograds(smoothin
     wanted.backward()
     tape = Tape(logits, {}, 33)
     mean, gradient = loss.cross_entropy(tape, logits, labels, smoothing)
-    tape.add_up(ALONE)
+    tape.add_up()
     assert float(mean.value) == pytest.approx(wanted.item(), rel=1e-9)
     assert of_pytorch.grad is not None
     assert float((gradient - of_pytorch.grad).abs().amax()) < 1e-8

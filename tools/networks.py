@@ -21,7 +21,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torchvision import models as torchvision_models
-from torchvision.models import RegNet, VisionTransformer
+from torchvision.models import ConvNeXt, RegNet, VisionTransformer
+from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.regnet import BlockParams
 
 from pipeline.comparison import markdown
@@ -46,7 +47,13 @@ SIZE = 64
 SIZES = dict.fromkeys(MINIATURES, 32) | {"inception_v3": 96, "maxvit_t": 224, "googlenet": 96, "alexnet": 80, "vit_h_14": 56}
 """Of those that take no images of SIZE."""
 NARROWER: dict[str, Callable[[], nn.Module]] = {
+    "convnext_large": lambda: ConvNeXt(
+        [CNBlockConfig(192, 384, 1), CNBlockConfig(384, 768, 1), CNBlockConfig(768, 1536, 2), CNBlockConfig(1536, None, 1)],
+        num_classes=CLASSES,
+    ),
     "vit_h_14": lambda: VisionTransformer(56, 14, 4, 16, 1280, 5120, num_classes=CLASSES),
+    "vit_l_16": lambda: VisionTransformer(SIZE, 16, 4, 16, 1024, 4096, num_classes=CLASSES),
+    "vit_l_32": lambda: VisionTransformer(SIZE, 32, 4, 16, 1024, 4096, num_classes=CLASSES),
     "regnet_y_128gf": lambda: RegNet(
         BlockParams.from_init_params(depth=4, w_0=456, w_a=160.83, w_m=2.52, group_width=264, se_ratio=0.25), num_classes=CLASSES
     ),

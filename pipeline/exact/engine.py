@@ -70,7 +70,7 @@ class Exact:
                 for number, logits in enumerate(_heads(tape, given))
             ]
             tape.walk_back([(logits, gradient) for logits, _, gradient in found])
-            gradients = tape.add_up(group)
+            gradients = tape.add_up()
             (_, mean, _), *beside = found
             value = mean.value
             for _, other, _ in beside:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.exact import blocks
 from pipeline.exact.transcendental import square_root
 
 SNAP = 2.0**-64
@@ -44,7 +45,11 @@ class _Optimizer(torch.optim.Optimizer):
     def _initial(self, parameter: Tensor) -> dict[str, Tensor]:
         raise NotImplementedError
 
+    def _advance(self, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        """What changes once a step, before the weights do."""
+
     def _update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        """The step of some weights: each depends on its own gradient and state alone."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -59,8 +64,20 @@ class _Optimizer(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     if not self.state[parameter]:  # added later, by add_param_group
                         self.state[parameter].update(self._initial(parameter))
-                    self._update(parameter, parameter.grad, self.state[parameter], group)
+                    self._advance(self.state[parameter], group)
+                    self._in_blocks(parameter, parameter.grad, self.state[parameter], group)
         return loss
+
+    def _in_blocks(self, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        """`_update`, so many weights at a time as stay in a CPU's caches."""
+        given = {"parameter": parameter, "gradient": gradient, **state, **{k: v for k, v in group.items() if isinstance(v, Tensor)}}
+        whole = {name: tensor for name, tensor in given.items() if tensor.shape == parameter.shape}
+        if not blocks.are_worth_it(parameter) or not all(each.is_contiguous() for each in whole.values()):
+            self._update(parameter, gradient, state, group)
+            return
+        for parts in zip(*(each.view(-1).split(blocks.BLOCK) for each in whole.values()), strict=True):
+            some = dict(zip(whole, parts, strict=True))
+            self._update(some["parameter"], some["gradient"], {**state, **some}, {**group, **some})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch.optim's, which rounds every float of a state to the parameter's type: powers of beta stay float64."""
@@ -136,6 +153,10 @@ class Adam(_Optimizer):
         """The weights and the gradient to go on with."""
         return parameter, _with_decay(gradient, parameter, weight_decay)
 
+    def _advance(self, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        for power, beta in zip(state[_POWERS].unbind(), group["betas"], strict=True):
+            power.mul_(torch.full_like(power, beta))
+
     def _update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
         first, second, powers = state["exp_avg"], state["exp_avg_sq"], state[_POWERS]
@@ -145,8 +166,6 @@ class Adam(_Optimizer):
         first.copy_(F.hardshrink(first, SNAP))
         torch.add(second * _number(beta2, parameter), (gradient * gradient) * _number(1 - beta2, parameter), out=second)
         second.copy_(F.hardshrink(second, SNAP_SQUARES))
-        for power, beta in zip(powers.unbind(), (beta1, beta2), strict=True):
-            power.mul_(torch.full_like(power, beta))
         corrections = torch.ones_like(powers) - powers  # float64 [2]
         step_size = (rate.double() / corrections[0]).to(parameter.dtype)
         denominator = square_root(second) / square_root(corrections[1].to(parameter.dtype)) + _number(group["eps"], parameter)

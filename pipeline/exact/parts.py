@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.exact import arithmetic, grid
+from pipeline.exact import arithmetic, grid, layout
 from pipeline.exact.errors import refusal
 from pipeline.exact.sums import Sums
 from pipeline.exact.tape import Gradient, Tape
@@ -18,7 +18,7 @@ def joined(tape: Tape, tensors: Sequence[Tensor], dim: int = 0, axis: int | None
     """The exact form of torch.cat."""
     dim = dim if axis is None else axis
     tensors = [arithmetic.floats(tape, x, "cat") for x in tensors]
-    y = torch.cat(tensors, dim)
+    y = layout.cat(tensors, dim)
     for x in tensors:
         tape.check_within_images(x, (dim,), "cat")
     return tape.record(y, tensors, lambda g: list(g.split([x.shape[dim] for x in tensors], dim)))

@@ -7,10 +7,9 @@ from functools import reduce
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.exact import arithmetic, normalisation, tiles
+from pipeline.exact import arithmetic, layout, normalisation, tiles
 from pipeline.exact.activations import Rectified, rectified
 from pipeline.exact.arguments import pair
 from pipeline.exact.errors import refusal
@@ -91,7 +90,7 @@ class _Windows:
     def padded(self, x: Tensor, value: float) -> Tensor:
         """X with what the windows reach beyond it."""
         around = (self.padding[1], self.beyond[1], self.padding[0], self.beyond[0])
-        return F.pad(x, around, value=value) if any(around) else x
+        return layout.pad(x, around, value) if any(around) else x
 
     def cut(self, x: Tensor) -> Tensor:
         """What `padded` added, taken off."""

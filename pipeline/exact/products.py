@@ -103,7 +103,7 @@ class WeightedSum:
         if len(self.parts) < 2:
             self.parts = [None]
         self.w_grid = grid.of_tensor(weight)
-        self.w = grid.place(weight, self.w_grid.scale).double()
+        self.w = operation.weight(grid.place(weight, self.w_grid.scale))
         self.x_grid = None if x.dtype == torch.uint8 else grid.choose(_an_image(grid.image_magnitudes(x), x))  # bytes are integers already
         self.operands: list[Operand] = []
 

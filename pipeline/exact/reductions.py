@@ -8,6 +8,7 @@ Every operation takes its input in two steps: `operand` arranges it once, and th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,10 @@ class Matmul:
     def image_terms(self, x: torch.Size, w: torch.Size) -> int:
         """Products of one image in a sum of `weight_gradient`."""
         return 1
+
+    def weight(self, w: Tensor) -> Tensor:
+        """W [O, I] as float64."""
+        return w.double()
 
     def operand(self, x: Tensor, w: torch.Size) -> Tensor:
         """X [N, I] as float64."""
@@ -128,9 +133,13 @@ class Convolution:
         height, width = ((x[2 + i] + 2 * self.padding[i] - reach[i]) // self.stride[i] + 1 for i in (0, 1))
         return height, width
 
+    def weight(self, w: Tensor) -> Tensor:
+        """W [O, I / G, h, w] as float64."""
+        return w.double()
+
     def operand(self, x: Tensor, w: torch.Size) -> Operand:
         """X [N, I, H, W] -> the windows of each group, float64 [G, N, H', W', I / G h w]."""
-        x = F.pad(x.double(), (self.padding[1],) * 2 + (self.padding[0],) * 2)
+        x = layout.pad(x.double(), (self.padding[1],) * 2 + (self.padding[0],) * 2)
         reach = [self.dilation[i] * (w[2 + i] - 1) + 1 for i in (0, 1)]
         windows = x.unfold(2, reach[0], self.stride[0]).unfold(3, reach[1], self.stride[1])[..., :: self.dilation[0], :: self.dilation[1]]
         of_groups: Tensor = windows.unflatten(1, (self.groups, w[1])).permute(1, 0, 3, 4, 2, 5, 6)
@@ -178,10 +187,12 @@ class ConvolutionOfChannels(Convolution):
     """The same where every channel is a group of its own: a multiplication and an addition a place of the kernel, without windows."""
 
     def operand(self, x: Tensor, w: torch.Size) -> Tensor:
-        """X [N, I, H, W] -> padded, float64, the batch where it lies in memory."""
-        return F.pad(x.double(), (self.padding[1],) * 2 + (self.padding[0],) * 2)
+        """X [N, I, H, W] -> padded, float64, the batch innermost in memory."""
+        (top, left), like = self.padding, x.new_empty(0, dtype=torch.float64)
+        of_batch = layout.empty(x.shape, layout.batch_innermost(x), like).copy_(x)
+        return layout.pad(of_batch, (left, left, top, top)) if top or left else of_batch
 
-    def _at(self, x: Tensor, w: torch.Size, places: Pair) -> list[tuple[int, int, Tensor]]:
+    def _at(self, x: Tensor, w: torch.Size, places: Sequence[int]) -> list[tuple[int, int, Tensor]]:
         """What each place of the kernel meets in padded x, views [N, C, H', W']."""
         return [
             (i, j, x[:, :, i * self.dilation[0] :: self.stride[0], j * self.dilation[1] :: self.stride[1]][:, :, : places[0], : places[1]])
@@ -194,27 +205,32 @@ class ConvolutionOfChannels(Convolution):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """X as `operand` gives it, w [C, 1, h, w] -> [N, C, H', W']."""
-        y: Tensor | None = None
-        for i, j, part in self._at(x, w.shape, self._out(x, w.shape)):
-            product = part * w[:, :, i, j].unsqueeze(2)
-            y = product if y is None else y.add_(product)
-        assert y is not None
+        places = self._out(x, w.shape)
+        y = layout.empty((*x.shape[:2], *places), layout.order(x), w)
+        for some in hardware.channels_at_once(x):
+            of_some = y[:, some]
+            for number, (i, j, part) in enumerate(self._at(x[:, some], w.shape, places)):
+                factor = w[some, :, i, j].unsqueeze(2)
+                of_some = of_some.add_(part * factor) if number else torch.mul(part, factor, out=of_some)
         return y
 
     def input_gradient(self, g: Tensor, w: Tensor, x_shape: torch.Size) -> Tensor:
         """G [N, C, H', W'], w [C, 1, h, w] -> [N, C, H, W]."""
         height, width = x_shape[2] + 2 * self.padding[0], x_shape[3] + 2 * self.padding[1]
         d_x = layout.empty((g.shape[0], g.shape[1], height, width), layout.order(g), w).zero_()
-        g = g.double()
-        for i, j, part in self._at(d_x, w.shape, (g.shape[2], g.shape[3])):
-            part.add_(g * w[:, :, i, j].unsqueeze(2))
+        for some in hardware.channels_at_once(g):
+            of_some = g[:, some].double()
+            for i, j, part in self._at(d_x[:, some], w.shape, (g.shape[2], g.shape[3])):
+                part.add_(of_some * w[some, :, i, j].unsqueeze(2))
         return d_x[:, :, self.padding[0] : height - self.padding[0], self.padding[1] : width - self.padding[1]]
 
     def weight_gradient(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
         """G [N, C, H', W'], x as `operand` gives it -> [C, 1, h, w]."""
-        g = g.double()
-        sums = [(part * g).sum((0, 2, 3)) for _, _, part in self._at(x, w_shape, (g.shape[2], g.shape[3]))]
-        return torch.stack(sums, 1).view(w_shape)
+        sums = []
+        for some in hardware.channels_at_once(g):
+            of_some = g[:, some].double()
+            sums.append(torch.stack([(part * of_some).sum((0, 2, 3)) for _, _, part in self._at(x[:, some], w_shape, g.shape[2:])], 1))
+        return torch.cat(sums).view(w_shape)
 
 
 def _product(a: Tensor, b: Tensor, terms: int) -> Tensor:

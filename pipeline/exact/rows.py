@@ -32,6 +32,8 @@ FEW = 16
 """Channels of a product that are few."""
 BAND_BYTES = 2**19
 """Of a band in float64, at most: what stays in a core's own cache while its products are taken."""
+COLUMNS = 256
+"""Of a product, at least, where the batch has them: each reads all weights."""
 
 HALF = 2 ** (BYTE_BITS - 1)
 """What a byte is taken less."""
@@ -45,7 +47,12 @@ class ConvolutionByRows(Convolution):
     def images_at_once(self, x: torch.Size, w: torch.Size) -> int:
         """As the base's."""
         of_an_image = 8 * x[1] * w[2] * (x[3] + 2 * self.padding[1])
-        return max(16, min(128, 1 << (BAND_BYTES // of_an_image).bit_length() - 1)) if of_an_image <= BAND_BYTES else 16
+        fit = min(128, 1 << (BAND_BYTES // of_an_image).bit_length() - 1) if of_an_image <= BAND_BYTES else 0
+        return max(16, fit, COLUMNS // max(1, self.places(x, w)[1]))
+
+    def weight(self, w: Tensor) -> Tensor:
+        """W [O, I, h, w] as float64, in the order of memory that `_products` wants."""
+        return layout.empty(w.shape, (3, 0, 2, 1), w.new_empty(0, dtype=torch.float64)).copy_(w)
 
     def operand(self, x: Tensor, w: torch.Size) -> Tensor:
         """X [N, I, H, W] -> its rows [H, I, W, N], padded, in lines, float64; bytes are put in order and stay bytes."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.exact import arithmetic
+from pipeline.exact import arithmetic, layout
 from pipeline.exact.arguments import sizes
 from pipeline.exact.arithmetic import SpreadWeight
 from pipeline.exact.errors import refusal
@@ -192,7 +192,7 @@ def pad(tape: Tape, x: Tensor, pad: Sequence[int], mode: str = "constant", value
     for i in range(len(pad) // 2):
         dim = x.dim() - 1 - i
         inside[dim] = slice(pad[2 * i], pad[2 * i] + x.shape[dim])
-    return tape.record(F.pad(x, list(pad), value=value or 0.0), (x,), lambda g: (g[tuple(inside)],))
+    return tape.record(layout.pad(x, pad, value or 0.0), (x,), lambda g: (g[tuple(inside)],))
 
 
 def expand(tape: Tape, x: Tensor, *given: Any, size: Any = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Sums over the batch: they wait until all are known, and one maximum and one sum over the workers serve them all."""
+"""Sums over the batch: of several workers they wait until all are known, and one maximum and one sum over the workers serve them all."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ def added_up(waiting: Sequence[Sums], group: Group) -> list[Sequence[Tensor]]:
     scales, units = torch.split(chosen.scale, sizes), torch.split(chosen.unit, sizes)
     dtype = torch.float64 if all(each.fit_float64 for each in waiting) else torch.int64
     mine = [each.integers(scale) for each, scale in zip(waiting, scales, strict=True)]
+    if group.count == 1:  # nothing to send: no copy of them all
+        return [each.round(of, unit) for each, of, unit in zip(waiting, mine, units, strict=True)]
     total = group.total(torch.cat([part.flatten().to(dtype) for part in mine]))
     totals = torch.split(total, [part.numel() for part in mine])
     return [one.round(of.view(part.shape), unit) for one, part, of, unit in zip(waiting, mine, totals, units, strict=True)]

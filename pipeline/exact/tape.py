@@ -1,8 +1,8 @@
 """A record of one pass through a network: what was computed, in order, so that gradients can be walked back.
 
 Three kinds of tensors pass: what is made of the images, what is made of weights alone, and constants. A tensor carries what the tape
-knows of it (`Value`). Sums over the batch (gradients of weights, the mean loss) wait until the walk is through: then one maximum and one
-sum over the workers serve them all, and what was computed of weights alone is walked back, by every worker alike.
+knows of it (`Value`). Of several workers, sums over the batch (gradients of weights, the mean loss) wait until the walk is through: then
+one maximum and one sum over the workers serve them all. At last what was computed of weights alone is walked back, by every worker alike.
 """
 
 from __future__ import annotations
@@ -239,30 +239,26 @@ class Tape:
             g, output.gradient = output.gradient, None
             if g is None:
                 continue  # it took no part
-            found: dict[int, tuple[Sums, list[Value | None]]] = {}
+            found: dict[int, tuple[Sums | Tensor, list[Value | None]]] = {}
             for value, given in zip(inputs, backward(g), strict=True):
                 if given is None:
                     continue
-                if not isinstance(given, Tensor):
+                if not isinstance(given, Tensor) or (output.of_images and value is not None and value.learns and not value.of_images):
                     found.setdefault(id(given), (given, []))[1].append(value)
                 elif value is not None and value.learns:
-                    if output.of_images and not value.of_images:
-                        self._waiting.append((given, [value]))
-                    else:
-                        _add(value, given)
-            if output.of_images:
+                    _add(value, given)
+            if output.of_images and self.group.count > 1:
                 self._waiting += found.values()
             else:
-                for sums, values in found.values():
-                    _resolve([(sums, values)], ALONE)
+                _resolve(list(found.values()), ALONE)
 
-    def add_up(self, group: Group) -> dict[str, Tensor | None]:
+    def add_up(self) -> dict[str, Tensor | None]:
         """Compute the sums that wait, over all workers of the group: one maximum, one sum. Then walk back what is of weights alone.
 
         Gives the gradients of the weights, by name; None for one that takes no part in the loss.
         """
         waiting, self._waiting = self._waiting, []
-        _resolve(waiting, group)
+        _resolve(waiting, self.group)
         self._walk(self._over_weights)
         return {value.name: value.gradient for value in self._weights.values()}
 
@@ -280,7 +276,7 @@ def _resolve(waiting: list[tuple[Sums | Tensor, list[Value | None]]], group: Gro
     """Exchange the sums that wait and give their values the gradients, in their order."""
     rounded = iter(added_up([each for each, _ in waiting if not isinstance(each, Tensor)], group))
     for each, values in waiting:
-        gradients = [each] if isinstance(each, Tensor) else next(rounded)
+        gradients = [each] * len(values) if isinstance(each, Tensor) else next(rounded)
         for value, gradient in zip(values, gradients, strict=False):
             if value is not None and value.learns:
                 _add(value, gradient)

@@ -19,7 +19,7 @@ from pipeline import device as devices
 from pipeline.exact import VERSION
 from pipeline.exact.draws import random_integers
 from pipeline.exact.engine import Exact
-from pipeline.exact.group import ALONE, Group
+from pipeline.exact.group import ALONE
 from pipeline.exact.initialisation import initialise
 from pipeline.exact.later import Later
 from pipeline.exact.optimizers import SGD
@@ -76,9 +76,9 @@ class NotingTape(Tape):
             self._note("backward, loss, gradient of the logits", gradient)
         super().walk_back(gradients)
 
-    def add_up(self, group: Group) -> dict[str, Tensor | None]:
+    def add_up(self) -> dict[str, Tensor | None]:
         """Note the gradients of the weights."""
-        gradients = super().add_up(group)
+        gradients = super().add_up()
         for name, gradient in gradients.items():
             if gradient is not None:
                 self._note(f"backward, {name}, gradient", gradient)
