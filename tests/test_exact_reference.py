@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pipeline.exact import blocks
 from pipeline.exact.draws import random_integers
 from pipeline.exact.engine import Exact
 from pipeline.exact.group import ALONE
@@ -284,6 +285,11 @@ def lines(of: Callable[[str], Results]) -> list[str]:
 @pytest.mark.parametrize("of", [of_pipeline, of_reference])
 def test_both_give_the_goldens_of_the_forms(of):
     assert first_difference(lines(of), GOLDEN.read_text().splitlines()) is None
+
+
+def test_forms_that_are_computed_in_small_parts_give_the_goldens(monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK", 2)
+    assert first_difference(lines(of_pipeline), GOLDEN.read_text().splitlines()) is None
 
 
 @pytest.mark.cuda
