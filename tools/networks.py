@@ -118,7 +118,7 @@ def errors(network: nn.Module, subject: check.Subject) -> tuple[float, float]:
     """How far exact gradients, and float32's of autograd, are from float64's of autograd, without dropout: `Row.error`."""
     network.train()
     for module in network.modules():
-        if hasattr(module, "p"):  # of dropout and stochastic depth
+        if isinstance(getattr(module, "p", None), float):  # of dropout and stochastic depth
             module.p = 0.0  # type: ignore[assignment]
     images, labels = check.drawn(subject)
     _, exact = Exact().loss_and_gradients(
