@@ -75,7 +75,7 @@ def ways() -> list[Way]:
         Way("the oldest instructions", settings=OLDEST_INSTRUCTIONS),
         *([Way("AVX2", settings={"ATEN_CPU_CAPABILITY": "avx2"})] if has_newer else []),
         *(Way(f"{workers} workers", workers=workers) for workers in (2, 3, 5)),
-        Way("torchrun, 2 processes", command=(*TORCHRUN, *TRAIN[1:])),
+        Way("2 processes of torchrun", command=(*TORCHRUN, *TRAIN[1:])),
         Way("killed and resumed", killed=True),
     ]
 
