@@ -67,14 +67,11 @@ def trained_fingerprint(name: str = "exact", steps: int = 8, **arguments: Any) -
 
 def network_fingerprint() -> str:
     """ResNet-20's after two steps on three images: a hash of losses, weights and buffers."""
-    from networks.resnet20 import ResNet20
-    from pipeline.exact.initialisation import initial_values
     from pipeline.machine import check
     from pipeline.params import Model
 
-    with initial_values(0):
-        network = ResNet20()
-    return check.trained(network, check.Subject(Model(name="networks/resnet20.py:ResNet20"), (3, 32, 32), 10, 0, "cpu"))[0]
+    subject = check.Subject(Model(name="networks/resnet20.py:ResNet20"), (3, 32, 32), 10, 0, "cpu")
+    return check.trained(check.built(subject), subject)[0]
 
 
 if __name__ == "__main__":

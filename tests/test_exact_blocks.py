@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.exact import blocks, layout, optimizers
-from pipeline.exact.reductions import Convolution, ConvolutionOfChannels
 from tests import goldens_recipes
 from tests.goldens import CASES, Pipeline, first_difference, golden
 from tests.steps import CPU, ints
@@ -120,18 +119,3 @@ def test_what_cannot_be_joined_is_refused_in_pytorchs_words(tensors, dim):
     with pytest.raises(type(wanted.value)) as said:
         layout.cat(tensors, dim)
     assert str(said.value) == str(wanted.value)
-
-
-@pytest.mark.parametrize("lies", ["as usual", "the batch innermost"])
-@pytest.mark.parametrize(("stride", "padding"), [((1, 1), (1, 1)), ((2, 1), (0, 2)), ((1, 2), (0, 0))])
-def test_windows_a_channel_are_the_plain_convolutions_some_channels_at_a_time(lies, stride, padding, monkeypatch):
-    monkeypatch.setattr("pipeline.exact.hardware.CACHED", 100)  # a channel or two of three images
-    x = (IN_MEMORY[lies]() * 2**19).round()
-    w = ints("w", 19, 4, 1, 3, 2)
-    plain, fast = (kind(stride, padding, groups=4) for kind in (Convolution, ConvolutionOfChannels))
-    of_plain, of_fast = plain.operand(x, w.shape), fast.operand(x, w.shape)
-    y = plain.forward(of_plain, w)
-    assert torch.equal(fast.forward(of_fast, w), y)
-    g = ints("g", 16, *y.shape)
-    assert torch.equal(fast.input_gradient(g, w, x.shape), plain.input_gradient(g, w, x.shape))
-    assert torch.equal(fast.weight_gradient(g, of_fast, w.shape), plain.weight_gradient(g, of_plain, w.shape))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
@@ -52,7 +51,7 @@ def test_what_was_seen_of_a_network_is_kept_and_the_next_measurement_goes_on(tmp
 
 
 def test_six_networks_have_one_hash_over_all_ways_and_native_has_several():
-    seen = json.loads((ROOT / ways.SEEN).read_bytes())
+    seen = ways.seen()
     assert list(seen) == list(ways.MODELS)
     for of in seen.values():
         assert len({found for found, _ in of["exact"].values()}) == 1

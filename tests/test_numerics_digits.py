@@ -12,7 +12,7 @@ from pipeline.exact import digits, hardware, self_test
 from pipeline.exact.convolutions import convolution
 from pipeline.exact.errors import Imprecise
 from pipeline.exact.reductions import BYTE_TERMS, TERMS, Convolution, ConvolutionOfChannels, Matmul
-from pipeline.exact.rows import ConvolutionByRows
+from pipeline.exact.rows import ConvolutionByRows, ConvolutionOfGroupsByRows
 from pipeline.machine import check
 from tests.goldens import CASES, Pipeline, first_difference, golden
 from tests.steps import ints
@@ -124,6 +124,7 @@ def test_two_large_matrices_are_what_digits_are_good_for(by_digits):
     x, w, once = torch.zeros(32, 4, 9, 9), torch.Size((4, 4, 3, 3)), ((1, 1), (1, 1), (1, 1))
     assert type(convolution(*once, 1, x, w, TERMS)) is Convolution
     assert type(convolution(*once, 1, x.byte(), w, BYTE_TERMS)) is Convolution
+    assert type(convolution(*once, 2, x, torch.Size((4, 2, 3, 3)), TERMS)) is ConvolutionOfGroupsByRows
     assert type(convolution(*once, 4, x, torch.Size((4, 1, 3, 3)), TERMS)) is ConvolutionOfChannels
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.exact import digits, hardware, reductions, rows
+from pipeline.exact import digits, hardware, layout, reductions, rows
 from pipeline.exact.convolutions import convolution
 from pipeline.exact.draws import random_integers
 from pipeline.exact.reductions import (
@@ -92,6 +92,17 @@ def test_the_fast_convolution_gives_the_same_sums_in_float32_where_that_holds_th
     assert torch.equal(FAST.weight_gradient(g.float(), rows, w.shape).double(), PLAIN.weight_gradient(g, plain, w.shape))
 
 
+def assert_same_sums(plain: Convolution, fast: Convolution, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """Outputs and both gradients of a fast form are the plain one's; the gradient that they were asked for."""
+    of_plain, of_fast = plain.operand(x, w.shape), fast.operand(x, w.shape)
+    y = plain.forward(of_plain, w)
+    assert torch.equal(fast.forward(of_fast, w), y)
+    g = ints("g", 16, *y.shape)
+    assert torch.equal(fast.input_gradient(g, w, x.shape), plain.input_gradient(g, w, x.shape))
+    assert torch.equal(fast.weight_gradient(g, of_fast, w.shape), plain.weight_gradient(g, of_plain, w.shape))
+    return g
+
+
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("channels", [2, 17])  # of a group: few, and not
 @pytest.mark.parametrize(("stride", "padding", "kernel", "size"), [
@@ -106,16 +117,19 @@ def test_convolution_by_rows_gives_the_sums_of_the_plain_one_for_any_stride_and_
     plain = Convolution(stride, padding, groups=groups)
     rows = ConvolutionByRows(stride, padding) if groups == 1 else ConvolutionOfGroupsByRows(stride, padding, groups=groups)
     x, w = ints("x", 19, 3, groups * channels, *size), ints("w", 19, 5 * groups, channels, *kernel)
-    of_plain, of_rows = plain.operand(x, w.shape), rows.operand(x, w.shape)
-    y = plain.forward(of_plain, w)
-    assert torch.equal(rows.forward(of_rows, w), y)
-    g = ints("g", 16, *y.shape)
-    assert torch.equal(rows.input_gradient(g, w, x.shape), plain.input_gradient(g, w, x.shape))
-    assert torch.equal(rows.weight_gradient(g, of_rows, w.shape), plain.weight_gradient(g, of_plain, w.shape))
+    g = assert_same_sums(plain, rows, x, w)
     pixels = torch.from_numpy(random_integers("bytes", 256, x.numel()).astype(np.uint8)).view(x.shape)
     of_plain, of_rows = plain.operand(pixels, w.shape), rows.operand(pixels, w.shape)
     assert torch.equal(rows.forward_bytes(of_rows, w).float(), plain.forward_bytes(of_plain, w).float())
     assert torch.equal(rows.weight_gradient(g, of_rows, w.shape), plain.weight_gradient(g, of_plain, w.shape))
+
+
+@pytest.mark.parametrize("lies", [(0, 1, 2, 3), (2, 1, 3, 0)])  # the axes in memory
+@pytest.mark.parametrize(("stride", "padding"), [((1, 1), (1, 1)), ((2, 1), (0, 2)), ((1, 2), (0, 0))])
+def test_windows_a_channel_give_the_sums_of_the_plain_one_some_channels_at_a_time(lies, stride, padding, monkeypatch):
+    monkeypatch.setattr(hardware, "CACHED", 100)  # a channel or two of three images
+    x = layout.empty((3, 4, 5, 6), lies, torch.empty(0, dtype=torch.float64)).copy_(ints("x", 19, 3, 4, 5, 6))
+    assert_same_sums(Convolution(stride, padding, groups=4), ConvolutionOfChannels(stride, padding, groups=4), x, ints("w", 19, 4, 1, 3, 2))
 
 
 @pytest.mark.parametrize("operation", [PLAIN, Convolution((2, 1), (1, 2), (1, 2)), Convolution((3, 3))])

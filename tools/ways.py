@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +31,6 @@ from pipeline.runs import outputs
 from pipeline.runs.outputs import OUTPUTS
 from pipeline.system import files, tensors
 from pipeline.system.errors import UserError, printable
-from pipeline.training.checkpoint import UNFINISHED
 from tools import commit, markers
 from tools.results import RESULTS
 from tools.variants import random_set
@@ -50,7 +48,7 @@ MODELS = {
     "ViT, 4 x 128": Model(name="networks/vit.py:ViT", arguments={"width": 128, "layers": 4, "patch": 8}),
     "swin_t": Model(name="swin_t"),
 }
-TRAIN = [sys.executable, "-m", "pipeline", "train"]
+TRAIN = [*demo.PIPELINE, "train"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--local-addr=127.0.0.1"]
 
 
@@ -87,22 +85,13 @@ def fingerprint(folder: Path, way: Way) -> str:
         shutil.copytree(folder, own, dirs_exist_ok=True)
         settings = msgspec.to_builtins(params.load(own / params.PARAMS)) | {"workers": way.workers}
         files.write_text(own / params.PARAMS, params.dump(settings))
-        environment = {**os.environ, "OMP_NUM_THREADS": str(way.threads), "PYTHONPATH": str(sources.PROJECT), **way.settings}
+        environment = {"OMP_NUM_THREADS": str(way.threads), "PYTHONPATH": str(sources.PROJECT), **way.settings}
         if way.killed:
-            _killed([*way.command, "--checkpoint-seconds", "0"], own, environment)
-        done = subprocess.run(way.command, cwd=own, env=environment, capture_output=True, text=True)
+            demo.begin(own, environment, signal.SIGKILL)
+        done = subprocess.run(way.command, cwd=own, env={**os.environ, **environment}, capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"{way.name}: {(done.stderr.strip().splitlines() or ['it failed'])[-1]}")
         return tensors.fingerprint(outputs.read_weights(own / OUTPUTS))
-
-
-def _killed(command: list[str], folder: Path, environment: dict[str, str]) -> None:
-    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as begun:
-        while begun.poll() is None and not any((folder / UNFINISHED).glob("*.safetensors")):
-            time.sleep(0.02)
-        begun.kill()
-    if begun.returncode != -signal.SIGKILL:
-        raise UserError(f"a training was not killed on its way: it ended with {begun.returncode}")
 
 
 def lay_out(folder: Path, model: Model, numerics: str) -> None:
@@ -125,6 +114,12 @@ def measure(name: str, seen: dict[str, Any], measured_at: str) -> None:
                 found = fingerprint(Path(folder), way)
                 print(f"{name}, {numerics}, {way.name}, PyTorch {release}: {found}", flush=True)
                 seen.setdefault(name, {}).setdefault(numerics, {})[f"{way.name}, PyTorch {release}"] = [found, measured_at]
+
+
+def seen() -> dict[str, Any]:
+    """What each way gave with this version of the numerics, by network, numerics and way: the hash, and the commit."""
+    found = json.loads(SEEN.read_bytes()) if SEEN.exists() else {}
+    return dict(found["networks"]) if found.get("numerics") == VERSION else {}
 
 
 def table(seen: dict[str, Any]) -> str:
@@ -151,14 +146,14 @@ def main() -> None:
     """Measure the named networks, or all, and put the table into its page. Exit code 3 where a network has several hashes."""
     try:
         measured_at = commit.measured()
-        seen = json.loads(SEEN.read_bytes()) if SEEN.exists() else {}
+        networks = seen()
         for name in sys.argv[1:] or MODELS:
-            measure(name, seen, measured_at)
-            files.write_json(SEEN, seen)
-        markers.replace(PAGE, NAME, table(seen))
+            measure(name, networks, measured_at)
+            files.write_json(SEEN, {"numerics": VERSION, "networks": networks})
+        markers.replace(PAGE, NAME, table(networks))
     except UserError as error:
         sys.exit(f"error: {printable(str(error))}")
-    sys.exit(3 if any(len({found for found, _ in of["exact"].values()}) > 1 for of in seen.values()) else 0)
+    sys.exit(3 if any(len({found for found, _ in of["exact"].values()}) > 1 for of in networks.values()) else 0)
 
 
 if __name__ == "__main__":

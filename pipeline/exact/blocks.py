@@ -31,11 +31,13 @@ def elementwise(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return function(x).float()
 
 
-def by_rows(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """What `function` gives for tensors [N, ...] of N rows each, float32 [N, ...]; a row must depend on its own rows alone."""
+def by_rows(function: Callable[..., Tensor], *tensors: Tensor, apart: bool = True) -> Tensor:
+    """What `function` gives for tensors [N, ...] of N rows each, float32 [N, ...]; `apart`: each depends on its own rows alone."""
     x = tensors[0]
+    if not apart or not hardware.is_cpu(x):
+        return function(*tensors).float()
     at_once = max(1, BLOCK * len(x) // max(1, x.numel()))
-    if at_once >= len(x) or not hardware.is_cpu(x):
+    if at_once >= len(x):
         return function(*tensors).float()
     y = torch.empty_like(x)
     for parts in zip(y.split(at_once), *(each.split(at_once) for each in tensors), strict=True):

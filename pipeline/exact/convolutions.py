@@ -20,13 +20,13 @@ def convolution(stride: Pair, padding: Pair, dilation: Pair, groups: int, x: Ten
     short = plain.output_terms(w) <= terms and plain.input_terms(w) <= TERMS and plain.image_terms(x.shape, w) <= terms
     if short and groups == x.shape[1] == w[0] and w[1] == 1:
         return ConvolutionOfChannels(stride, padding, dilation, terms, groups)
-    if hardware.multiplies_by_digits(x):  # two large matrices
-        return plain
     if not short or dilation != (1, 1) or not all(p < k for p, k in zip(padding, w[2:], strict=True)):
         return plain
     if groups != 1:  # of few images, or many groups, calls take longer than copies of windows (docs/performance.md)
         by_rows = x.shape[0] >= 16 and groups <= 64
         return ConvolutionOfGroupsByRows(stride, padding, terms=terms, groups=groups) if by_rows else plain
+    if hardware.multiplies_by_digits(x):  # two large matrices
+        return plain
     if stride != (1, 1):
         return ConvolutionByRows(stride, padding, terms=terms)
     if x.dtype == torch.uint8 and hardware.is_cpu(x) and hardware.multiplies_bytes() and padding == (0, 0):

@@ -37,8 +37,8 @@ def multiplies_bytes() -> bool:
     return "AuthenticAMD" in _processor() and "avx512_vnni" in _processor() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-FAST_FLOAT64 = {(7, 0), (8, 0), (9, 0), (10, 0)}
-"""Compute capabilities of GPUs with half of float32's rate in float64: V100, A100, H100, B200. The others from 7.5 up, whose tensor cores
+FAST_FLOAT64 = {(8, 0), (9, 0), (10, 0)}
+"""Compute capabilities of GPUs with half of float32's rate in float64: A100, H100, B200. The others from 7.5 up, whose tensor cores
 multiply bytes, have 1/32 or 1/64 (NVIDIA's CUDA C++ programming guide, throughput of native arithmetic instructions)."""
 
 

@@ -28,11 +28,17 @@ def pad(x: Tensor, around: Sequence[int], value: float = 0.0) -> Tensor:
     """torch.nn.functional.pad by a constant, which would put the axes in their usual order."""
     if len(around) % 2 or len(around) > 2 * x.dim():
         return F.pad(x, list(around), value=value)  # which says what is wrong
-    axes = range(x.dim())
-    before, after = ([around[2 * (x.dim() - 1 - i) + side] if 2 * (x.dim() - 1 - i) < len(around) else 0 for i in axes] for side in (0, 1))
-    y = empty([before[i] + x.shape[i] + after[i] for i in axes], order(x), x).fill_(value)
-    y[tuple(slice(before[i], before[i] + x.shape[i]) for i in axes)] = x
+    within = inside(x, around)
+    after = [0] * (x.dim() - len(around) // 2) + [*around[1::2]][::-1]
+    y = empty([part.stop + more for part, more in zip(within, after, strict=True)], order(x), x).fill_(value)
+    y[within] = x
     return y
+
+
+def inside(x: Tensor, around: Sequence[int]) -> tuple[slice, ...]:
+    """Where `x` is in what `pad` makes of it."""
+    before = [0] * (x.dim() - len(around) // 2) + [*around[::2]][::-1]
+    return tuple(slice(first, first + size) for first, size in zip(before, x.shape, strict=True))
 
 
 def cat(tensors: Sequence[Tensor], dim: int) -> Tensor:

@@ -109,18 +109,15 @@ def normalised(tape: Tape, x: Tensor, axes: int, eps: float) -> Tensor:
         inverses.append(1 / transcendental.square_root(mean(from_mean * from_mean) + eps))
         return from_mean.mul_(inverses[-1])
 
-    rows_apart = x.dim() > axes
-    y = blocks.by_rows(of_rows, x) if rows_apart else of_rows(x).float()
-    inverse = torch.cat(inverses) if rows_apart else inverses[0]
+    apart = x.dim() > axes
+    y = blocks.by_rows(of_rows, x, apart=apart)
+    inverse = torch.cat(inverses)
 
     def gradient(g: Tensor, y: Tensor, inverse: Tensor) -> Tensor:
         of_g, of_y = g.double(), y.double()
         return ((of_g - mean(of_g)) - of_y * mean(of_g * of_y)) * inverse
 
-    def backward(g: Tensor) -> tuple[Tensor]:
-        return (blocks.by_rows(gradient, g, y, inverse) if rows_apart else gradient(g, y, inverse).float(),)
-
-    return tape.record(y, (x,), backward)
+    return tape.record(y, (x,), lambda g: (blocks.by_rows(gradient, g, y, inverse, apart=apart),))
 
 
 def _affine(tape: Tape, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -184,28 +181,31 @@ def _softmax(tape: Tape, x: Tensor, dim: int | None, dtype: torch.dtype | None, 
     tape.check_within_images(x, (dim,), what)
     if not x.shape[dim] and x.dim():
         raise refusal(f"{what} over no numbers", "at least one")
-    if what == "log_softmax":
+
+    def exponentials(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Numbers less the largest, their exponentials, and the sums of these."""
         z = x.double()
         z = z - z.amax(dim, keepdim=True)
-        total = tree(e := transcendental.exp(z), dim).unsqueeze(dim)
+        e = transcendental.exp(z)
+        return z, e, tree(e, dim).unsqueeze(dim)
+
+    if what == "log_softmax":
+        z, e, total = exponentials(x)
         p = e / total
         y = (z - transcendental.log(total)).float()
         return tape.record(y, (x,), lambda g: ((g.double() - p * tree(g, dim).unsqueeze(dim)).float(),))
 
     def of_rows(x: Tensor) -> Tensor:
-        z = x.double()
-        e = transcendental.exp(z - z.amax(dim, keepdim=True))
-        return e / tree(e, dim).unsqueeze(dim)
+        _, e, total = exponentials(x)
+        return e / total
 
     def gradient(g: Tensor, y: Tensor) -> Tensor:
         of_g, p = g.double(), y.double()
         return (of_g - tree(of_g * p, dim).unsqueeze(dim)) * p
 
-    if not x.dim() or dim % x.dim() == 0:
-        y = of_rows(x).float()
-        return tape.record(y, (x,), lambda g: (gradient(g, y).float(),))
-    y = blocks.by_rows(of_rows, x)
-    return tape.record(y, (x,), lambda g: (blocks.by_rows(gradient, g, y),))
+    apart = x.dim() > 0 and dim % x.dim() != 0
+    y = blocks.by_rows(of_rows, x, apart=apart)
+    return tape.record(y, (x,), lambda g: (blocks.by_rows(gradient, g, y, apart=apart),))
 
 
 def _dims(x: Tensor, dim: int | Sequence[int] | None) -> list[int]:

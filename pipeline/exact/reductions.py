@@ -187,10 +187,8 @@ class ConvolutionOfChannels(Convolution):
     """The same where every channel is a group of its own: a multiplication and an addition a place of the kernel, without windows."""
 
     def operand(self, x: Tensor, w: torch.Size) -> Tensor:
-        """X [N, I, H, W] -> padded, float64, the batch innermost in memory."""
-        (top, left), like = self.padding, x.new_empty(0, dtype=torch.float64)
-        of_batch = layout.empty(x.shape, layout.batch_innermost(x), like).copy_(x)
-        return layout.pad(of_batch, (left, left, top, top)) if top or left else of_batch
+        """X [N, I, H, W] -> padded, float64, the batch where it lies in memory."""
+        return layout.pad(x.double(), (self.padding[1],) * 2 + (self.padding[0],) * 2)
 
     def _at(self, x: Tensor, w: torch.Size, places: Sequence[int]) -> list[tuple[int, int, Tensor]]:
         """What each place of the kernel meets in padded x, views [N, C, H', W']."""

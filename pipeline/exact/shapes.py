@@ -188,11 +188,7 @@ def pad(tape: Tape, x: Tensor, pad: Sequence[int], mode: str = "constant", value
     x = arithmetic.floats(tape, x, "pad")
     if not any(pad):
         return x
-    inside = [slice(None)] * x.dim()
-    for i in range(len(pad) // 2):
-        dim = x.dim() - 1 - i
-        inside[dim] = slice(pad[2 * i], pad[2 * i] + x.shape[dim])
-    return tape.record(layout.pad(x, pad, value or 0.0), (x,), lambda g: (g[tuple(inside)],))
+    return tape.record(layout.pad(x, pad, value or 0.0), (x,), lambda g: (g[layout.inside(x, pad)],))
 
 
 def expand(tape: Tape, x: Tensor, *given: Any, size: Any = None) -> Tensor:

@@ -34,10 +34,10 @@ def added_up(waiting: Sequence[Sums], group: Group) -> list[Sequence[Tensor]]:
     sizes = [each.magnitudes.numel() for each in waiting]
     chosen = grid.choose(group.maximum(torch.cat([each.magnitudes for each in waiting])))
     scales, units = torch.split(chosen.scale, sizes), torch.split(chosen.unit, sizes)
-    dtype = torch.float64 if all(each.fit_float64 for each in waiting) else torch.int64
     mine = [each.integers(scale) for each, scale in zip(waiting, scales, strict=True)]
     if group.count == 1:  # nothing to send: no copy of them all
         return [each.round(of, unit) for each, of, unit in zip(waiting, mine, units, strict=True)]
+    dtype = torch.float64 if all(each.fit_float64 for each in waiting) else torch.int64
     total = group.total(torch.cat([part.flatten().to(dtype) for part in mine]))
     totals = torch.split(total, [part.numel() for part in mine])
     return [one.round(of.view(part.shape), unit) for one, part, of, unit in zip(waiting, mine, totals, units, strict=True)]

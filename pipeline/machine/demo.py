@@ -158,7 +158,7 @@ def train_again(folder: Path, variant: Variant) -> Outcome:
         environment["OMP_NUM_THREADS"] = str(variant.threads)
     if variant.resumed_from:
         _set(folder, own, {"device": variant.resumed_from})
-        _begin(own, environment)
+        begin(own, environment)
     _set(folder, own, {"device": variant.device, "workers": variant.workers})
     _run([*PIPELINE, "train"], own, environment, quiet=True)
     return Outcome(**msgspec.structs.asdict(variant), fingerprint=_fingerprint(own))
@@ -187,16 +187,16 @@ def _set(folder: Path, own: Path, settings: dict[str, Any]) -> None:
     files.write_text(own / params.PARAMS, params.dump(everything))
 
 
-def _begin(own: Path, environment: dict[str, str]) -> None:
-    """Start a training, and stop it as soon as a state of it is saved. Raises UserError."""
+def begin(own: Path, environment: dict[str, str], end: signal.Signals = signal.SIGTERM) -> None:
+    """Start a training, and end it by that signal as soon as a state of it is saved. Raises UserError."""
     command = [*PIPELINE, "train", "--checkpoint-seconds", "0"]
     with subprocess.Popen(
         command, cwd=own, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as begun:
         while begun.poll() is None and not any((own / UNFINISHED).glob("*.safetensors")):
             time.sleep(0.02)
-        begun.terminate()
-    if begun.returncode != 128 + signal.SIGTERM:
+        begun.send_signal(end)
+    if begun.returncode != (-end if end == signal.SIGKILL else 128 + end):
         raise UserError(f"the training in {own} was not stopped on its way: it ended with {begun.returncode}")
 
 
