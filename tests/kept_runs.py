@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.data.dataset import Dataset, Description
 from pipeline.exact.draws import random_integers
-from pipeline.params import Train
+from pipeline.params import Model, Train
 from pipeline.runs import environments, keeping, kept, outputs
 from pipeline.runs.environments import Facts
 from pipeline.runs.outputs import Metrics, Prediction, Step
@@ -69,11 +69,14 @@ def provenance(
     seed: int = 0,
     numerics: str = "exact-1",
     train: dict[str, Any] | None = None,
+    model: Model | None = None,
     code: str = "c" * 64,
     workers: int | None = None,
 ) -> Provenance:
-    """What trained a run's weights; `train` holds what is not as in TRAIN."""
-    return Provenance(data=data, seed=seed, numerics=numerics, train=replaced(TRAIN, train), code=code, workers=workers)
+    """What trained a run's weights; `train` holds what is not as in TRAIN, and the tutorial's network is no `model`."""
+    return Provenance(
+        data=data, seed=seed, numerics=numerics, train=replaced(TRAIN, train), model=model or msgspec.UNSET, code=code, workers=workers
+    )
 
 
 def replaced(structure: Any, changes: dict[str, Any] | None) -> Any:

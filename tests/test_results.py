@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import subprocess
@@ -12,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import device, params
+from pipeline import device, models, params
 from pipeline.machine import records
-from pipeline.models.simple_cnn import SimpleCNN
+from pipeline.params import Model, Optimizer, Schedule
 from pipeline.runs import kept
 from pipeline.runs.kept import ENVIRONMENT, IDENTITY
-from pipeline.runs.outputs import MODEL, PARTS
+from pipeline.runs.outputs import MODEL, NETWORK, PARTS
 from pipeline.system import revision, tensors
 from pipeline.system.errors import UserError
 from tests.conftest import ROOT
@@ -51,14 +50,13 @@ def test_the_command_that_results_documents_compares_every_run_in_it(measured: l
 
 
 def test_no_pixels_are_in_results(measured: list[Path]) -> None:
-    shapes = {name: tensor.shape for name, tensor in SimpleCNN().state_dict().items()}
     for folder in measured:
-        assert {path.name for path in folder.iterdir()} == {*PARTS, IDENTITY, ENVIRONMENT}
-        content = tensors.read(folder / MODEL)
-        assert {name: tensor.shape for name, tensor in content.tensors.items()} == shapes
-        numbers = sum(4 * math.prod(shape) for shape in shapes.values())
-        assert (folder / MODEL).stat().st_size < numbers + 3_072, "one image takes 3,072 bytes"
-        assert sum(path.stat().st_size for path in folder.iterdir()) < 600_000, "the test set takes 30 million bytes"
+        assert {path.name for path in folder.iterdir()} - {NETWORK} == {*PARTS, IDENTITY, ENVIRONMENT}
+        content, run = tensors.read(folder / MODEL), kept.load(folder)
+        models.with_weights(run.identity.network, (3, 32, 32), len(run.identity.data.classes), content.tensors)  # these, and no others
+        numbers = sum(weights.nbytes for weights in content.tensors.values())
+        assert (folder / MODEL).stat().st_size < numbers + 150 * len(content.tensors) + 3_072, "one image takes 3,072 bytes"
+        assert sum(path.stat().st_size for path in folder.iterdir()) < numbers + 600_000, "the test set takes 30 million bytes"
 
 
 def test_without_a_run_the_block_says_that_nothing_was_measured(tmp_path: Path) -> None:
@@ -88,7 +86,7 @@ def test_the_command_puts_a_row_a_run_between_the_markers_and_leaves_the_rest(re
         == f"""# A
 
 {RESULTS_BEGIN}
-synthetic, 1,000 test images, seed 0, epochs 2, batch\\_size 64, lr 0.01, momentum 0.9:
+simple\\_cnn, synthetic, 1,000 test images, seed 0, epochs 2, batch\\_size 64, lr 0.01, momentum 0.9:
 
 | device | threads, instructions | numerics | accuracy | loss | fingerprint | seconds an epoch | against the first |
 | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -96,7 +94,7 @@ synthetic, 1,000 test images, seed 0, epochs 2, batch\\_size 64, lr 0.01, moment
 | cuda: A graphics card | 2, AVX2 | exact-1 | 61.30% | 1.250000 | `{exact}` | 0.5 | identical |
 | cpu: A processor | 2, AVX2 | native | 61.30% | 1.250000 | `{native}` | 12.5 | equivalent |
 
-synthetic, 1,000 test images, seed 1, epochs 2, batch\\_size 64, lr 0.01, momentum 0.9:
+simple\\_cnn, synthetic, 1,000 test images, seed 1, epochs 2, batch\\_size 64, lr 0.01, momentum 0.9:
 
 | device | threads, instructions | numerics | accuracy | loss | fingerprint | seconds an epoch | against the first |
 | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -127,6 +125,17 @@ def test_workers_are_a_column_only_where_some_run_had_more_than_one(tmp_path: Pa
     head, _, *rows = results.block(results.RESULTS, SETTINGS).splitlines()[2:]
     column = head.split(" | ").index("workers")
     assert sorted(row.split(" | ")[column] for row in rows) == ["1", "4"]
+
+
+def test_another_network_has_a_table_of_its_own_which_says_what_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    keep(runs=results.RESULTS)
+    chosen = {"optimizer": Optimizer(nesterov=True), "schedule": Schedule(name="one_cycle", warmup_epochs=3.0)}
+    keep(runs=results.RESULTS, model=Model(name="vgg11", arguments={"dropout": 0.0}, normalize=True), train=chosen)
+    shown = {line for line in results.block(results.RESULTS, SETTINGS).splitlines() if line.endswith(":")}
+    said = "synthetic, 1,000 test images, seed 0, epochs 2, batch\\_size 64, lr 0.01, momentum 0.9"
+    recipe = "optimizer.nesterov True, schedule.name one\\_cycle, schedule.warmup\\_epochs 3.0"
+    assert shown == {f"simple\\_cnn, {said}:", f"vgg11(dropout=0.0), normalized, {said}, {recipe}:"}
 
 
 BLOCK = f"{RESULTS_BEGIN}\nold\n<!-- /results -->\n"

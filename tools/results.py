@@ -11,7 +11,7 @@ import msgspec
 from pipeline import params
 from pipeline.comparison import markdown, verdict, wording
 from pipeline.params import Compare
-from pipeline.runs import kept
+from pipeline.runs import kept, provenance
 from pipeline.runs.kept import Run
 from pipeline.system.errors import UserError, printable
 from tools import markers
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def block(results: Path, settings: Compare) -> str:
-    """A table for each set of runs that share data, seed and settings.
+    """A table for each set of runs that share data, seed, network and settings.
 
     Raises:
         UserError: a run is damaged.
@@ -42,7 +42,8 @@ def block(results: Path, settings: Compare) -> str:
     sets: dict[str, list[Run]] = {}
     for folder in kept.listed(results):
         run = kept.load(folder)
-        shared = [run.identity.seed, msgspec.to_builtins(run.identity.train), run.identity.data.digest]
+        identity = run.identity
+        shared = [identity.seed, msgspec.to_builtins(identity.train), msgspec.to_builtins(identity.network), identity.data.digest]
         sets.setdefault(json.dumps(shared, sort_keys=True), []).append(run)
     return "\n\n".join(_table(runs, settings) for runs in sets.values()) or NONE
 
@@ -62,9 +63,12 @@ def _table(runs: list[Run], settings: Compare) -> str:
 
 
 def _heading(run: Run) -> str:
-    settings = {key: value for key, value in msgspec.to_builtins(run.identity.train).items() if key != "log_every"}
-    said = [run.identity.data.name, f"{len(run.predictions):,} test images", f"seed {run.identity.seed}"]
-    return markdown.escaped(", ".join([*said, *(f"{key} {value}" for key, value in settings.items())])) + ":"
+    network, train = run.identity.network, provenance.chosen(run.identity.recipe)
+    arguments = ", ".join(f"{name}={value}" for name, value in network.arguments.items())
+    said = [f"{network.name}({arguments})" if arguments else network.name]
+    said += ["normalized"] if network.normalize else []
+    said += [run.identity.data.name, f"{len(run.predictions):,} test images", f"seed {run.identity.seed}"]
+    return markdown.escaped(", ".join([*said, *(f"{key} {value}" for key, value in train.items() if key != "log_every")])) + ":"
 
 
 def _trained_with(run: Run) -> str:
