@@ -233,6 +233,7 @@ def test_the_curves_of_quality_are_means_with_deviations_and_an_interval_of_stud
         "model": {}, "train": {"epochs": 2, "log_every": 10, "optimizer": {"name": "adamw"}},
         "exact": [{"losses": [2.0, 1.0], "accuracy": 50.0}, {"losses": [1.0, 0.5], "accuracy": 53.0}],
         "native": [{"losses": [2.0, 1.5], "accuracy": 51.0}, {"losses": [2.0, 0.5], "accuracy": 52.0}],
+        seeds.DISTURBED: [{"losses": [2.0, 1.5], "accuracy": 51.0}, {"losses": [2.0, 0.5], "accuracy": 51.0}],
     }  # fmt: skip
     assert (
         seeds.table(given)
@@ -242,6 +243,7 @@ def test_the_curves_of_quality_are_means_with_deviations_and_an_interval_of_stud
 | --- | --- | --- | --- |
 | exact | 1.500 ± 0.707 | 0.750 ± 0.354 | 51.50 ± 2.12 |
 | native | 2.000 ± 0.000 | 1.000 ± 0.707 | 51.50 ± 0.71 |
+| native, weights disturbed by 1e-7 | 2.000 ± 0.000 | 1.000 ± 0.707 | 51.00 ± 0.00 |
 
 Exact (exact-9) minus native: +0.00 points on average, 95 % confidence interval of the mean -12.71 to +12.71 (paired t, 1 degrees of freedom)."""  # noqa: E501
     )

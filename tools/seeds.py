@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import torch
 from scipy import stats
 
 from pipeline import device as devices
@@ -41,6 +42,8 @@ NAME = "seeds"
 """Of the block in the page."""
 QUALITY = RESULTS / "quality"
 NUMERICS = ("exact", "native")
+DISTURBED = "native, weights disturbed by 1e-7"
+"""What a native training gives from initial weights to which normal numbers of this deviation are added: as good an answer as its own."""
 
 
 class Case(NamedTuple):
@@ -51,6 +54,7 @@ class Case(NamedTuple):
     model: Model = Model()
     images: int | None = None
     """Training images, the set's first so many; all of them where it is None."""
+    numerics: tuple[str, ...] = NUMERICS
 
 
 AUGMENT = Augment(flip=True, crop=2, padding="reflect")
@@ -67,11 +71,11 @@ CASES = {
     "ResNet-20": Case(3, Train(
         epochs=4, batch_size=128, lr=0.2, momentum=0.9, log_every=5, optimizer=Optimizer(nesterov=True, weight_decay=5e-4),
         schedule=Schedule(name="one_cycle"), augment=Augment(flip=True),
-    ), Model(name="networks/resnet20.py:ResNet20", normalize=True), 5_000),
+    ), Model(name="networks/resnet20.py:ResNet20", normalize=True), 5_000, (*NUMERICS, DISTURBED)),
     "ViT": Case(3, Train(
         epochs=4, batch_size=128, lr=0.001, momentum=0.9, log_every=5, optimizer=Optimizer(name="adamw", weight_decay=0.05),
         schedule=Schedule(name="one_cycle"), augment=Augment(flip=True),
-    ), Model(name="networks/vit.py:ViT", arguments={"width": 128, "layers": 4}, normalize=True), 5_000),
+    ), Model(name="networks/vit.py:ViT", arguments={"width": 128, "layers": 4}, normalize=True), 5_000, (*NUMERICS, DISTURBED)),
 }  # fmt: skip
 
 
@@ -81,8 +85,13 @@ def trained(name: str, case: Case, seed: int, data: Dataset) -> dict[str, Any]:
     noted = CACHE / "seeds" / f"{hashlib.sha256(described).hexdigest()[:24]}.json"
     if noted.exists():
         return dict(json.loads(noted.read_bytes()))
-    device, chosen = numerics.prepared(devices.CPU, name)
-    training = loop.train(Trainer(data, device, seed, chosen, case.train, network=case.model))
+    device, chosen = numerics.prepared(devices.CPU, "native" if name == DISTURBED else name)
+    trainer = Trainer(data, device, seed, chosen, case.train, network=case.model)
+    if name == DISTURBED:
+        draws = torch.Generator().manual_seed(seed)
+        for weights in trainer.model.parameters():
+            weights.data += 1e-7 * torch.randn(weights.shape, generator=draws)
+    training = loop.train(trainer)
     evaluated = evaluate(training.weights, data, device, chosen, Evaluate(batch_size=500), case.model)
     losses = [statistics.mean(row.loss for row in training.history if row.epoch == epoch) for epoch in range(1, case.train.epochs + 1)]
     given = {"losses": losses, "accuracy": 100 * evaluated.metrics.accuracy}
@@ -95,7 +104,7 @@ def measure(name: str, case: Case, data: Dataset, measured_at: str) -> None:
     few = slice(case.images)  # all, where it is None
     some = replace(data, train_images=data.train_images[few], train_labels=data.train_labels[few])
     facts = devices.describe(devices.select(devices.CPU))
-    given = {which: [trained(which, case, seed, some) for seed in range(case.seeds)] for which in NUMERICS}
+    given = {which: [trained(which, case, seed, some) for seed in range(case.seeds)] for which in case.numerics}
     files.write_json(_file(name), {
         "case": name, "version": VERSION, "commit": measured_at, "date": time.strftime("%Y-%m-%d"), "on": facts["hardware"],
         "data": f"{data.name}, {len(some.train_labels):,} training and {len(some.test_labels):,} test images",
@@ -116,7 +125,7 @@ def table(given: dict[str, Any]) -> str:
     """The curves of a case and the interval of the mean difference, as Markdown."""
     epochs = range(len(given["exact"][0]["losses"]))
     rows = []
-    for which in NUMERICS:
+    for which in filter(given.get, (*NUMERICS, DISTURBED)):
         runs = given[which]
         cells = [_spread([run["losses"][epoch] for run in runs], 3) for epoch in epochs]
         rows.append([which, *cells, _spread([run["accuracy"] for run in runs], 2)])
