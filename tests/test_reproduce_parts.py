@@ -8,8 +8,9 @@ import subprocess
 import sys
 
 import pytest
+from msgspec import structs
 
-from pipeline.params import Schedule
+from pipeline.params import Model, Schedule
 from pipeline.system.errors import UserError
 from pipeline.training import stage
 from pipeline.weights import reproduce
@@ -107,6 +108,14 @@ def test_two_runs_of_one_name_do_not_take_each_others_unfinished_training(origin
     other = claim(original["exact"], here / original["exact"].name, provenance=trained_with(lr=0.04))
     assert not reproduce.reproduce(other)
     assert "of another training (train): not used" in capsys.readouterr().err
+
+
+def test_the_unfinished_training_of_another_network_is_not_the_tutorials_whose_run_leaves_its_name_out(original, here, capsys):
+    (here / "sent").mkdir()
+    network = lambda p: structs.replace(p, model=Model(auxiliary=0.2))  # noqa: E731 - as trained_with gives
+    stopped_at(7, claim(original["exact"], here / "sent" / original["exact"].name, provenance=network))
+    assert reproduce.reproduce(original["exact"])
+    assert "of another training (model): not used" in capsys.readouterr().err
 
 
 def test_what_is_said_of_an_unfinished_training_steers_no_terminal_whatever_the_run_is_called(original, here, capsys):

@@ -306,6 +306,18 @@ def test_a_state_of_other_parameters_code_or_data_is_not_used_and_says_what_diff
     assert "resumes" not in said
 
 
+@pytest.mark.fault(19)
+@pytest.mark.parametrize(
+    ("saved", "now"), [({"seed": 0, "model": "x"}, {"seed": 0}), ({"seed": 0}, {"seed": 0, "model": "x"})], ids=["dropped", "added"]
+)
+def test_a_state_with_a_part_that_this_training_lacks_is_as_foreign_as_one_without_a_part_of_its(saved, now, tmp_path, capsys):
+    """What is left out because it is as by default, such as the tutorial's network, is another value."""
+    Checkpoint(tmp_path, saved).save(checkpoints.State(1, [], {}))
+    assert Checkpoint(tmp_path, saved).load() is not None
+    assert Checkpoint(tmp_path, now).load() is None
+    assert "of another training (model): not used" in capsys.readouterr().err
+
+
 @pytest.mark.fault(27)
 @pytest.mark.parametrize(
     ("failure", "said"),

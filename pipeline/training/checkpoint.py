@@ -78,7 +78,7 @@ class Checkpoint:
             if recorded["sha256"] != self._sum(recorded["key"], content):
                 raise ValueError("its checksum is another")
             theirs, ours = json.loads(recorded["key"]), json.loads(self.key)
-            if other := [name for name in ours if theirs.get(name) != ours[name]]:
+            if other := [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]:
                 raise UserError(f"of another training ({', '.join(other)})")
             history = [Step(int(step), int(epoch), float(loss)) for step, epoch, loss in content.pop("history")]
             return State(int(content.pop("step")), history, content)
