@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from pipeline.numerics import Numerics
 
 
+SAME_ANSWER = 0.01
+"""By how much native numerics may change a confidence, or a loss and the part that it is of 1 + loss, where other images are around."""
 BATCHES = Evaluate(batch_size=1000)
 """For who evaluates without settings of his own."""
 
@@ -121,7 +124,7 @@ def evaluate_kept(folder: Path, device_name: str, batch_size: int) -> bool:
         network = of_runs.recorded_network(
             run.network, described.network, described.source, run.weights, len(data.classes), data.shape, chosen.version
         )
-        evaluation = evaluate(run.weights, data, device, chosen, Evaluate(batch_size=batch_size), described.network, network)
+        evaluation = evaluate(run.weights, data, device, chosen, Evaluate(batch_size=batch_size), described.network, network, received=True)
     if network is None and (said := models.changed(described.network, described.source)):
         print(said, file=sys.stderr)
     _report(evaluation.metrics, data.name)
@@ -149,31 +152,45 @@ def evaluate(
     settings: Evaluate,
     network: Network = Network(),  # noqa: B008
     recorded: Recording | None = None,
+    received: bool = False,
 ) -> Evaluation:
     """Loss, accuracy and predictions of the network with `weights` on the test images; of the one that was recorded, if given.
 
+    A network that was received could tell the test images by their places: so they are taken in an order that nobody knows before, with
+    exact numerics, whose bits do not depend on it; with native ones both ways, which must give the same within SAME_ANSWER.
+
     Raises:
-        UserError: the weights are not the network's, or give a loss that is not finite.
+        UserError: the weights are not the network's, or give a loss that is not finite; an answer depends on other images than its own.
     """
     model = of_runs.build(recorded, network, len(data.classes), data.shape, weights)
     model.to(device).eval()
     batches = Batches(data.test_images, data.test_labels, device)
-    every = torch.arange(len(batches), device=device)
     clock = devices.Stopwatch(device)
-    scores: list[Tensor] = []
-    with torch.inference_mode(), clock.running():
-        for first in range(0, len(batches), settings.batch_size):
-            some = slice(first, first + settings.batch_size)
-            images, labels = batches.batch(every[some])
+
+    def scored(order: Tensor) -> list[Tensor]:
+        scores: list[Tensor] = []
+        for some in order.split(settings.batch_size):
+            images, labels = batches.batch(some)
             with models.mistakes_explained(network):
-                logits = chosen.logits(model, images)
-            parts = chosen.scores(logits, labels)
+                parts = chosen.scores(chosen.logits(model, images), labels)
             # to one place, for small tensors that stay among large ones that are freed let the heap grow with each batch
             scores = scores or [part.new_empty(len(batches)) for part in parts]
             for whole, part in zip(scores, parts, strict=True):
                 whole[some] = part
-        losses, predicted, confidence = scores  # each [M]
-        loss = chosen.mean(losses)
+        return scores
+
+    every, by_chance = torch.arange(len(batches)), torch.from_numpy(np.random.default_rng().permutation(len(batches)))
+    exact = chosen.version != "native"
+    with torch.inference_mode(), models.unchanged(model) if exact or received else contextlib.nullcontext():
+        with clock.running():
+            losses, predicted, confidence = scored((by_chance if received and exact else every).to(device))  # each [M]
+            loss = chosen.mean(losses)
+        if received and not exact:
+            other_losses, _, other_confidence = scored(by_chance.to(device))
+            apart = ((other_losses - losses).abs() / (1 + losses)).maximum((other_confidence - confidence).abs()) > SAME_ANSWER
+            if apart.any():
+                raise UserError(f"test image {int(apart.nonzero()[0])}: its answer is another one among other images, so those of the "
+                                "network are no evidence")  # fmt: skip
     if (no_class := confidence.isnan()).any():
         raise UserError(f"test image {int(no_class.nonzero()[0])}: the network gives it scores that are not finite, so no class: "
                         "the weights are of no use; train again with a smaller lr")  # fmt: skip

@@ -55,11 +55,23 @@ def make(folder: Path, numerics: str) -> Path:
     return folder / run
 
 
-def hand_over(author: Path, receiver: Path, model: dict[str, object]) -> None:
-    """Train a network in an author's project; put the run and its data set, nothing else, into the receiver's folder."""
+def hand_over(
+    author: Path,
+    receiver: Path,
+    model: dict[str, object],
+    numerics: str = "exact",
+    batch_size: int = 16,
+    besides: dict[str, str] | None = None,
+) -> None:
+    """Train a network in an author's project; put the run and its data set, nothing else, into the receiver's folder.
+
+    `batch_size` is that of the evaluation, `besides` holds the text of more files of networks/.
+    """
     shutil.copy(ROOT / "params.yaml", author)
     shutil.copytree(ROOT / "networks", author / "networks", ignore=shutil.ignore_patterns("__pycache__"))
-    set_params(author, numerics="exact", train=SETTINGS, evaluate={"batch_size": 16}, model=model)
+    for name, text in besides.items():
+        (author / "networks" / name).write_text(text)
+    set_params(author, numerics=numerics, train=SETTINGS, evaluate={"batch_size": batch_size}, model=model)
     with contextlib.chdir(author):
         small_set().save()
         stage.train(inputs.read("train"))

@@ -156,7 +156,7 @@ CASES: dict[str, Case] = {
     "instance_norm": (lambda f, x: f.instance_norm(x), [IMAGE], []),
     "softmax": (lambda f, x: f.softmax(x * 9, 1), [ROWS], []),
     "log_softmax": (lambda f, x: f.log_softmax(x * 9, -1), [ROWS], []),
-    "mean, sum": (lambda f, x: f.mean(x, (1, -1), True) * f.sum(x, 2), [(3, 5, 1)], []),
+    "mean, sum": (lambda f, x: f.mean(x, (1, -1), True) * f.sum(x, 2, True), [(3, 5, 1)], []),
     "mean": (lambda f, x: f.mean(x, (2, 3)), [IMAGE], []),
     "normalize": (lambda f, x: f.normalize(x, 2.0, 1, 1e-12), [ROWS], []),
     "max_pool2d of tiles": (lambda f, x: f.max_pool2d(x, 2), [IMAGE], []),

@@ -91,7 +91,8 @@ def prelu(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
     if weight.numel() > 1:
         shape = [1, -1, *[1] * (x.dim() - 2)]
         weight = tape.record(weight.view(shape), (weight,), lambda g: (g.flatten(),), shares=weight)
-    return where(tape, x > 0, x, multiply(tape, x, weight))
+    positive = tape.record(x > 0, (x,), lambda g: (None,))
+    return where(tape, positive, x, multiply(tape, x, weight))
 
 
 def elu(tape: Tape, x: Tensor, alpha: float = 1.0) -> Tensor:

@@ -99,6 +99,7 @@ def _binary(name: str, compute: Callable[[Tensor, Tensor], Tensor], gradients: C
         if not float32 and (len(given) == 2 or name != "division"):
             return compute(a, b)  # type: ignore[arg-type]  # constants of integers: PyTorch's own, which do not round
         like = (float32 or given)[0]
+        tape.check_alike(name, a, b)
         x, other = (_as_float32(each, like) for each in (a, b))
         y = compute(x, other)
 
@@ -200,7 +201,10 @@ def power(tape: Tape, x: Tensor, exponent: float) -> Tensor:
         raise refusal(f"a power of {exponent}", "0.5 and the whole numbers from 1 to 8")
     if exponent == 0.5:
         return sqrt(tape, x)  # type: ignore[no-any-return]
-    y = x = floats(tape, x, "a power")
+    x = floats(tape, x, "a power")
+    if exponent == 1:
+        return multiply(tape, x, 1.0)  # type: ignore[no-any-return]  # a tensor of its own
+    y = x
     for _ in range(int(exponent) - 1):
         y = multiply(tape, y, x)
     return y
@@ -210,6 +214,7 @@ def where(tape: Tape, condition: Tensor, a: Operand, b: Operand) -> Tensor:
     """The exact form of torch.where: nothing rounds."""
     condition = tape.input(condition, "where")
     like = a if isinstance(a, Tensor) else b
+    tape.check_alike("where", condition, a, b)
     a, b = (floats(tape, x, "where") if isinstance(x, Tensor) else number(like, x) for x in (a, b))  # type: ignore[arg-type]
     y = torch.where(condition, a, b)
 
@@ -224,6 +229,7 @@ def masked_fill(tape: Tape, x: Tensor, mask: Tensor, value: float) -> Tensor:
     if isinstance(value, Tensor):
         raise refusal("masked_fill with a tensor", "a number")
     x, mask = floats(tape, x, "masked_fill"), tape.input(mask, "masked_fill")
+    tape.check_alike("masked_fill", x, mask, value)
     y = x.masked_fill(mask, value)
     return tape.record(y, (x, mask), lambda g: (spread(tape, y, x, chosen(~mask, g)), None))
 
@@ -234,6 +240,7 @@ def compare(operation: Callable[[Any, Any], Tensor]) -> Any:
     def form(tape: Tape, a: Operand, b: Operand) -> Tensor:
         a, b = (tape.input(x, "a comparison") if isinstance(x, Tensor) else x for x in (a, b))
         tensors = [x for x in (a, b) if isinstance(x, Tensor)]
+        tape.check_alike("a comparison", a, b)
         return tape.record(operation(a, b), tensors, lambda g: [None] * len(tensors))
 
     form.__doc__ = "The exact form of a comparison."

@@ -15,8 +15,7 @@ from torch import Tensor
 from pipeline.exact import arithmetic
 from pipeline.exact.augmentation import mixed
 from pipeline.exact.errors import refusal
-from pipeline.exact.shapes import Images
-from pipeline.exact.tape import Tape
+from pipeline.exact.tape import Images, Tape
 
 _WORD = 2**32 - 1
 
@@ -83,16 +82,24 @@ def _masked(tape: Tape, x: Tensor, p: float, training: bool, shape: Any) -> Tens
 
 
 def empty(tape: Tape, *size: Any, dtype: torch.dtype | None = None, device: Any = None, **named: Any) -> Tensor:
-    """Torch.empty, which remembers whether its first axis is the images': what is drawn in it is drawn by image."""
-    x = torch.empty(*size, dtype=dtype, device=device, **named)
-    first = size[0][0] if size and isinstance(size[0], tuple | list) and size[0] else size[0] if size else None
-    x.an_image_a_row = isinstance(first, Images)  # type: ignore[attr-defined]
+    """The exact form of torch.empty: zeros, for what was in memory before is nobody's number."""
+    x = torch.zeros(*size, dtype=dtype, device=device, **named)
+    if (axis := images_axis(size)) is not None:
+        tape.alike(x, axis)
+    x.is_empty = True  # type: ignore[attr-defined]
     return x
+
+
+def images_axis(given: tuple[Any, ...]) -> int | None:
+    """Which of the sizes that a tensor is made with is the number of images: of `(sizes, ...)`, or of the sizes one by one."""
+    first = given[0] if given else ()
+    return next((axis for axis, size in enumerate(first if isinstance(first, tuple | list) else given) if isinstance(size, Images)), None)
 
 
 def bernoulli_(tape: Tape, x: Tensor, p: float = 0.5, generator: Any = None) -> Tensor:
     """The exact form of Tensor.bernoulli_ on a new tensor, as stochastic depth has it: 1 with probability p, by rule."""
-    if isinstance(p, Tensor) or generator is not None or tape.value(x) is not None:
-        raise refusal("bernoulli_ with a tensor or a generator, or of an activation", "a number, on a new tensor")
-    of_images = getattr(x, "an_image_a_row", False)
-    return x.copy_(kept(tape, list(x.shape), p, of_images, x.device))
+    is_empty, axis = tape.value(x) is None or getattr(x, "is_empty", False), tape.axis(x)
+    if isinstance(p, Tensor) or generator is not None or not is_empty or axis:
+        raise refusal("bernoulli_ with a tensor or a generator, or of an activation", "a number, on a new tensor, the images first")
+    x.is_empty = False  # type: ignore[attr-defined]
+    return x.copy_(kept(tape, list(x.shape), p, axis == 0, x.device))

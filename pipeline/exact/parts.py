@@ -21,6 +21,7 @@ def joined(tape: Tape, tensors: Sequence[Tensor], dim: int = 0, axis: int | None
     y = layout.cat(tensors, dim)
     for x in tensors:
         tape.check_within_images(x, (dim,), "cat")
+    _check_of_images(tape, tensors, "cat")
     return tape.record(y, tensors, lambda g: list(g.split([x.shape[dim] for x in tensors], dim)))
 
 
@@ -28,10 +29,18 @@ def stack(tape: Tape, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """The exact form of torch.stack."""
     tensors = [arithmetic.floats(tape, x, "stack") for x in tensors]
     y = torch.stack(list(tensors), dim)
+    _check_of_images(tape, tensors, "stack")
     axis = next((axis for x in tensors if (axis := tape.axis(x)) is not None), None)
     if axis is not None and axis >= dim % y.dim():
         axis += 1
     return tape.lay(tape.record(y, tensors, lambda g: list(g.unbind(dim))), axis)
+
+
+def _check_of_images(tape: Tape, tensors: Sequence[Tensor], what: str) -> None:
+    """Raise Unsupported where some of the tensors are made from the images, and others are not: those have no part for each image."""
+    tape.check_alike(what, *tensors)
+    if tape.of_images(*tensors) and not all(map(tape.of_images, tensors)):
+        raise refusal(f"{what} of what is made from the images and what is not", "what is spread over them, as by expand(x.shape[0], ...)")
 
 
 def _slices(tape: Tape, x: Tensor, dim: int, parts: Sequence[int], what: str) -> tuple[Tensor, ...]:
@@ -131,6 +140,8 @@ def put(tape: Tape, x: Tensor, index: Any, value: Any) -> Tensor:
     """X with `value` at `index`: what x[index] = value makes of it."""
     x = tape.input(x, "assignment to a part")
     given = tape.input(value, "assignment to a part") if isinstance(value, Tensor) else None
+    if tape.of_images(x):
+        _check_part(tape, x, index, value if given is None else given)
     y = x.clone()
     y[index] = value if given is None else given
 
@@ -140,3 +151,17 @@ def put(tape: Tape, x: Tensor, index: Any, value: Any) -> Tensor:
         return [rest] if given is None else [rest, arithmetic.spread(tape, y, given, g[index])]
 
     return tape.record(y, (x,) if given is None else (x, given), backward)
+
+
+def _check_part(tape: Tape, x: Tensor, index: Any, value: Any) -> None:
+    """Raise Unsupported if what is put to a part of `x`, which is made from the images, differs from one place in the batch to another."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if any(isinstance(part, Tensor | list) for part in parts):  # a mask
+        if len(parts) > 1 or not isinstance(index, Tensor) or not tape.of_images(index):
+            raise refusal("assignment by a tensor that is not made from the images", "numbers and slices")
+        if isinstance(value, Tensor) and value.numel() > 1:
+            raise refusal("assignment of several numbers by a tensor", "one number, or torch.where")
+        return
+    part = x[index]
+    tape.alike(part, _axis_of_part(tape, x, parts), x)
+    tape.check_alike("assignment to a part", part, value)

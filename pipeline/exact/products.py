@@ -205,9 +205,10 @@ def matmul(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
         raise refusal("matmul of an activation with a weight of more than 2 dimensions, or on its left", "a weight [I, O] on its right")
     if max(a.shape[-1], a.shape[-2], b.shape[-1]) > TERMS:
         raise refusal(f"matmul of {list(a.shape)} and {list(b.shape)}", f"sizes of at most {TERMS}")
-    (ia, ua), (ib, ub) = _matrices(a), _matrices(b)
     tape.check_within_images(a, (-1,), "matmul")
     tape.check_within_images(b, (-2,), "matmul")
+    tape.check_alike("matmul", a, b)
+    (ia, ua), (ib, ub) = _matrices(a), _matrices(b)
     y = (ia @ ib).float().mul_(ua * ub)
 
     def backward(g: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -18,8 +18,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from pipeline.exact import activations, arithmetic, attention, masks, normalisation, parts, pooling, precision, products, shapes
 from pipeline.exact.errors import Unsupported, refusal
-from pipeline.exact.shapes import Images
-from pipeline.exact.tape import Tape
+from pipeline.exact.tape import Images, Tape
 
 Form = Callable[..., Any]
 """Given the tape and the operation's own arguments, computes what the operation does, exactly, and records the way back."""
@@ -152,6 +151,9 @@ MAKING = {
     Tensor.new_tensor, torch.zeros_like, torch.ones_like, torch.full_like,
 }  # fmt: skip
 """Operations that make constants."""
+_LIKE = {torch.zeros_like, torch.ones_like, torch.full_like}
+_OF_A_TENSOR = {Tensor.new_zeros, Tensor.new_ones, Tensor.new_full}
+_EVEN = {torch.zeros, torch.ones, torch.full, *_OF_A_TENSOR}
 OF_CONSTANTS = {
     torch.logical_and, torch.logical_or, torch.logical_not, torch.meshgrid, torch.functional.meshgrid, torch.triu, torch.tril,
     *(getattr(Tensor, name) for name in (
@@ -215,7 +217,7 @@ class Forms(TorchFunctionMode):
             with self:
                 return COMPOSED[func](*args, **kwargs)
         if func in MAKING:
-            return func(*args, **kwargs)
+            return self._made(func, args, kwargs)
         if func is Tensor.__setitem__:
             return tape.replace(args[0], _uncompiled(parts.put)(tape, *args))
         raise refusal(f"'{resolve_name(func) or func}'", "those that docs/exact-numerics.md lists")
@@ -226,7 +228,9 @@ class Forms(TorchFunctionMode):
         with self:
             y = func(*args, **kwargs)
         if tape.value(x) is None:
-            return x.copy_(y)  # a constant
+            if tape.value(y) is not None:
+                raise refusal("an operation in place that puts what is computed into a constant", "its plain form")
+            return x.copy_(y)
         changed, new = x, tape.replace(x, y)
         while (part := tape.part_of(changed)) is not None:  # the tensor that it is a part of shows the same
             whole, index = part
@@ -236,14 +240,24 @@ class Forms(TorchFunctionMode):
         tape.renew(y)
         return y
 
-    def _shape(self, given: Any, x: Tensor, dim: int = 0) -> Any:
-        """A shape whose first number says that it is the number of images, if it is."""
+    def _made(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """A constant; of the images, where it has the same number everywhere and one of its sizes is theirs."""
+        tape, y = self._tape, func(*args, **kwargs)
+        if func in _LIKE and (like := next(_tensors((args, kwargs)))) is not None:
+            return tape.alike(y, tape.axis(like), like) if tape.of_images(like) else y
+        sizes = args[func in _OF_A_TENSOR :] or (kwargs.get("size", ()),)
+        axis = masks.images_axis(sizes) if func in _EVEN else None
+        return y if axis is None else tape.alike(y, axis)
+
+    def _shape(self, given: Any, x: Tensor, dim: int | None = None) -> Any:
+        """A shape that says which of its numbers is the number of images, if one is."""
         tape = self._tape
-        if not isinstance(x, Tensor) or not tape.of_images(x) or not x.dim() or x.shape[0] != tape.images:
+        axis = tape.axis(x) if isinstance(x, Tensor) else None
+        if axis is None or not x.dim() or x.shape[axis] != tape.images:
             return given
         if isinstance(given, int):
-            return Images(given) if dim % x.dim() == 0 else given
-        return _Shape([Images(given[0]), *given[1:]])
+            return Images(given) if dim is not None and dim % x.dim() == axis else given
+        return _Shape([*given[:axis], Images(given[axis]), *given[axis + 1 :]])
 
 
 class _Shape(tuple):  # type: ignore[type-arg]

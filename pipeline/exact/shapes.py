@@ -14,7 +14,7 @@ from pipeline.exact import arithmetic, layout
 from pipeline.exact.arguments import sizes
 from pipeline.exact.arithmetic import SpreadWeight
 from pipeline.exact.errors import refusal
-from pipeline.exact.tape import Gradient, Tape
+from pipeline.exact.tape import Gradient, Images, Tape
 from pipeline.exact.trees import tree
 
 
@@ -101,8 +101,14 @@ def unflatten(tape: Tape, x: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
 
 
 def contiguous(tape: Tape, x: Tensor, memory_format: Any = None) -> Tensor:
-    """The exact form of Tensor.contiguous: x itself, since exact forms lay tensors out in memory as they like."""
-    return tape.input(x, "contiguous")
+    """The exact form of Tensor.contiguous: nothing moves, since exact forms lay tensors out in memory as they like.
+
+    PyTorch gives the tensor itself or a copy, by a layout that is not known here: so one of the two that is changed in place is refused.
+    """
+    x = tape.input(x, "contiguous")
+    if tape.value(x) is None:
+        return x.contiguous() if memory_format is None else x.contiguous(memory_format=memory_format)
+    return tape.second_name(x)
 
 
 def to(tape: Tape, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
@@ -187,7 +193,7 @@ def pad(tape: Tape, x: Tensor, pad: Sequence[int], mode: str = "constant", value
         raise refusal(f"pad with mode={mode!r}, pad={tuple(pad)}", "mode='constant', none below 0")
     x = arithmetic.floats(tape, x, "pad")
     if not any(pad):
-        return x
+        return clone(tape, x)
     return tape.record(layout.pad(x, pad, value or 0.0), (x,), lambda g: (g[layout.inside(x, pad)],))
 
 
@@ -196,7 +202,8 @@ def expand(tape: Tape, x: Tensor, *given: Any, size: Any = None) -> Tensor:
     x = tape.input(x, "expand")
     asked = [part for each in (given if size is None else (size,)) for part in (each if isinstance(each, tuple | list) else (each,))]
     y = x.expand([int(part) for part in asked])
-    over_images = tape.value(x) is not None and not tape.of_images(x) and any(isinstance(part, Images) for part in asked)
+    axis = next((i for i, part in enumerate(asked) if isinstance(part, Images)), None)
+    over_images = axis is not None and not tape.of_images(x) and (axis < y.dim() - x.dim() or x.shape[axis - y.dim()] == 1)
 
     def backward(g: Tensor) -> tuple[Gradient]:
         if over_images:
@@ -208,8 +215,10 @@ def expand(tape: Tape, x: Tensor, *given: Any, size: Any = None) -> Tensor:
         return (tree(g, *dims).float().view(x.shape) if dims else g,)
 
     tape.record(y, (x,), backward, shares=x)
-    if over_images:
-        tape.spread(y)
+    if over_images and axis is not None:
+        if tape.value(x) is None:
+            return tape.alike(y, axis)
+        tape.spread(y, axis)
     return y
 
 
@@ -227,13 +236,10 @@ def repeat(tape: Tape, x: Tensor, *given: Any) -> Tensor:
     shape = [1] * (len(times) - x.dim()) + list(x.shape)
     if any(size != 1 and count != 1 for size, count in zip(shape, times, strict=True)):
         raise refusal("repeat of an axis that is not of size 1", "repeat of axes of size 1")
-    return expand(
+    spread = expand(
         tape, x, [size if count == 1 and not isinstance(count, Images) else count for size, count in zip(shape, times, strict=True)]
     )
-
-
-class Images(int):
-    """The number of images in this worker's share, as a network reads it from a shape: so that it is known again where it comes back."""
+    return clone(tape, spread)
 
 
 def pixel_shuffle(tape: Tape, x: Tensor, upscale_factor: int) -> Tensor:

@@ -24,6 +24,10 @@ Backward = Callable[[Tensor], Sequence[Gradient]]
 it is of the whole batch already."""
 
 
+class Images(int):
+    """The number of images in this worker's share, as a network reads it from a shape: so that it is known again where it comes back."""
+
+
 class Memory:
     """One piece of memory that several tensors may show, and how often it was changed in place."""
 
@@ -36,7 +40,7 @@ class Memory:
 class Value:
     """What the tape knows of a tensor."""
 
-    __slots__ = ("axis", "elements", "gradient", "learns", "memory", "name", "of_images", "part_of", "replaced", "token", "version")
+    __slots__ = ("axis", "elements", "gradient", "learns", "memory", "name", "of", "of_images", "part_of", "replaced", "token", "version")
 
     def __init__(self, token: object, of_images: bool, learns: bool, memory: Memory, name: str = "") -> None:
         self.token, self.of_images, self.learns, self.memory, self.name = token, of_images, learns, memory, name
@@ -50,6 +54,8 @@ class Value:
         self.part_of: tuple[Tensor, Any] | None = None
         """The tensor that it is a part of, and its index there."""
         self.gradient: Tensor | None = None
+        self.of: Value | None = None
+        """Whose gradient it is, where the tensor is a second name of another."""
 
 
 class Tape:
@@ -146,7 +152,17 @@ class Tape:
             else:
                 value.elements = math.prod(size for size in y.shape if size)
         if learns:
-            (self._over_images if of_images else self._over_weights).append((value, values, backward))
+            given = [each and (each.of or each) for each in values]
+            (self._over_images if of_images else self._over_weights).append((value, given, backward))
+        return y
+
+    def second_name(self, x: Tensor) -> Tensor:
+        """A tensor that is `x`, but where one of the two is changed in place: then the other is not read any more."""
+        value, y = self.value(x), x.view_as(x)
+        if value is None or not value.of_images:
+            return x  # no weight may be changed in place
+        second = y.exact = Value(self._token, True, value.learns, value.memory)  # type: ignore[attr-defined]
+        second.axis, second.elements, second.of, second.version = value.axis, value.elements, value.of or value, value.version
         return y
 
     def replace(self, x: Tensor, y: Tensor) -> Tensor:
@@ -190,12 +206,18 @@ class Tape:
         value = self.value(x)
         return None if value is None else value.part_of
 
-    def spread(self, y: Tensor) -> None:
-        """Note that `y`, the last that was recorded and made of weights alone, has a row for each image."""
+    def spread(self, y: Tensor, axis: int) -> None:
+        """Note that `y`, the last that was recorded and made of weights alone, has the same for each image, along `axis`."""
         value: Value = y.exact  # type: ignore[attr-defined]
-        value.of_images, value.elements = True, math.prod(y.shape[1:])
+        value.of_images, value.axis, value.elements = True, axis, _row(y, axis)
         if value.learns:
             self._over_images.append(self._over_weights.pop())
+
+    def alike(self, y: Tensor, axis: int | None, like: Tensor | None = None) -> Tensor:
+        """Note that `y`, made of constants, has the same numbers for each image, along `axis`; as many as `like`, if given. Gives y."""
+        value = y.exact = Value(self._token, True, False, Memory())  # type: ignore[attr-defined]
+        value.axis, value.elements = axis, _row(y, axis) if like is None else self.elements(like)
+        return y
 
     def rows(self, x: Tensor) -> int:
         """How many rows `x` [rows, ...] has for the whole batch, over all workers."""
@@ -222,6 +244,27 @@ class Tape:
         if (axis := self.axis(x)) is not None and axis in [dim % x.dim() for dim in dims]:
             raise refusal(f"{what} over the images", "the axes of an image")
 
+    def check_alike(self, what: str, *operands: Any) -> None:
+        """Raise Unsupported if an image's part of what `what` makes of operands would depend on its place in the batch, or on other images.
+
+        Operands are tensors and numbers, spread over each other's axes, aligned at their last. Of those that are made from the images the
+        images' axis must be one, and others may have one value along it only.
+        """
+        made = [x for x in operands if isinstance(x, Tensor) and self.of_images(x)]
+        axes = {None if (axis := self.axis(x)) is None else axis - x.dim() for x in made}
+        if len(axes) > 1:
+            raise refusal(f"{what} where the images are along another axis of each operand", "one axis for all")
+        for x in operands if made else ():
+            if isinstance(x, Images):
+                raise refusal(f"{what} with the number of images", "numbers that do not depend on the batch")
+            if isinstance(x, Tensor) and x.numel() > 1 and not self.of_images(x):
+                (axis,) = axes
+                if axis is None or (axis >= -x.dim() and x.shape[axis] != 1):
+                    raise refusal(
+                        f"{what} with {list(x.shape)} numbers of which each place in the batch has its own",
+                        "numbers for all images alike, or made from them",
+                    )
+
     def wait(self, sums: Sums) -> None:
         """Leave sums over the batch for `add_up`."""
         self._waiting.append((sums, []))
@@ -230,7 +273,7 @@ class Tape:
         """From tensors and their gradients to those before them, in the reverse of the order recorded; those of one tensor are added."""
         for y, gradient in gradients:
             if (value := self.value(y)) is not None:
-                _add(value, gradient)
+                _add(value.of or value, gradient)
         self._walk(self._over_images)
 
     def _walk(self, steps: list[tuple[Value, list[Value | None], Backward]]) -> None:

@@ -191,6 +191,17 @@ def mistakes_explained(model: Model) -> Iterator[None]:
         raise UserError(f"{where}: {type(error).__name__}: {said}; {remedy}") from error
 
 
+@contextlib.contextmanager
+def unchanged(network: nn.Module) -> Iterator[None]:
+    """Around what a network answers: raises UserError where it has changed what it holds, for an answer could depend on those before it."""
+    held = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    versions = {name: tensor._version for name, tensor in held.items()}
+    yield
+    if changed := [name for name, tensor in held.items() if tensor._version != versions[name]]:
+        raise UserError(f"the network changes its '{changed[0]}' while it is evaluated, and an image's answer could depend on those before "
+                        "it; change it where self.training is true")  # fmt: skip
+
+
 def _own_line(error: BaseException) -> str | None:
     """The innermost line, FILE:LINE, of the network's own code in what raised `error`."""
     if isinstance(error, SyntaxError) and error.filename:
@@ -211,7 +222,7 @@ def _shortened(name: str) -> str:
 
 
 def try_out(network: nn.Module, model: Model, shape: Shape, classes: int, numerics: Numerics, device: torch.device) -> None:
-    """One step on two images of noise, before any real one: whatever will be refused is refused here. Changes nothing.
+    """One step and one evaluation of two images of noise, before any real one: whatever will be refused is refused here. Changes nothing.
 
     Raises:
         UserError: the network does what it cannot, what the numerics refuse, or gives other than a row of logits an image.
@@ -233,6 +244,9 @@ def try_out(network: nn.Module, model: Model, shape: Shape, classes: int, numeri
                     )
             draws = Draws(0, torch.zeros(1, dtype=torch.int64, device=device))
             numerics.loss_and_gradients(network, images, labels, ALONE, 2, draws=draws)
+            network.eval()
+            with torch.inference_mode(), contextlib.nullcontext() if numerics.version == "native" else unchanged(network):
+                numerics.logits(network, images)
     finally:
         torch.set_rng_state(state)
 

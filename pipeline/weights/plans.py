@@ -16,6 +16,7 @@ from pipeline import device as devices
 from pipeline import evaluation, models, numerics, params, sources
 from pipeline.data import dataset, synthetic
 from pipeline.data.dataset import Dataset, Description
+from pipeline.evaluation import Evaluation
 from pipeline.models import checkpoints, of_runs
 from pipeline.models.checkpoints import Checkpoint
 from pipeline.models.recorded import Recording
@@ -25,6 +26,7 @@ from pipeline.runs import kept, outputs, provenance
 from pipeline.runs.kept import Run
 from pipeline.runs.provenance import Provenance
 from pipeline.system.errors import UserError, printable
+from pipeline.system.tensors import Tensors
 from pipeline.workers.rank import Worker
 
 
@@ -65,6 +67,11 @@ class Plan:
         network = self.described.network
         source = models.source(network, self.numerics.version) if self.recorded is None else self.run.sums[outputs.NETWORK]
         return {"computed network": source, "whole training's epochs": self.run.identity.recipe.epochs}
+
+    def evaluated(self, weights: Tensors, data: Dataset | None = None) -> Evaluation:
+        """What weights of the plan's network give on its test images, or on others."""
+        settings = (self.device, self.numerics, self.evaluate, self.described.network, self.recorded)
+        return evaluation.evaluate(weights, data or self.data, *settings, received=True)
 
     @property
     def whole(self) -> bool:

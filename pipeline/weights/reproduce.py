@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,6 @@ from pipeline import evaluation
 from pipeline.comparison import bits, verdict, wording
 from pipeline.comparison.report import AGREEING, Verdict
 from pipeline.data import dataset
-from pipeline.data.dataset import Dataset
 from pipeline.device import CPU
 from pipeline.inputs import CACHE
 from pipeline.models import of_runs, recorded
@@ -72,7 +73,7 @@ def reproduce(
 
 def _answer(plan: Plan, work: Path, checkpoint_seconds: float) -> tuple[Verdict, str]:
     """Compute again, in `work`; the verdict, and the reason for it."""
-    run, data, device, chosen, described = plan.run, plan.data, plan.device, plan.numerics, plan.described
+    run, device, chosen, described = plan.run, plan.device, plan.numerics, plan.described
     try:
         training, network, unfinished, group = _train(plan, work, checkpoint_seconds)
     except Diverged as reason:
@@ -80,7 +81,7 @@ def _answer(plan: Plan, work: Path, checkpoint_seconds: float) -> tuple[Verdict,
         return "different", f"{where}; {run.folder} claims that it went on"
     if plan.whole:
         with devices.failures_explained(device):
-            evaluated = evaluation.evaluate(training.weights, data, device, chosen, plan.evaluate, plan.described.network, plan.recorded)
+            evaluated = plan.evaluated(training.weights)
         parts = outputs.training_parts(training.weights, training.history, described, run.network)
         parts |= outputs.evaluation_parts(evaluated.metrics, evaluated.predictions)
         trained_in = stage.environment(training, device, str(device), group)
@@ -110,14 +111,13 @@ def _network_differs(plan: Plan, trained: bytes) -> bool:
     run, data = plan.run, plan.data
     if run.environment.train is not None and run.environment.train.torch == devices.describe(plan.device)["torch"]:
         return True
-    network = plan.described.network
     claimed, here = (
         recorded.read(each or b"", run.weights, len(data.classes), data.shape, outputs.NETWORK) for each in (run.network, trained)
     )
     if claimed is None or (here is not None and here.held != claimed.held):  # no release names a network's weights, or draws them
         return True
     with devices.failures_explained(plan.device):
-        given = evaluation.evaluate(run.weights, data, plan.device, plan.numerics, plan.evaluate, network, claimed).predictions
+        given = replace(plan, recorded=claimed).evaluated(run.weights).predictions
 
     def shown(predictions: Iterable[Prediction]) -> list[tuple[str, np.float32 | None]]:
         return [(p.predicted, None if plan.numerics.version == "native" else np.float32(p.confidence)) for p in predictions]
@@ -164,9 +164,6 @@ def _native(plan: Plan, again: Run) -> tuple[Verdict, str]:
     """The verdict of `compare`; and where bits differ, the training must give the run's history, and its weights its evaluation."""
     run = plan.run
 
-    def evaluated(data: Dataset) -> evaluation.Evaluation:
-        return evaluation.evaluate(run.weights, data, plan.device, plan.numerics, plan.evaluate, plan.described.network, plan.recorded)
-
     if [p.actual for p in run.predictions] != [p.actual for p in again.predictions]:
         return "different", "its predictions are not of this data set's test images"
     trained, reason = _compared(run, again)
@@ -175,7 +172,7 @@ def _native(plan: Plan, again: Run) -> tuple[Verdict, str]:
     if apart := native_evidence.history_apart(run.history, again.history):
         return "different", apart
     with devices.failures_explained(plan.device):
-        apart = native_evidence.evaluation_apart(run, again, plan.data, evaluated)
+        apart = native_evidence.evaluation_apart(run, again, plan.data, partial(plan.evaluated, run.weights))
     return ("different", f"its own weights, evaluated here, do not give what it says: {apart}") if apart else ("equivalent", reason)
 
 

@@ -1,0 +1,202 @@
+"""An image's part in a pass depends on no other image, nor on its place in the batch, nor on what was computed before."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.exact.engine import Exact
+from pipeline.exact.errors import Unsupported
+from pipeline.exact.group import ALONE
+from tests.simulated import Exchange, together
+
+IMAGES, CLASSES, WIDTH = 8, 5, 8
+OWN = torch.arange(float(IMAGES)).view(-1, 1)
+"""A number for each place of a batch, and a matrix with a row for each."""
+ROWS = torch.eye(IMAGES, WIDTH)
+
+
+class Changed(nn.Module):
+    """A linear layer after `change` of the first numbers of each image, float32 [N, WIDTH]."""
+
+    def __init__(self, change) -> None:
+        super().__init__()
+        self.change, self.weight = change, nn.Parameter(torch.linspace(-1, 1, WIDTH))
+        self.last = nn.Linear(WIDTH, CLASSES)
+        nn.init.constant_(self.last.weight, 0.25)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.change(x.flatten(1)[:, :WIDTH] * self.weight))
+
+
+def drawn() -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (IMAGES, 3, 2, 2), generator=draw, dtype=torch.uint8), torch.arange(IMAGES) % CLASSES
+
+
+def assigned(index, value):
+    """A change that puts a value, or what it gives for the number of images, to a part."""
+
+    def change(x: Tensor) -> Tensor:
+        y = x.clone()
+        y[index] = value(x.shape[0]) if callable(value) else value
+        return y
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x: x + OWN[: x.shape[0]], r"addition with \[8, 1\] numbers of which each place in the batch has its own"),
+        (lambda x: ROWS[: x.shape[0]] - x, r"subtraction with \[8, 8\] numbers"),
+        (lambda x: x * torch.arange(x.shape[0]).view(-1, 1), r"multiplication with \[8, 1\] numbers"),
+        (lambda x: x + nn.Parameter(ROWS)[: x.shape[0]], r"addition with \[8, 8\] numbers"),
+        (lambda x: (x.t() + OWN[: x.shape[0]].t()).t(), r"addition with \[1, 8\] numbers"),
+        (lambda x: x + ROWS.expand(x.shape[0], WIDTH), r"addition with \[8, 8\] numbers"),
+        (lambda x: torch.where(OWN[: x.shape[0]] > 1, x, 0.0), r"where with \[8, 1\] numbers"),
+        (lambda x: torch.where(x > 1, x, ROWS[: x.shape[0]]), r"where with \[8, 8\] numbers"),
+        (lambda x: x.masked_fill(OWN[: x.shape[0]] > 1, 0.0), r"masked_fill with \[8, 1\] numbers"),
+        (lambda x: torch.where(x > OWN[: x.shape[0]], x, 0.0), r"a comparison with \[8, 1\] numbers"),
+        (lambda x: torch.cat((x[:, 1:], OWN[: x.shape[0]]), 1), r"cat with \[8, 1\] numbers"),
+        (lambda x: torch.stack((x, ROWS[: x.shape[0]]), 1)[:, 0], r"stack with \[8, 8\] numbers"),
+        (lambda x: x.reshape(x.shape[0] * 2, 4)[None] + torch.ones(16, 4), r"addition with \[16, 4\] numbers"),
+        (lambda x: x.t().reshape(4, -1).add(torch.ones(16)).reshape(8, -1).t(), r"addition with \[16\] numbers"),
+        (lambda x: x / x.shape[0], "division with the number of images"),
+        (lambda x: x.unsqueeze(1) - x.unsqueeze(0), "subtraction where the images are along another axis of each operand"),
+        (lambda x: (x @ x.t())[:, :1] * x, "matmul where the images are along another axis of each operand"),
+        (assigned((slice(None), 0), lambda n: OWN[:n, 0]), r"assignment to a part with \[8\] numbers"),
+        (assigned((slice(None), slice(0, 1)), lambda n: OWN[:n]), r"assignment to a part with \[8, 1\] numbers"),
+        (assigned(0, 1.0), "indexing over the images"),
+        (assigned((slice(0, 2), 0), 1.0), "indexing over the images"),
+        (assigned(ROWS > 0, 1.0), "assignment by a tensor that is not made from the images"),
+    ],
+)
+def test_what_differs_from_place_to_place_or_between_images_is_refused_in_training_and_evaluation(change, said):
+    images, labels = drawn()
+    network = Changed(change)
+    with pytest.raises(Unsupported, match=said):
+        Exact().loss_and_gradients(network, images, labels, ALONE, IMAGES)
+    with pytest.raises(Unsupported, match=said):
+        Exact().logits(network.eval(), images)
+
+
+def alike_in_place(x: Tensor) -> Tensor:
+    y = torch.zeros(x.shape[0], WIDTH + 1)
+    y[:, 1:] = x
+    y += 0.5
+    return y[:, :WIDTH]
+
+
+def positive(x: Tensor) -> Tensor:
+    y = x.clone()
+    y[x < 0] = 0.25
+    return y
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x + torch.full((x.shape[0], WIDTH), 0.5),
+        lambda x: x * torch.ones_like(x),
+        lambda x: torch.cat((x.new_zeros(x.size(0), 1), x[:, 1:]), 1),
+        lambda x: (torch.zeros(WIDTH, x.t().shape[1]) + x.t()).t(),
+        lambda x: torch.stack((x, torch.ones(size=x.shape)), 1).mean(1),
+        lambda x: torch.cat((torch.arange(4.0).view(1, 4).expand(x.shape[0], -1), x[:, 4:]), 1),
+        lambda x: x + torch.arange(float(WIDTH)),
+        lambda x: (torch.arange(3.0).view(3, 1, 1) * x)[1],
+        alike_in_place,
+        positive,
+        assigned((slice(None), 0), torch.tensor(2.0)),
+        assigned((slice(None), slice(0, 2)), torch.tensor([2.0, 3.0])),
+    ],
+)
+def test_numbers_for_all_images_alike_give_one_hash_for_any_workers_and_any_batch(change):
+    (images, labels), network = drawn(), Changed(change)
+
+    def step(group) -> str:
+        share = group.share(IMAGES)
+        loss, gradients = Exact().loss_and_gradients(copy.deepcopy(network), images[share], labels[share], group, IMAGES)
+        return hashlib.sha256(b"".join(x.numpy().tobytes() for x in (loss, *gradients))).hexdigest()
+
+    alone = step(ALONE)
+    for workers in (2, 3, 9):
+        assert together(Exchange(workers), step) == [alone] * workers
+    network.eval()
+    whole = Exact().logits(network, images)
+    assert torch.equal(whole, torch.cat([Exact().logits(network, images[i : i + 1]) for i in range(IMAGES)]))
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        lambda x: x.t().contiguous().t(),
+        lambda x: torch.nn.functional.pad(x, [0, 0]),
+        lambda x: x.pow(1),
+        lambda x: x.repeat(1, 1),
+        lambda x: x.clone(),
+    ],
+    ids=["contiguous", "pad", "pow", "repeat", "clone"],
+)
+def test_a_copy_of_what_a_network_holds_may_be_changed_and_the_next_pass_finds_it_as_it_was(copied):
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(12, CLASSES)
+            self.register_buffer("count", torch.zeros(2, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            count = copied(self.count)
+            count.add_(1.0)
+            return self.last(x.flatten(1)) + count[0, 0]
+
+    network, (images, _) = Counting().eval(), drawn()
+    first, second = (Exact().logits(network, images) for _ in range(2))
+    assert torch.equal(first, second)
+    assert float(network.count.sum()) == 0
+
+
+def test_what_is_computed_of_weights_is_put_into_no_constant_whose_gradient_nobody_would_know():
+    class Held(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(12, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            held = torch.zeros(CLASSES)
+            held += self.last.bias
+            return self.last(x.flatten(1)) + held
+
+    images, labels = drawn()
+    with pytest.raises(Unsupported, match="an operation in place that puts what is computed into a constant"):
+        Exact().loss_and_gradients(Held(), images, labels, ALONE, IMAGES)
+
+
+def test_of_a_tensor_and_its_contiguous_only_the_one_that_was_changed_in_place_is_read_and_both_have_one_gradient():
+    images, labels = drawn()
+
+    def both(x: Tensor) -> Tensor:
+        y = x.contiguous()
+        y.add_(1.0)
+        return x + y
+
+    with pytest.raises(Unsupported, match="addition of a tensor whose memory another operation has changed in place"):
+        Exact().loss_and_gradients(Changed(both), images, labels, ALONE, IMAGES)
+    gradients = []
+    for change in (lambda x: x * 2.0 + x.contiguous() * 3.0 + x.contiguous() * 0.1, lambda x: x * 2.0 + x * 3.0 + x * 0.1):
+        torch.manual_seed(0)
+        gradients.append(Exact().loss_and_gradients(Changed(change), images, labels, ALONE, IMAGES)[1])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_an_empty_tensor_holds_zeros_for_what_was_in_memory_before_is_nobodys_number():
+    images, _ = drawn()
+    network = Changed(lambda x: x * 0.0 + torch.empty(WIDTH) + torch.empty(x.shape[0], 1))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        wanted = network.last.bias.expand(IMAGES, -1)
+    assert torch.equal(Exact().logits(network.eval(), images), wanted)
