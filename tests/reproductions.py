@@ -69,7 +69,7 @@ def hand_over(
     """
     shutil.copy(ROOT / "params.yaml", author)
     shutil.copytree(ROOT / "networks", author / "networks", ignore=shutil.ignore_patterns("__pycache__"))
-    for name, text in besides.items():
+    for name, text in (besides or {}).items():
         (author / "networks" / name).write_text(text)
     set_params(author, numerics=numerics, train=SETTINGS, evaluate={"batch_size": batch_size}, model=model)
     with contextlib.chdir(author):

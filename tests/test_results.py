@@ -135,7 +135,7 @@ def test_another_network_has_a_table_of_its_own_which_says_what_was_chosen(tmp_p
     shown = {line for line in results.block(results.RESULTS, SETTINGS).splitlines() if line.endswith(":")}
     said = "synthetic, 1,000 test images, seed 0, epochs 2, batch\\_size 64, lr 0.01, momentum 0.9"
     recipe = "optimizer.nesterov True, schedule.name one\\_cycle, schedule.warmup\\_epochs 3.0"
-    assert shown == {f"simple\\_cnn, {said}:", f"vgg11(dropout=0.0), normalized, {said}, {recipe}:"}
+    assert shown == {f"simple\\_cnn, {said}:", f"vgg11(dropout=0.0), normalize True, {said}, {recipe}:"}
 
 
 BLOCK = f"{RESULTS_BEGIN}\nold\n<!-- /results -->\n"

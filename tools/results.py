@@ -63,11 +63,9 @@ def _table(runs: list[Run], settings: Compare) -> str:
 
 
 def _heading(run: Run) -> str:
-    network, train = run.identity.network, provenance.chosen(run.identity.recipe)
-    arguments = ", ".join(f"{name}={value}" for name, value in network.arguments.items())
-    said = [f"{network.name}({arguments})" if arguments else network.name]
-    said += ["normalized"] if network.normalize else []
-    said += [run.identity.data.name, f"{len(run.predictions):,} test images", f"seed {run.identity.seed}"]
+    train = provenance.chosen(run.identity.recipe)
+    said = [provenance.in_words(run.identity.network), run.identity.data.name, f"{len(run.predictions):,} test images"]
+    said.append(f"seed {run.identity.seed}")
     return markdown.escaped(", ".join([*said, *(f"{key} {value}" for key, value in train.items() if key != "log_every")])) + ":"
 
 

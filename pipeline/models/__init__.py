@@ -7,6 +7,7 @@ import copy
 import hashlib
 import importlib.util
 import inspect
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import sources
+from pipeline.device import CPU
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.initialisation import initial_values
 from pipeline.exact.masks import Draws
-from pipeline.models import normalisation
+from pipeline.models import bounds, normalisation
 from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.numerics.exact import refusals_explained
 from pipeline.params import SIMPLE_CNN, Model
@@ -264,12 +266,19 @@ def with_weights(model: Model, shape: Shape, classes: int, weights: dict[str, np
 
 
 def refuse_larger(model: Model, shape: Shape, classes: int, weights: dict[str, np.ndarray] | Any) -> None:
-    """Raise UserError where a network, as a received run may say, is larger than the weights beside it, before it takes memory."""
-    sizes, numbers = None, sum(array.size for array in weights.values())
-    with contextlib.suppress(UserError), torch.device("meta"):  # a few ask for values, which are not there
-        sizes = build(model, shape, classes)
-    if sizes is not None and (needs := sum(t.numel() for t in sizes.state_dict().values())) > numbers + MOST_MORE:
-        raise UserError(f"the weights are not {model.name}'s: they are {numbers} numbers, and the run says a network of {needs}")
+    """Raise UserError where a network, as a received run may say, is larger than the weights beside it, before it takes memory or time."""
+    numbers = sum(array.size for array in weights.values())
+    for most, device in ((math.inf, "meta"), (2 * numbers + MOST_MORE, CPU)):  # a few ask for values, which are not there on meta
+        try:
+            with bounds.made_of_at_most(most, len(weights), model.name), torch.device(device):
+                sizes = build(model, shape, classes)
+        except bounds.Larger:
+            raise
+        except UserError:
+            continue
+        if (needs := sum(t.numel() for t in sizes.state_dict().values())) > numbers + MOST_MORE:
+            raise UserError(f"the weights are not {model.name}'s: they are {numbers} numbers, and the run says a network of {needs}")
+        return
 
 
 def load(network: nn.Module, weights: dict[str, np.ndarray] | Any, name: str = "SimpleCNN") -> None:

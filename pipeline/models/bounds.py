@@ -1,4 +1,6 @@
-"""What a recorded network may take: it is computed once on tensors without memory, and what that would have taken is counted."""
+"""What a received network may take: one that was recorded is computed once on tensors without memory, and what that would have taken is
+counted; one that its source makes is made of no more weights than came with it.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from pipeline.exact import registry
 from pipeline.exact.errors import Unsupported
+from pipeline.system.errors import UserError
 
+MOST_MORE_TENSORS = 1000
+"""Weights by which a network's making may pass by twice those that it then has: some are made only to be replaced."""
 MOST_CALLS = 5000
 MOST_NUMBERS = 2**28
 """Numbers that the values of two images may hold at a time: 1 GiB of float32."""
@@ -23,6 +29,25 @@ LEAST = 2**8
 """Numbers that a tensor counts for: one without any takes memory too."""
 COMPILER = "torch._dynamo"
 """The module that is PyTorch's compiler."""
+
+
+class Larger(UserError):
+    """A network is larger than the weights that are said to be its own."""
+
+
+@contextlib.contextmanager
+def made_of_at_most(numbers: float, tensors: int, name: str) -> Iterator[None]:
+    """Around the making of a network: raises Larger as soon as it has more numbers, or far more than so many tensors, as weights."""
+    left = [numbers, 2 * tensors + MOST_MORE_TENSORS]
+
+    def count(module: nn.Module, of: str, weight: nn.Parameter) -> None:
+        left[0] -= 0 if weight is None else weight.numel()
+        left[1] -= 1
+        if min(left) < 0:
+            raise Larger(f"the weights are not {name}'s: they are {tensors} tensors, and the run says a network of far more or larger ones")
+
+    with register_module_parameter_registration_hook(count):
+        yield
 
 
 @contextlib.contextmanager

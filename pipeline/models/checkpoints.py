@@ -34,6 +34,8 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 SETTINGS: list[Any] = [argparse.Namespace, *((pathlib.PurePath, f"{module}.{kind}Path") for module in ("pathlib", "pathlib._local")
                                   for kind in ("Posix", "Windows", "PurePosix", "PureWindows"))]  # fmt: skip
 """What the training scripts of torchvision and timm save their own arguments as, beside the weights. They do nothing."""
+ARCHIVE = b"PK\3\4"
+"""With which the file of torch.save begins, since PyTorch 1.6."""
 LISTED = 5
 LARGEST_BYTES = 2**34
 """Of a file of weights."""
@@ -130,11 +132,11 @@ def _read(path: Path) -> _Read:
             from safetensors.torch import load
 
             return _Read(load(bytes(content)), digest, len(content))
-        _refuse_larger(content)
+        readable = _repacked(content) if content.startswith(ARCHIVE) else io.BytesIO(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is refused next
             with torch.serialization.safe_globals(SETTINGS):
-                return _Read(torch.load(io.BytesIO(content), map_location=CPU, weights_only=True), digest, len(content))
+                return _Read(torch.load(readable, map_location=CPU, weights_only=True), digest, len(content))
     except pickle.UnpicklingError as error:
         text = str(error)
         if named := re.search(r"GLOBAL ([\w.]+)", text):
@@ -150,12 +152,25 @@ def _read(path: Path) -> _Read:
         raise UserError(f"{path}: not a checkpoint of PyTorch, or damaged ({said}); copy it again") from None
 
 
-def _refuse_larger(content: bytearray) -> None:
-    """Raise ValueError where an archive unpacks to more than it is: torch.save compresses nothing."""
-    if zipfile.is_zipfile(io.BytesIO(content)):
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if (size := sum(each.file_size for each in archive.infolist())) > len(content):
-                raise ValueError(f"an archive of {len(content)} bytes that unpacks to {size}")
+def _repacked(content: bytearray) -> io.BytesIO:
+    """An archive of what is in that of torch.save, which compresses nothing.
+
+    Two readers can find two directories in the same bytes: so what PyTorch reads is made of what was checked here.
+
+    Raises:
+        ValueError: it unpacks to more than it is, or has a name twice.
+        zipfile.BadZipFile: it is damaged.
+    """
+    whole = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(whole, "w") as again:
+        if (size := sum(each.file_size for each in archive.infolist())) > len(content):
+            raise ValueError(f"an archive of {len(content)} bytes that unpacks to {size}")
+        if len(set(archive.namelist())) < len(archive.namelist()):
+            raise ValueError("an archive with two files of one name")
+        for each in archive.infolist():
+            again.writestr(each.filename, archive.read(each))
+    whole.seek(0)
+    return whole
 
 
 def _is_script(content: bytearray) -> bool:
@@ -166,16 +181,20 @@ def _is_script(content: bytearray) -> bool:
         return False
 
 
+# What a file gives may have attributes of any name, which would be taken for methods: so those of the classes are called.
+
+
 def _entry(content: Any, name: str) -> Any:
-    return content.get(name) if isinstance(content, Mapping) else None
+    return dict.get(content, name) if isinstance(content, dict) else None
 
 
 def _tensors(content: Any) -> dict[str, Tensor]:
-    """A mapping of names to tensors, if it is one."""
-    if not isinstance(content, Mapping) or not content:
+    """A dict of names to tensors, if it is one; the tensors without attributes of their own."""
+    if not isinstance(content, dict) or not content:
         return {}
-    good = all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
-    return dict(content) if good else {}
+    items = dict.items(content)
+    good = all(isinstance(key, str) and isinstance(value, Tensor) for key, value in items)
+    return {key: Tensor.detach(value) for key, value in items} if good else {}
 
 
 def named(read: Checkpoint, network: nn.Module) -> Checkpoint:

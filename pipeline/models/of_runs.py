@@ -53,13 +53,20 @@ def build(found: recorded.Recording | None, model: Model, classes: int, shape: S
     return network
 
 
-def is_another(claimed: bytes | None, trained: bytes) -> bool:
-    """Whether the network.json that came with a run says another network than the one that was trained."""
-    return claimed is not None and not recorded.is_refusal(claimed) and claimed != trained
+def is_another(claimed: bytes | None, trained: bytes, numerics: str) -> bool:
+    """Whether the network.json that came with a run says another network than the one that was trained.
+
+    One that says why there is none says nothing of a native run, and is another of an exact one, whose operations can be recorded.
+    """
+    if claimed is not None and recorded.is_refusal(claimed):
+        return numerics != "native" and not recorded.is_refusal(trained)
+    return claimed is not None and claimed != trained
 
 
 def differs_here(network: bytes, model: Model, data: Dataset, weights: Mapping[str, np.ndarray], numerics: Numerics) -> str:
     """A phrase where the source that is here makes another network for a data set than a run's network.json; else nothing."""
+    if any(isinstance(value, str) for value in model.arguments.values()):
+        return f"{model.name} was not made here, for what it would do with texts in its arguments is not known"
     try:
         models.refuse_larger(model, data.shape, len(data.classes), weights)
         here = models.build(model, data.shape, len(data.classes), 0)
@@ -69,5 +76,5 @@ def differs_here(network: bytes, model: Model, data: Dataset, weights: Mapping[s
             if recording.record(here, data.shape, numerics, torch.device(CPU)) == network:
                 return ""
     except UserError:
-        return f"{model.name} cannot be made here"
+        return f"{model.name} cannot be made here, so that it is that network was not checked"
     return f"{model.name} here is another network"

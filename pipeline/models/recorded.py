@@ -28,6 +28,8 @@ _ALL = {*registry.FORM_OF, *registry.COMPOSED, *registry.IN_PLACE, *registry.MAK
 NAMES: dict[Any, str] = {each: str(resolve_name(each)) for each in _ALL - _OF_VALUES}
 """Of each operation that may be recorded PyTorch's own name."""
 OPERATIONS = {name: each for each, name in NAMES.items()}
+_OF_LISTS = {NAMES[each] for each in (torch.tensor, Tensor.new_tensor)}
+_CONVERSIONS = {NAMES[each] for each in (Tensor.to, Tensor.type) if each in NAMES}
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")}
 LAYOUTS = {name: getattr(torch, name) for name in ("contiguous_format", "channels_last", "preserve_format")}
 
@@ -64,6 +66,13 @@ class Recording(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """By name, in the order of the network's own."""
     training: Graph
     evaluation: Graph
+
+    def given(self) -> int:
+        """How many numbers it has that no rule draws: of what it holds at the beginning, and of the constants that it makes."""
+        held = sum(len(numbers) for held in self.held.values() for rule, numbers in held.initial if rule == "values")
+        return held + max(
+            sum(_leaves(args) for name, args, _ in graph.calls if name in _OF_LISTS) for graph in (self.training, self.evaluation)
+        )
 
 
 class Unrecorded(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -152,8 +161,9 @@ def read(content: bytes, weights: Mapping[str, np.ndarray], classes: int, shape:
                 if not training and tensor._version != version:  # an image's answer would depend on those before it
                     raise ValueError(f"it changes {shown(name)} while it evaluates")
             for logits in given if isinstance(given, list | tuple) else [given]:
-                if logits is not None and list(logits.shape) != [2, classes]:
-                    raise ValueError(f"gives {list(logits.shape)} for 2 images and {classes} classes")
+                if logits is not None and (list(logits.shape) != [2, classes] or not logits.is_floating_point()):
+                    numbers = "" if logits.is_floating_point() else f"{logits.dtype} "
+                    raise ValueError(f"gives {numbers}{list(logits.shape)} for 2 images and {classes} classes")
     except Exception as error:  # whatever PyTorch says of what is no network
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{where}: not a network that can be computed: {said}; changed, or damaged") from None
@@ -179,6 +189,8 @@ def _check(recording: Recording) -> None:
                 raise ValueError(f"call {place} is of {shown(name)}, which has no exact form")
             if kwargs.get("device") not in (None, {"device": True}):
                 raise ValueError(f"call {place} is on {shown(kwargs['device'])}, not where the images are")
+            if name in _CONVERSIONS and any(isinstance(each, str) for each in [*args, *kwargs.values()]):
+                raise ValueError(f"call {place} names a type or a device, which may not be where the images are")
             _check_encoded([args, list(kwargs.values())], place, before)
         _check_encoded(graph.gives, len(graph.calls) + 1, before)
 
@@ -187,6 +199,8 @@ def _check_encoded(given: Any, place: int, held: set[str]) -> None:
     if isinstance(given, list):
         for each in given:
             _check_encoded(each, place, held)
+        if sum(isinstance(each, dict) and "images" in each for each in given) > 1:
+            raise ValueError(f"call {place} takes the number of images twice")
     elif isinstance(given, dict):
         ((kind, what),) = given.items()
         if kind in ("tuple", "slice"):
@@ -200,6 +214,10 @@ def _check_encoded(given: Any, place: int, held: set[str]) -> None:
                 raise ValueError(f"call {place} takes {shown(str(what))}, which is no weight or buffer")
         elif kind not in _KINDS or (kind == "images" and type(what) is not int):
             raise ValueError(f"call {place} has an argument that is {shown(str(kind))}")
+
+
+def _leaves(given: Any) -> int:
+    return sum(map(_leaves, given.values() if isinstance(given, dict) else given)) if isinstance(given, list | dict) else 1
 
 
 def _initial(name: str, held: Held, seed: int | None) -> Tensor:

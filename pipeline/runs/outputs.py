@@ -269,11 +269,14 @@ def _read_csv(path: Path, content: bytes, header: tuple[str, ...], row: Callable
         lines = csv.reader(io.StringIO(content.decode()))
         if (first := next(lines, None)) != list(header):
             raise ValueError(f"its first line is {first!r:.80}, not {','.join(header)}")
-        rows = []
+        rows, written = [], []
         for fields in lines:
             if len(fields) != len(header):
                 raise ValueError(f"{len(fields)} fields in a row of {len(header)}")
             rows.append(row(*fields))
+            written.append(fields)
+        if _csv(header, written) != content:  # another program could read other numbers
+            raise ValueError("it is written otherwise than the pipeline writes: another end of a line, or quotation marks")
     except (ValueError, csv.Error) as error:
         raise UserError(f"{path}: damaged: {error!s:.200}") from None
     if some and not rows:
@@ -282,7 +285,7 @@ def _read_csv(path: Path, content: bytes, header: tuple[str, ...], row: Callable
 
 
 def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 15):
+    if not (text.isascii() and text.isdigit() and len(text) <= 15 and str(int(text)) == text):
         raise ValueError(f"{shown(text)} where a whole number of at most 15 digits must be")
     return int(text)
 
@@ -291,6 +294,6 @@ def _float32(text: str) -> float:
     value = float(text)
     if not abs(value) <= LARGEST_FLOAT32:
         raise ValueError(f"{value} where a finite float32 must be")
-    if float(str(np.float32(value))) != value:  # it would count as equal to a number that it is not
+    if str(np.float32(value)) != text:  # it would count as equal to a number that it is not, or another program could read another
         raise ValueError(f"{shown(text)} where the shortest form of a float32 must be")
     return value

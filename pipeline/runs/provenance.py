@@ -97,6 +97,15 @@ def chosen(train: Train) -> dict[str, Any]:
     return {key: value for key, value in flattened(train).items() if key in required or value != usual[key]}
 
 
+def in_words(network: Model) -> str:
+    """A network with its arguments, and what else is not as by default."""
+    arguments = ", ".join(f"{name}={value!s:.200}" for name, value in network.arguments.items())
+    called = f"{network.name}({arguments})" if arguments else network.name
+    besides = [f"{key} {value!s:.200}" for key, value in flattened(network).items()
+               if not key.startswith(("name", "arguments")) and value != flattened(Model()).get(key)]  # fmt: skip
+    return ", ".join([called, *besides])
+
+
 def abbreviated(value: object) -> str:
     """A value for a sentence: 12 digits of a digest are enough."""
     text = str(value)

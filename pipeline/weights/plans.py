@@ -21,7 +21,7 @@ from pipeline.models import checkpoints, of_runs
 from pipeline.models.checkpoints import Checkpoint
 from pipeline.models.recorded import Recording
 from pipeline.numerics import Numerics
-from pipeline.params import SOURCES, Evaluate, Train
+from pipeline.params import SOURCES, Evaluate, Model, Train
 from pipeline.runs import kept, outputs, provenance
 from pipeline.runs.kept import Run
 from pipeline.runs.provenance import Provenance
@@ -191,7 +191,8 @@ def announce(plan: Plan) -> None:
     """Say what is going to be computed, and what differs here though it must not matter."""
     identity = plan.run.identity
     trained = ", ".join(f"{key} {value!s:.200}" for key, value in provenance.chosen(identity.recipe).items())
-    say(f"{plan.run.folder}: {identity.data.name}, seed {identity.seed}, {identity.numerics}, {trained}")
+    network = [] if identity.network == Model() else [provenance.in_words(identity.network)]
+    say(f"{plan.run.folder}: {', '.join([*network, identity.data.name, f'seed {identity.seed}', identity.numerics, trained])}")
     if not plan.whole:
         say(f"only its beginning is checked: the first {plan.train.epochs} of {identity.recipe.epochs} epochs")
     matter = "may give other bits of native numerics" if identity.numerics == "native" else "must not matter"
@@ -201,7 +202,7 @@ def announce(plan: Plan) -> None:
         say(said)
     if plan.recorded is not None:
         here = of_runs.differs_here(plan.run.network or b"", identity.provenance.network, plan.data, plan.run.weights, plan.numerics)
-        given = sum(len(numbers) for held in plan.recorded.held.values() for rule, numbers in held.initial if rule == "values")
+        given = plan.recorded.given()
         begun = f"{given:,} of its numbers begin as given there" if given else ""
         say("; ".join(filter(None, (f"the network is the one that {outputs.NETWORK} of the run says", here, begun))))
 

@@ -68,7 +68,7 @@ class Network:
 
     def __call__(self, images: np.ndarray) -> Scores:
         """The scores of uint8 images [N, *shape]."""
-        with torch.inference_mode(), devices.failures_explained(self._device):
+        with torch.inference_mode(), devices.failures_explained(self._device), models.mistakes_explained(self.network):
             logits = self.numerics.logits(self.module, torch.from_numpy(images).to(self._device))
             return Scores(logits.cpu().numpy(), self.numerics.probabilities(logits).cpu().numpy())
 

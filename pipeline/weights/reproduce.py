@@ -92,7 +92,7 @@ def _answer(plan: Plan, work: Path, checkpoint_seconds: float) -> tuple[Verdict,
         say(f"computed again: fingerprint {again.identity.fingerprint}, accuracy {again.metrics.accuracy:.2%}, kept as {at}")
     else:
         answer = _beginning(plan, training.history)
-    if answer[0] in AGREEING and of_runs.is_another(run.network, network):
+    if answer[0] in AGREEING and of_runs.is_another(run.network, network, chosen.version):
         if _network_differs(plan, network):
             answer = "different", f"{outputs.NETWORK} of the run is not the network that was trained here, {described.network.name}"
         else:
@@ -109,7 +109,8 @@ def _answer(plan: Plan, work: Path, checkpoint_seconds: float) -> tuple[Verdict,
 def _network_differs(plan: Plan, trained: bytes) -> bool:
     """Whether a network.json that is not the one here says another network: another release of PyTorch may write the same otherwise."""
     run, data = plan.run, plan.data
-    if run.environment.train is not None and run.environment.train.torch == devices.describe(plan.device)["torch"]:
+    there = run.environment.train
+    if there is None or there.torch == devices.describe(plan.device)["torch"]:
         return True
     claimed, here = (
         recorded.read(each or b"", run.weights, len(data.classes), data.shape, outputs.NETWORK) for each in (run.network, trained)
