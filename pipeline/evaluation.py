@@ -17,7 +17,7 @@ from pipeline import models, numerics
 from pipeline.data import dataset
 from pipeline.data.batches import Batches
 from pipeline.inputs import LOCK, Inputs
-from pipeline.models import checkpoints, of_runs
+from pipeline.models import bounds, checkpoints, of_runs
 from pipeline.models.recorded import Recording
 from pipeline.params import Evaluate
 from pipeline.params import Model as Network
@@ -181,7 +181,7 @@ def evaluate(
 
     every, by_chance = torch.arange(len(batches)), torch.from_numpy(np.random.default_rng().permutation(len(batches)))
     exact = chosen.version != "native"
-    with torch.inference_mode(), models.unchanged(model) if exact or received else contextlib.nullcontext():
+    with torch.inference_mode(), bounds.unchanged(model) if exact or received else contextlib.nullcontext():
         with clock.running():
             losses, predicted, confidence = scored((by_chance if received and exact else every).to(device))  # each [M]
             loss = chosen.mean(losses)

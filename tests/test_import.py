@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import pickle
 import shutil
+import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -275,6 +277,28 @@ def compressed(path: Path) -> None:
             archive.writestr(name, content)
 
 
+def ended_twice(path: Path) -> None:
+    """The same with the beginning of another end, which Python's reader takes for the only one."""
+    compressed(path)
+    path.write_bytes(path.read_bytes() + b"PK\5\6" + bytes(4))
+
+
+def with_two_directories(path: Path) -> None:
+    """The same with a second directory, of one empty file, which Python's reader takes, and PyTorch's the first."""
+    compressed(path)
+    content = path.read_bytes()
+    at = content.rfind(b"PK\5\6")
+    end = list(struct.unpack("<4s4H2LH", content[at : at + 22]))
+    other = io.BytesIO()
+    with zipfile.ZipFile(other, "w") as archive:
+        archive.writestr("x", b"")
+    (start,) = struct.unpack("<L", other.getvalue()[-6:-2])
+    entry = bytearray(other.getvalue()[start:-22])
+    padding = end[5] - len(entry)
+    struct.pack_into("<H", entry, 32, padding)  # the length of its comment
+    path.write_bytes(content[:at] + entry + bytes(padding) + struct.pack("<4s4H2LH", *end))
+
+
 REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "nothing": (lambda folder: folder / "theirs.pth", "No such file or directory; name a .pth, .pt or .safetensors file"),
     "a folder": (lambda folder: folder, "Is a directory; name a .pth, .pt or .safetensors file"),
@@ -299,11 +323,38 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "bits": (changed(lambda given: given.update({BIAS: torch.empty(7, dtype=torch.bits8)})), "is torch.bits8"),
     "one number, many times": (changed(lambda given: given.update({BIAS: torch.ones(1).expand(2**33)})), "its tensors take 34"),
     "zeros, compressed": (written(lambda path: compressed(path)), "that unpacks to 4"),
+    "zeros, compressed, with an end that one reader sees": (
+        written(lambda path: ended_twice(path)), "damaged (File is not a zip file)"),
+    "zeros, compressed, with a directory for each reader": (written(lambda path: with_two_directories(path)), "or damaged ("),
     "a prefix without end": (changed(lambda given: (given.clear(), given.update({"module." * 10**6: torch.ones(1)}))),
                              "1 tensors, with names of up to 7000000 characters; at most 20000 of 1000 are read"),
     "many": (changed(lambda given: given.update({f"n{i}": torch.ones(()) for i in range(20_001)})), "tensors, with names of up to"),
     "a count alone": (changed(lambda given: (given.clear(), given.update(n_averaged=torch.ones(())))), "is missing; "),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("what", [name for name in REFUSED if name.startswith("zeros, compressed, with ")])
+def test_an_archive_that_readers_take_for_different_ones_is_not_unpacked(what, monkeypatch, tmp_path):
+    given, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda file, **named: given.append(len(file.getvalue())) or load(file, **named))
+    path = REFUSED[what][0](tmp_path)
+    with pytest.raises(UserError):
+        checkpoints.read(path)
+    assert sum(given) <= path.stat().st_size
+
+
+@pytest.mark.parametrize("name", ["numel", "detach", "is_floating_point", "is_complex", "resolve_neg", "get"])
+def test_an_attribute_of_what_a_file_holds_is_never_taken_for_a_method(name, tmp_path):
+    weights = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.arange(2.0)}
+    for value in weights.values():
+        setattr(value, name, OrderedDict)
+    for number, saved in enumerate((OrderedDict(weights), {"epoch": 1, "state_dict": OrderedDict(weights)})):
+        for held in (saved, saved.get("state_dict")):
+            if isinstance(held, OrderedDict):
+                setattr(held, name, 5)
+        torch.save(saved, tmp_path / f"{number}.pth")
+        found = checkpoints.read(tmp_path / f"{number}.pth").weights
+        assert {key: value.tolist() for key, value in found.items()} == {"a.weight": [[0, 1, 2], [3, 4, 5]], "a.bias": [0, 1]}
 
 
 @pytest.mark.fault(77)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from pipeline import models
 from pipeline.machine import check
+from pipeline.params import Model
 from pipeline.system.errors import UserError
 from tests.conftest import ROOT
 from tools import commit, markers, networks, ways
@@ -81,3 +85,26 @@ def test_the_page_has_networks_of_torchvisions_and_every_miniature_each_with_its
 def test_a_network_trains_to_the_hash_that_the_page_names(name):
     training, _ = check.trained(*networks.built(name))
     assert ROWS[name][6] == f"`{training:.12}`"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Model(name="regnet_y_400mf", arguments={"stem_width": 600_000}),
+        Model(name="vit_b_16", arguments={"representation_size": -1}),
+        Model(name="networks/vit.py:ViT", arguments={"layers": 10**9, "width": 64}),
+        Model(name="mobilenet_v2", arguments={"width_mult": 1e4}),
+    ],
+    ids=lambda model: model.name,
+)
+def test_a_network_that_a_run_says_is_larger_than_its_weights_ends_before_it_takes_memory_or_time(model, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    made = []
+    with (
+        register_module_parameter_registration_hook(lambda module, name, weight: made.append(weight)),
+        pytest.raises(UserError, match=r"^the weights are not"),
+    ):
+        models.refuse_larger(model, (3, 224, 224), 10, {"x": np.zeros(3, np.float32)})
+    filled = [weight.numel() for weight in made if weight.device.type == "cpu"][:-1]  # all but the one at which it ended
+    assert sum(filled) <= models.MOST_MORE + 6
+    assert len(made) <= 1100

@@ -192,6 +192,12 @@ TAMPERED: dict[str, tuple[Callable[[Any], None], str]] = {
     "images times many": (call(1, "torch.zeros", [{"tuple": [{"images": 2**40}]}], {}), "torch.zeros gives 2199023255552 numbers"),
     "a memory that nothing takes": (added(["torch.zeros", [[2**28]], {}]), "after call 13 it holds 2684"),
     "a device": (added(["torch.ones", [[2**20]], {"device": "cpu"}]), "call 13 is on 'cpu', not where the images are"),
+    "a device by place": (added(["torch.Tensor.to", [{"held": "fc1.bias"}, "meta"], {}]), "call 13 names a type or a device"),
+    "a type by its name": (added(["torch.Tensor.type", [{"value": 1}, "torch.ByteTensor"], {}]), "call 13 names a type or a device"),
+    "images times images": (added(["torch.ones", [[{"images": 1}, {"images": 1}, {"images": 1}]], {}]), "call 13 takes the number of"),
+    "whole numbers": (lambda found: found["evaluation"].update(
+        calls=[*found["evaluation"]["calls"], ["torch.Tensor.long", [found["evaluation"]["gives"]], {}]], gives={"value": 13}),
+        "gives torch.int64 [2, 10] for 2 images and 10 classes"),
     "parts without a number": (added(["torch.zeros", [[2**31 - 1, 0]], {}], ["torch.unbind", [{"value": 13}], {}]), "unbind gives 214748"),
     "parts of two": (added(["torch.zeros", [[2**20]], {}], ["torch.functional.split", [{"value": 13}, 2], {}]), "split gives 524288 parts"),
     "a memory within": (added(["torch.zeros", [[1, 2**15, 1]], {}], [ATTENTION, [{"value": 13}] * 3, {}]), "matmul gives 1073741824"),

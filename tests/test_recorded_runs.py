@@ -108,8 +108,25 @@ def test_a_network_of_that_name_here_that_the_run_says_is_larger_takes_no_memory
     made, build = [], models.build
     monkeypatch.setattr(models, "build", lambda *given: made.append(build(*given)) or made[-1])
     assert reproduce.reproduce(run, epochs=1)
-    assert f"the network is the one that network.json of the run says; {model.name} cannot be made here, so that " in capsys.readouterr().out
+    assert f"network.json of the run says; {model.name} cannot be made here, so that it is that network was not" in capsys.readouterr().out
     assert {tensor.device.type for network in made for tensor in network.state_dict().values()} == {"meta"}
+
+
+def test_a_network_of_that_name_is_not_made_here_with_texts_that_a_run_gives_it(received, monkeypatch, capsys, tmp_path):
+    _, receiver = received
+    model = outputs.read_model(receiver / "theirs").provenance.network
+    if not model.is_own:
+        pytest.skip("of torchvision's there is one")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(receiver / "data", "data")
+    files.write_text(Path("networks", "mine.py"), "class Net:\n    def __init__(self, classes=10, file=None):\n        open(file, 'w')\n")
+    reads = structs.replace(model, name="networks/mine.py:Net", arguments={"file": "written"})
+    run = claim(receiver / "theirs", tmp_path / "reads", network=lambda its: its, provenance=lambda p: structs.replace(p, model=reads))
+    assert reproduce.reproduce(run, epochs=1)
+    said = capsys.readouterr().out
+    assert said.splitlines()[0].startswith(f"{run}: networks/mine.py:Net(file=written), drawn, seed 0, exact-3, epochs 2")
+    assert "networks/mine.py:Net was not made here, for what it would do with texts in its arguments is not known" in said
+    assert not Path("written").exists()
 
 
 def test_a_network_that_takes_two_images_and_no_three_is_one_line(received, monkeypatch, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -11,7 +12,7 @@ from msgspec import structs
 from pipeline import device as devices
 from pipeline import evaluation
 from pipeline.models.simple_cnn import SimpleCNN
-from pipeline.runs import outputs
+from pipeline.runs import kept, outputs
 from pipeline.training.trainer import LoggedStep, Trainer
 from pipeline.weights import reproduce
 from tests.conftest import ROOT, command
@@ -133,6 +134,20 @@ def test_a_true_run_with_the_network_json_of_another_network_is_different(numeri
     assert not reproduce.reproduce(forged)
     assert said(capsys) == "different: network.json of the run is not the network that was trained here, simple_cnn"
     assert reproduce.reproduce(claim(original[numerics], here / "true", network=lambda its: its))
+
+
+def test_a_network_json_that_says_that_an_exact_network_cannot_be_recorded_is_another_one(original, here, capsys):
+    forged = claim(original["exact"], here / "forged", network=lambda its: b'{"format":1,"refused":"an operation without a form"}')
+    assert not reproduce.reproduce(forged)
+    assert said(capsys) == "different: network.json of the run is not the network that was trained here, simple_cnn"
+
+
+def test_a_run_that_does_not_say_where_it_was_trained_has_the_network_json_of_here(original, here, capsys):
+    for name, changed, true in (("true", (b"relu", b"relu"), True), ("forged", (b".Tensor.view", b".Tensor.reshape"), False)):
+        run = claim(original["exact"], here / name, network=lambda its, changed=changed: renamed(its, *changed))
+        described = json.loads((run / kept.ENVIRONMENT).read_text())
+        (run / kept.ENVIRONMENT).write_text(json.dumps(described | {"train": None}))
+        assert reproduce.reproduce(run) is true
 
 
 def test_a_network_json_that_another_release_of_pytorch_wrote_is_held_to_the_runs_predictions(original, here, capsys, monkeypatch):

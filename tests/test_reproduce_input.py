@@ -318,6 +318,23 @@ def test_a_document_of_more_than_a_mebibyte_is_refused_by_its_size(document, ori
 
 
 @pytest.mark.parametrize("part", [outputs.HISTORY, outputs.PREDICTIONS])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text.replace("\n", "\r\n"), "it is written otherwise than the pipeline writes"),
+        (lambda text: text.replace("\n3,", '\n"3",'), "it is written otherwise than the pipeline writes"),
+        (lambda text: text.removesuffix("\n"), "it is written otherwise than the pipeline writes"),
+        (lambda text: text.replace("\n3,", "\n03,"), "'03' where a whole number of at most 15 digits must be"),
+    ],
+    ids=["another end of a line", "quotation marks", "no end", "a zero before a number"],
+)
+def test_a_table_has_one_way_to_be_written_for_another_program_could_read_other_numbers(part, change, said, original, here):
+    copy = claim(original["exact"], here / "copy")
+    (copy / part).write_bytes(change((copy / part).read_text()).encode())
+    refused(f"{part}: damaged: {said}", copy)
+
+
+@pytest.mark.parametrize("part", [outputs.HISTORY, outputs.PREDICTIONS])
 def test_a_table_that_is_too_large_is_refused_before_it_is_read(part, original, here):
     copy = claim(original["exact"], here / "copy")
     with (copy / part).open("r+b") as file:
@@ -325,7 +342,7 @@ def test_a_table_that_is_too_large_is_refused_before_it_is_read(part, original, 
     refused(f"{part}: 536870912 bytes; at most 134217728 are read", copy)
 
 
-@pytest.mark.parametrize("loss", ["1e-320", "2.30000001", "0.1000000000000001"])
+@pytest.mark.parametrize("loss", ["1e-320", "2.30000001", "0.1000000000000001", "0.5_0", "+0.5", "0.50", "\N{FULLWIDTH DIGIT ONE}", "5e-1"])
 def test_a_number_that_only_rounds_to_a_float32_is_refused_for_it_would_count_as_equal(loss, original, here):
     copy = claim(original["exact"], here / "copy")
     first, row, *others = (copy / outputs.HISTORY).read_text().splitlines()

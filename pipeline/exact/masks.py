@@ -15,7 +15,8 @@ from torch import Tensor
 from pipeline.exact import arithmetic
 from pipeline.exact.augmentation import mixed
 from pipeline.exact.errors import refusal
-from pipeline.exact.tape import Images, Tape
+from pipeline.exact.tape import Tape
+from pipeline.exact.values import Images
 
 _WORD = 2**32 - 1
 

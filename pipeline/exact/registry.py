@@ -18,7 +18,8 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from pipeline.exact import activations, arithmetic, attention, masks, normalisation, parts, pooling, precision, products, shapes
 from pipeline.exact.errors import Unsupported, refusal
-from pipeline.exact.tape import Images, Tape
+from pipeline.exact.tape import Tape
+from pipeline.exact.values import Images
 
 Form = Callable[..., Any]
 """Given the tape and the operation's own arguments, computes what the operation does, exactly, and records the way back."""

@@ -14,8 +14,9 @@ from pipeline.exact import arithmetic, layout
 from pipeline.exact.arguments import sizes
 from pipeline.exact.arithmetic import SpreadWeight
 from pipeline.exact.errors import refusal
-from pipeline.exact.tape import Gradient, Images, Tape
+from pipeline.exact.tape import Gradient, Tape
 from pipeline.exact.trees import tree
+from pipeline.exact.values import Images
 
 
 def _moved(name: str, move: Callable[..., Tensor], back: Callable[..., Tensor]) -> Any:

@@ -17,45 +17,12 @@ from pipeline.exact.errors import refusal
 from pipeline.exact.group import ALONE, Group
 from pipeline.exact.later import Later
 from pipeline.exact.sums import Sums, added_up
+from pipeline.exact.values import Images, Memory, Value
 
 Gradient = Tensor | Sums | None
 Backward = Callable[[Tensor], Sequence[Gradient]]
 """From the gradient of what a form gave, that of each of its inputs. That of a weight in a pass over images is a Sums, or is a tensor where
 it is of the whole batch already."""
-
-
-class Images(int):
-    """The number of images in this worker's share, as a network reads it from a shape: so that it is known again where it comes back."""
-
-
-class Memory:
-    """One piece of memory that several tensors may show, and how often it was changed in place."""
-
-    __slots__ = ("version",)
-
-    def __init__(self) -> None:
-        self.version = 0
-
-
-class Value:
-    """What the tape knows of a tensor."""
-
-    __slots__ = ("axis", "elements", "gradient", "learns", "memory", "name", "of", "of_images", "part_of", "replaced", "token", "version")
-
-    def __init__(self, token: object, of_images: bool, learns: bool, memory: Memory, name: str = "") -> None:
-        self.token, self.of_images, self.learns, self.memory, self.name = token, of_images, learns, memory, name
-        self.version = memory.version
-        self.axis: int | None = 0
-        """Which axis is the images', or the rows' of each image in turn; None where they are spread."""
-        self.elements = 1
-        """Numbers of one image: also where this worker has none."""
-        self.replaced: Tensor | None = None
-        """What an operation in place has made of the tensor."""
-        self.part_of: tuple[Tensor, Any] | None = None
-        """The tensor that it is a part of, and its index there."""
-        self.gradient: Tensor | None = None
-        self.of: Value | None = None
-        """Whose gradient it is, where the tensor is a second name of another."""
 
 
 class Tape:

@@ -193,17 +193,6 @@ def mistakes_explained(model: Model) -> Iterator[None]:
         raise UserError(f"{where}: {type(error).__name__}: {said}; {remedy}") from error
 
 
-@contextlib.contextmanager
-def unchanged(network: nn.Module) -> Iterator[None]:
-    """Around what a network answers: raises UserError where it has changed what it holds, for an answer could depend on those before it."""
-    held = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    versions = {name: tensor._version for name, tensor in held.items()}
-    yield
-    if changed := [name for name, tensor in held.items() if tensor._version != versions[name]]:
-        raise UserError(f"the network changes its '{changed[0]}' while it is evaluated, and an image's answer could depend on those before "
-                        "it; change it where self.training is true")  # fmt: skip
-
-
 def _own_line(error: BaseException) -> str | None:
     """The innermost line, FILE:LINE, of the network's own code in what raised `error`."""
     if isinstance(error, SyntaxError) and error.filename:
@@ -247,7 +236,7 @@ def try_out(network: nn.Module, model: Model, shape: Shape, classes: int, numeri
             draws = Draws(0, torch.zeros(1, dtype=torch.int64, device=device))
             numerics.loss_and_gradients(network, images, labels, ALONE, 2, draws=draws)
             network.eval()
-            with torch.inference_mode(), contextlib.nullcontext() if numerics.version == "native" else unchanged(network):
+            with torch.inference_mode(), contextlib.nullcontext() if numerics.version == "native" else bounds.unchanged(network):
                 numerics.logits(network, images)
     finally:
         torch.set_rng_state(state)

@@ -1,5 +1,5 @@
 """What a received network may take: one that was recorded is computed once on tensors without memory, and what that would have taken is
-counted; one that its source makes is made of no more weights than came with it.
+counted; one that its source makes is made of no more weights than came with it. And none may change what it holds while it answers.
 """
 
 from __future__ import annotations
@@ -48,6 +48,17 @@ def made_of_at_most(numbers: float, tensors: int, name: str) -> Iterator[None]:
 
     with register_module_parameter_registration_hook(count):
         yield
+
+
+@contextlib.contextmanager
+def unchanged(network: nn.Module) -> Iterator[None]:
+    """Around what a network answers: raises UserError where it has changed what it holds, for an answer could depend on those before it."""
+    held = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    versions = {name: tensor._version for name, tensor in held.items()}
+    yield
+    if changed := [name for name, tensor in held.items() if tensor._version != versions[name]]:
+        raise UserError(f"the network changes its '{changed[0]}' while it is evaluated, and an image's answer could depend on those before "
+                        "it; change it where self.training is true")  # fmt: skip
 
 
 @contextlib.contextmanager
