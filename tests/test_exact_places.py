@@ -7,11 +7,15 @@ import hashlib
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline import models, numerics
 from pipeline.exact.engine import Exact
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.group import ALONE
+from pipeline.params import Model
+from pipeline.system.errors import UserError
 from tests.simulated import Exchange, together
 
 IMAGES, CLASSES, WIDTH = 8, 5, 8
@@ -49,9 +53,39 @@ def assigned(index, value):
     return change
 
 
+def square(x: Tensor) -> Tensor:
+    """Images [N, 2, 2, 2]."""
+    return x.view(x.shape[0], 2, 2, 2)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        (lambda x: F.conv2d(square(x).permute(1, 2, 0, 3), torch.ones(2, 2, 3, 3), padding=1), "conv2d where the images are not the first"),
+        (lambda x: F.conv2d(square(x).permute(1, 0, 2, 3), torch.ones(8, 8, 1, 1)), "conv2d where the images are not the first axis"),
+        (lambda x: F.max_pool2d(square(x).permute(1, 2, 0, 3), 3, 1, 1), "max_pool2d where the images are not the first axis"),
+        (lambda x: F.max_pool2d(F.relu(square(x).permute(1, 2, 0, 3)), 2), "max_pool2d where the images are not the first axis"),
+        (lambda x: F.avg_pool2d(square(x).permute(1, 2, 0, 3), 3, 1, 1), "avg_pool2d where the images are not the first axis"),
+        (lambda x: F.adaptive_avg_pool2d(square(x).permute(1, 2, 0, 3), 1), "adaptive_avg_pool2d where the images are not the first axis"),
+        (lambda x: F.adaptive_max_pool2d(square(x).permute(1, 2, 0, 3), 1), "adaptive_max_pool2d where the images are not the first axis"),
+        (lambda x: F.interpolate(square(x).permute(1, 2, 0, 3), (16, 4)), "interpolate where the images are not the first axis"),
+        (
+            lambda x: F.pixel_shuffle(x.t()[None, :, :, None].permute(0, 2, 1, 3), 2),
+            "pixel_shuffle where the images are not the first axis",
+        ),
+        (lambda x: F.channel_shuffle(square(x).permute(1, 0, 2, 3), 2), "channel_shuffle where the images are not the first axis"),
+        (lambda x: F.group_norm(square(x).permute(1, 0, 2, 3), 2), "group_norm where the images are not the first axis"),
+        (lambda x: F.instance_norm(square(x).permute(1, 2, 0, 3)), "instance_norm where the images are not the first axis"),
+        (lambda x: F.batch_norm(x.t(), None, None, training=True), "batch_norm of 2 dimensions, or where the images are not the first"),
+        (lambda x: F.layer_norm(x.t(), (8,)).t(), "a norm over the images"),
+        (lambda x: F.layer_norm(x.t()[None], (8, 8))[0].t(), "a norm over the images"),
+        (lambda x: F.normalize(x, dim=0), "normalize over the images"),
+        (lambda x: F.linear(x.t(), torch.ones(8, 8)).t(), "linear over the images"),
+        (lambda x: F.linear(x.t()[None], torch.ones(8, 8))[0].t(), "linear over the images"),
+        (lambda x: F.pad(x, (0, 0, 1, 0)), "pad over the images"),
+        (lambda x: F.linear(x.t().reshape(8, 4, 2).reshape(-1, 8), torch.ones(8, 8)), "linear where the images are spread"),
+        (lambda x: x.t().reshape(4, -1)[:1], "indexing where the images are spread"),
+        (lambda x: F.linear(x[None].reshape(1, 4, 16), torch.ones(8, 16)), "linear where the images are spread"),
         (lambda x: x + OWN[: x.shape[0]], r"addition with \[8, 1\] numbers of which each place in the batch has its own"),
         (lambda x: ROWS[: x.shape[0]] - x, r"subtraction with \[8, 8\] numbers"),
         (lambda x: x * torch.arange(x.shape[0]).view(-1, 1), r"multiplication with \[8, 1\] numbers"),
@@ -135,7 +169,7 @@ def test_numbers_for_all_images_alike_give_one_hash_for_any_workers_and_any_batc
     "copied",
     [
         lambda x: x.t().contiguous().t(),
-        lambda x: torch.nn.functional.pad(x, [0, 0]),
+        lambda x: F.pad(x, [0, 0]),
         lambda x: x.pow(1),
         lambda x: x.repeat(1, 1),
         lambda x: x.clone(),
@@ -200,3 +234,25 @@ def test_an_empty_tensor_holds_zeros_for_what_was_in_memory_before_is_nobodys_nu
     with torch.no_grad():
         wanted = network.last.bias.expand(IMAGES, -1)
     assert torch.equal(Exact().logits(network.eval(), images), wanted)
+
+
+@pytest.mark.parametrize("number", ["len(x)", "float(x.shape[0])", "x.numel()", "(x.shape[0] + 0)", "x[:, 0].tolist().__len__()"])
+def test_a_network_that_computes_with_the_number_of_images_is_refused_before_training(number, monkeypatch, tmp_path):
+    """No form sees where such a number comes from; two images together and each alone do."""
+    if "tolist" in number:
+        said = "has no form of 'torch.Tensor.tolist'"
+    else:
+        said = "gives an image other logits alone than with another, so they depend on how many there are; compute nothing with len"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "networks").mkdir()
+    (tmp_path / "networks" / "mine.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self, classes=10):\n        super().__init__()\n"
+        f"        self.last = nn.Linear(12, classes)\n\n    def forward(self, x):\n        return self.last(x.flatten(1)) * {number}\n"
+    )
+    model = Model(name="networks/mine.py:Net")
+    network = models.build(model, (3, 2, 2), CLASSES, 0)
+    device, exact = numerics.prepared("cpu", "exact")
+    with pytest.raises(UserError) as refused:
+        models.try_out(network, model, (3, 2, 2), CLASSES, exact, device)
+    assert said in str(refused.value)
+    models.try_out(network, model, (3, 2, 2), CLASSES, numerics.prepared("cpu", "native")[1], device)

@@ -97,6 +97,7 @@ def normalised(tape: Tape, x: Tensor, axes: int, eps: float) -> Tensor:
     """(x - mean) / sqrt(var + eps) over the last `axes` axes: mean and variance by tree, in two passes."""
     x = arithmetic.floats(tape, x, "a norm")
     dims = range(-axes, 0)
+    tape.check_within_images(x, dims, "a norm")
     n = torch.full((), float(math.prod(x.shape[x.dim() - axes :])), dtype=torch.float64, device=x.device)
 
     def mean(x: Tensor) -> Tensor:
@@ -251,6 +252,7 @@ def normalize(tape: Tape, x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 
     if p != 2.0 or out is not None:
         raise refusal(f"normalize with p={p}", "p=2")
     x = arithmetic.floats(tape, x, "normalize")
+    tape.check_within_images(x, (dim,), "normalize")
     of_x = x.double()
     length = transcendental.square_root(tree(of_x * of_x, dim).float()).unsqueeze(dim)
 

@@ -104,8 +104,10 @@ def get(tape: Tape, x: Tensor, index: Any) -> Tensor:
 
 def _axis_of_part(tape: Tape, x: Tensor, parts: tuple[Any, ...]) -> int | None:
     """The images' axis of x[parts]. Raises Unsupported where that takes some of the images only."""
-    if (axis := tape.axis(x)) is None:
+    if not tape.of_images(x):
         return None
+    if (axis := tape.axis(x)) is None:
+        raise refusal("indexing where the images are spread", "the axes of an image")
     used = x.dim() - sum(part is not None and part is not Ellipsis for part in parts)
     whole = [each for part in parts for each in ([slice(None)] * used if part is Ellipsis else [part])]
     after = place = 0

@@ -36,12 +36,13 @@ def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     if x.dim() < 2 or weight.dim() != 2:
         raise refusal(f"linear on {x.dim()} dimensions with a weight of {weight.dim()}", "2 and more, with 2")
     x = tape.input(x, "linear")
+    tape.check_within_images(x, (-1,), "linear")
     if x.dim() > 2:
         if not x.shape[-1]:
             raise refusal(f"linear of {x.dim()} dimensions without features", "2, or at least one feature")
         axis = tape.axis(x)
         rows = tape.record(x.flatten(0, -2), (x,), lambda g: (g.reshape(x.shape),), shares=x, axis=None if axis else axis)
-        y = linear(tape, rows, weight, bias)
+        y = _weighted_sum(tape, Matmul(_terms(x)), rows, weight, bias)
         return tape.record(y.reshape(*x.shape[:-1], len(weight)), (y,), lambda g: (g.flatten(0, -2),), shares=y, axis=axis)
     return _weighted_sum(tape, Matmul(_terms(x)), x, weight, bias)
 

@@ -118,6 +118,12 @@ FORMS: dict[str, tuple[Form, list[Any]]] = {
 """The name of a form, the form, and the operations of PyTorch that it replaces."""
 FORM_OF = {operation: form for form, operations in FORMS.values() for operation in operations}
 
+IMAGES_FIRST = {operation for name in (
+    "conv2d", "group_norm", "instance_norm", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate",
+    "feature dropout", "pixel_shuffle", "channel_shuffle",
+) for operation in FORMS[name][1]}  # fmt: skip
+"""Operations that take the first axis for that of the images, whatever the network has there."""
+
 COMPOSED: dict[Any, Form] = {
     F.scaled_dot_product_attention: attention.scaled_dot_product_attention,
     F.multi_head_attention_forward: attention.multi_head_attention_forward,
@@ -211,6 +217,8 @@ class Forms(TorchFunctionMode):
         if inplace:
             return self._in_place(IN_PLACE.get(func, func), args, kwargs)
         if (form := FORM_OF.get(func)) is not None:
+            if func in IMAGES_FIRST and (x := next(_tensors((args, kwargs)), None)) is not None:
+                tape.check_images_first(x, resolve_name(func).rpartition(".")[2])
             return _uncompiled(form)(tape, *args, **kwargs)
         if func in QUESTIONS:
             return self._shape(func(*args, **kwargs), *args, **kwargs) if func in SHAPES else func(*args, **kwargs)

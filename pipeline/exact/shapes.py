@@ -77,8 +77,10 @@ def _reshaped(tape: Tape, x: Tensor, wanted: list[int]) -> Tensor:
         raise refusal(
             f"a change of shape from {list(x.shape)} to {wanted}, which mixes images", "one that keeps an image's values together"
         )
-    if axis and (len(wanted) <= axis or wanted[:axis] != list(x.shape[:axis])):
-        axis = None
+    if axis:  # what is before it stays, and it is still the rows of each image in turn
+        of_image = tape.elements(x) // max(1, math.prod(x.shape[:axis]))
+        if wanted[:axis] != list(x.shape[:axis]) or len(wanted) <= axis or of_image % max(1, math.prod(wanted[axis + 1 :])):
+            axis = None
     return tape.record(_in_shape(x, wanted), (x,), lambda g: (_in_shape(g, list(x.shape)),), shares=x, axis=axis)
 
 
@@ -195,6 +197,7 @@ def pad(tape: Tape, x: Tensor, pad: Sequence[int], mode: str = "constant", value
     x = arithmetic.floats(tape, x, "pad")
     if not any(pad):
         return clone(tape, x)
+    tape.check_within_images(x, [-1 - place // 2 for place, size in enumerate(pad) if size], "pad")
     return tape.record(layout.pad(x, pad, value or 0.0), (x,), lambda g: (g[layout.inside(x, pad)],))
 
 

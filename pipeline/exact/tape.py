@@ -207,9 +207,14 @@ class Tape:
         return y
 
     def check_within_images(self, x: Tensor, dims: Iterable[int], what: str) -> None:
-        """Raise Unsupported if one of the axes of `x` that `what` works along is that of the images."""
-        if (axis := self.axis(x)) is not None and axis in [dim % x.dim() for dim in dims]:
-            raise refusal(f"{what} over the images", "the axes of an image")
+        """Raise Unsupported if one of the axes of `x` that `what` works along is that of the images, or could be, where they are spread."""
+        if self.of_images(x) and (axis := self.axis(x)) in (None, *(dim % max(1, x.dim()) for dim in dims)):
+            raise refusal(f"{what} {'where the images are spread' if axis is None else 'over the images'}", "the axes of an image")
+
+    def check_images_first(self, x: Tensor, what: str) -> None:
+        """Raise Unsupported if `x` was made from the images and its first axis is not theirs."""
+        if self.of_images(x) and self.axis(x) != 0:
+            raise refusal(f"{what} where the images are not the first axis, and so over the images", "the images first")
 
     def check_alike(self, what: str, *operands: Any) -> None:
         """Raise Unsupported if an image's part of what `what` makes of operands would depend on its place in the batch, or on other images.

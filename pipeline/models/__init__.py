@@ -237,7 +237,13 @@ def try_out(network: nn.Module, model: Model, shape: Shape, classes: int, numeri
             numerics.loss_and_gradients(network, images, labels, ALONE, 2, draws=draws)
             network.eval()
             with torch.inference_mode(), contextlib.nullcontext() if numerics.version == "native" else bounds.unchanged(network):
-                numerics.logits(network, images)
+                together = numerics.logits(network, images)
+                alone = torch.cat([numerics.logits(network, image) for image in images.split(1)])
+            if numerics.version != "native" and not torch.equal(together.nan_to_num(), alone.nan_to_num()):
+                raise UserError(
+                    f"model.name {model.name} gives an image other logits alone than with another, so they depend on how many there are; "
+                    "compute nothing with len(x), x.shape[0] or x.numel() of a batch"
+                )
     finally:
         torch.set_rng_state(state)
 
