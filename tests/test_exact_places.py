@@ -242,7 +242,7 @@ def test_a_network_that_computes_with_the_number_of_images_is_refused_before_tra
     if "tolist" in number:
         said = "has no form of 'torch.Tensor.tolist'"
     else:
-        said = "gives an image other logits alone than with another, so they depend on how many there are; compute nothing with len"
+        said = "gives an image other logits alone than with another: it computes with how many there are (len(x), x.shape[0], x.numel()"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "networks").mkdir()
     (tmp_path / "networks" / "mine.py").write_text(

@@ -241,8 +241,8 @@ def try_out(network: nn.Module, model: Model, shape: Shape, classes: int, numeri
                 alone = torch.cat([numerics.logits(network, image) for image in images.split(1)])
             if numerics.version != "native" and not torch.equal(together.nan_to_num(), alone.nan_to_num()):
                 raise UserError(
-                    f"model.name {model.name} gives an image other logits alone than with another, so they depend on how many there are; "
-                    "compute nothing with len(x), x.shape[0] or x.numel() of a batch"
+                    f"model.name {model.name} gives an image other logits alone than with another: it computes with how many there are "
+                    "(len(x), x.shape[0], x.numel()), keeps what it has seen, or is not deterministic; do without"
                 )
     finally:
         torch.set_rng_state(state)
