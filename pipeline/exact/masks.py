@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.exact import arithmetic
+from pipeline.exact import arithmetic, constants
 from pipeline.exact.augmentation import mixed
 from pipeline.exact.errors import refusal
 from pipeline.exact.tape import Tape
-from pipeline.exact.values import Images
 
 _WORD = 2**32 - 1
 
@@ -85,16 +84,10 @@ def _masked(tape: Tape, x: Tensor, p: float, training: bool, shape: Any) -> Tens
 def empty(tape: Tape, *size: Any, dtype: torch.dtype | None = None, device: Any = None, **named: Any) -> Tensor:
     """The exact form of torch.empty: zeros, for what was in memory before is nobody's number."""
     x = torch.zeros(*size, dtype=dtype, device=device, **named)
-    if (axis := images_axis(size)) is not None:
+    if (axis := constants.images_axis(size)) is not None:
         tape.alike(x, axis)
     x.is_empty = True  # type: ignore[attr-defined]
     return x
-
-
-def images_axis(given: tuple[Any, ...]) -> int | None:
-    """Which of the sizes that a tensor is made with is the number of images: of `(sizes, ...)`, or of the sizes one by one."""
-    first = given[0] if given else ()
-    return next((axis for axis, size in enumerate(first if isinstance(first, tuple | list) else given) if isinstance(size, Images)), None)
 
 
 def bernoulli_(tape: Tape, x: Tensor, p: float = 0.5, generator: Any = None) -> Tensor:

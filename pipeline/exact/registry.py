@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from pipeline.exact import activations, arithmetic, attention, masks, normalisation, parts, pooling, precision, products, shapes
+from pipeline.exact import activations, arithmetic, attention, constants, masks, normalisation, parts, pooling, precision, products, shapes
 from pipeline.exact.errors import Unsupported, refusal
 from pipeline.exact.tape import Tape
 from pipeline.exact.values import Images
@@ -153,24 +153,6 @@ QUESTIONS = {
 """Operations that only ask for what is known without a tensor's values: they compute nothing."""
 SHAPES = {Tensor.size, Tensor.shape.__get__}  # type: ignore[attr-defined]
 
-MAKING = {
-    torch.zeros, torch.ones, torch.full, torch.arange, torch.tensor, torch.eye, Tensor.new_zeros, Tensor.new_ones, Tensor.new_full,
-    Tensor.new_tensor, torch.zeros_like, torch.ones_like, torch.full_like,
-}  # fmt: skip
-"""Operations that make constants."""
-_LIKE = {torch.zeros_like, torch.ones_like, torch.full_like}
-_OF_A_TENSOR = {Tensor.new_zeros, Tensor.new_ones, Tensor.new_full}
-_EVEN = {torch.zeros, torch.ones, torch.full, *_OF_A_TENSOR}
-OF_CONSTANTS = {
-    torch.logical_and, torch.logical_or, torch.logical_not, torch.meshgrid, torch.functional.meshgrid, torch.triu, torch.tril,
-    *(getattr(Tensor, name) for name in (
-        "__setitem__", "add_", "__iadd__", "copy_", "fill_", "zero_", "mul_", "__imul__", "long", "int", "bool", "__and__", "__or__",
-        "__invert__", "logical_not", "triu", "tril", "item", "__bool__", "__int__", "__index__", "__float__", "tolist", "type_as",
-        "__floordiv__", "__mod__",
-    )),
-}  # fmt: skip
-"""Operations that are PyTorch's own on constants."""
-
 
 def _uncompiled(form: Form) -> Form:
     """`form`, out of reach of torch.compile, if that was loaded: where a model is compiled, so is all that it calls."""
@@ -212,7 +194,7 @@ class Forms(TorchFunctionMode):
             kwargs = {name: value for name, value in kwargs.items() if name != "inplace"}
         elif func is F.relu and len(args) == 2:
             inplace, args = args[1], args[:1]
-        if func in OF_CONSTANTS and all(tape.value(x) is None for x in _tensors((args, kwargs))):
+        if func in constants.OF_CONSTANTS and all(tape.value(x) is None for x in _tensors((args, kwargs))):
             return func(*args, **kwargs)
         if inplace:
             return self._in_place(IN_PLACE.get(func, func), args, kwargs)
@@ -225,8 +207,8 @@ class Forms(TorchFunctionMode):
         if func in COMPOSED:
             with self:
                 return COMPOSED[func](*args, **kwargs)
-        if func in MAKING:
-            return self._made(func, args, kwargs)
+        if func in constants.MAKING:
+            return constants.made(tape, func, args, kwargs)
         if func is Tensor.__setitem__:
             return tape.replace(args[0], _uncompiled(parts.put)(tape, *args))
         raise refusal(f"'{resolve_name(func) or func}'", "those that docs/exact-numerics.md lists")
@@ -248,15 +230,6 @@ class Forms(TorchFunctionMode):
             changed = whole
         tape.renew(y)
         return y
-
-    def _made(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """A constant; of the images, where it has the same number everywhere and one of its sizes is theirs."""
-        tape, y = self._tape, func(*args, **kwargs)
-        if func in _LIKE and (like := next(_tensors((args, kwargs)))) is not None:
-            return tape.alike(y, tape.axis(like), like) if tape.of_images(like) else y
-        sizes = args[func in _OF_A_TENSOR :] or (kwargs.get("size", ()),)
-        axis = masks.images_axis(sizes) if func in _EVEN else None
-        return y if axis is None else tape.alike(y, axis)
 
     def _shape(self, given: Any, x: Tensor, dim: int | None = None) -> Any:
         """A shape that says which of its numbers is the number of images, if one is."""

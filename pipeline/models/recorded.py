@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import resolve_name
 
-from pipeline.exact import fillings, initialisation, registry
+from pipeline.exact import constants, fillings, initialisation, registry
 from pipeline.models import bounds
 from pipeline.system import schema
 from pipeline.system.errors import UserError, shown
@@ -24,7 +24,7 @@ from pipeline.system.errors import UserError, shown
 MOST_UNSAVED = 2**26
 """Numbers of all buffers that no file of weights holds, whose length bounds the others."""
 _OF_VALUES = {Tensor.item, Tensor.__bool__, Tensor.__int__, Tensor.__index__, Tensor.__float__, Tensor.tolist}
-_ALL = {*registry.FORM_OF, *registry.COMPOSED, *registry.IN_PLACE, *registry.MAKING, *registry.OF_CONSTANTS, Tensor.__setitem__}
+_ALL = {*registry.FORM_OF, *registry.COMPOSED, *registry.IN_PLACE, *constants.MAKING, *constants.OF_CONSTANTS, Tensor.__setitem__}
 NAMES: dict[Any, str] = {each: str(resolve_name(each)) for each in _ALL - _OF_VALUES}
 """Of each operation that may be recorded PyTorch's own name."""
 OPERATIONS = {name: each for each, name in NAMES.items()}

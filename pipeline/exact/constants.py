@@ -1,0 +1,46 @@
+"""What a network makes of numbers alone: PyTorch's own tensors, of which the tape knows those that are the same for every image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.exact.tape import Tape
+from pipeline.exact.values import Images
+
+MAKING = {
+    torch.zeros, torch.ones, torch.full, torch.arange, torch.tensor, torch.eye, Tensor.new_zeros, Tensor.new_ones, Tensor.new_full,
+    Tensor.new_tensor, torch.zeros_like, torch.ones_like, torch.full_like,
+}  # fmt: skip
+"""Operations that make constants."""
+_LIKE = {torch.zeros_like, torch.ones_like, torch.full_like}
+_OF_A_TENSOR = {Tensor.new_zeros, Tensor.new_ones, Tensor.new_full}
+_EVEN = {torch.zeros, torch.ones, torch.full, *_OF_A_TENSOR}
+OF_CONSTANTS = {
+    torch.logical_and, torch.logical_or, torch.logical_not, torch.meshgrid, torch.functional.meshgrid, torch.triu, torch.tril,
+    *(getattr(Tensor, name) for name in (
+        "__setitem__", "add_", "__iadd__", "copy_", "fill_", "zero_", "mul_", "__imul__", "long", "int", "bool", "__and__", "__or__",
+        "__invert__", "logical_not", "triu", "tril", "item", "__bool__", "__int__", "__index__", "__float__", "tolist", "type_as",
+        "__floordiv__", "__mod__",
+    )),
+}  # fmt: skip
+"""Operations that are PyTorch's own on constants."""
+
+
+def made(tape: Tape, operation: Any, args: Any, kwargs: Any) -> Tensor:
+    """What one of MAKING makes: of the images where it has the same number everywhere, and is like them or as long as they are many."""
+    y: Tensor = operation(*args, **kwargs)
+    if operation in _LIKE:
+        like = args[0] if args else kwargs["input"]
+        return tape.alike(y, tape.axis(like), like) if tape.of_images(like) else y
+    sizes = args[operation in _OF_A_TENSOR :] or (kwargs.get("size", ()),)
+    axis = images_axis(sizes) if operation in _EVEN else None
+    return y if axis is None else tape.alike(y, axis)
+
+
+def images_axis(given: tuple[Any, ...]) -> int | None:
+    """Which of the sizes that a tensor is made with is the number of images: of `(sizes, ...)`, or of the sizes one by one."""
+    first = given[0] if given else ()
+    return next((axis for axis, size in enumerate(first if isinstance(first, tuple | list) else given) if isinstance(size, Images)), None)
