@@ -14,6 +14,8 @@ from pipeline import models, numerics
 from pipeline.exact.engine import Exact
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.group import ALONE
+from pipeline.exact.initialisation import initial_values
+from pipeline.exact.masks import Draws
 from pipeline.params import Model
 from pipeline.system.errors import UserError
 from tests.simulated import Exchange, together
@@ -256,3 +258,38 @@ def test_a_network_that_computes_with_the_number_of_images_is_refused_before_tra
         models.try_out(network, model, (3, 2, 2), CLASSES, exact, device)
     assert said in str(refused.value)
     models.try_out(network, model, (3, 2, 2), CLASSES, numerics.prepared("cpu", "native")[1], device)
+
+
+class SequenceFirst(nn.Module):
+    """A transformer whose images are the second axis, with a token and positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.last = nn.Linear(12, 16), nn.Linear(16, CLASSES)
+        self.token, self.places = nn.Parameter(torch.ones(1, 1, 16)), nn.Parameter(torch.ones(17, 1, 16))
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.1, batch_first=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.view(x.shape[0], 3, 4, 2, 4, 2).permute(0, 2, 4, 1, 3, 5).reshape(x.shape[0], 16, 12)
+        x = self.embed(x).transpose(0, 1)
+        x = torch.cat([self.token.expand(1, x.shape[1], 16), x]) + self.places + torch.zeros(1, x.shape[1], 1)
+        return self.last(self.layer(x)[0])
+
+
+def test_a_transformer_with_the_sequence_first_gives_one_hash_for_any_workers_and_any_batch():
+    with initial_values(0):
+        network = SequenceFirst()
+    draw = torch.Generator().manual_seed(1)
+    images, labels = torch.randint(0, 256, (IMAGES, 3, 8, 8), generator=draw, dtype=torch.uint8), torch.arange(IMAGES) % CLASSES
+
+    def step(group) -> str:
+        share = group.share(IMAGES)
+        draws = Draws(5, torch.full((1,), 3), share.start)
+        given = Exact().loss_and_gradients(copy.deepcopy(network), images[share], labels[share], group, IMAGES, draws=draws)
+        return hashlib.sha256(b"".join(x.contiguous().numpy().tobytes() for x in (given[0], *given[1]))).hexdigest()
+
+    alone = step(ALONE)
+    for workers in (2, 3, 9):
+        assert together(Exchange(workers), step) == [alone] * workers
+    whole = Exact().logits(network.eval(), images)
+    assert torch.equal(whole, torch.cat([Exact().logits(network, image) for image in images.split(1)]))
