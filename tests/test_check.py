@@ -11,6 +11,7 @@ import torch
 
 from pipeline import cli, params
 from pipeline.machine import check
+from pipeline.models import trial
 from pipeline.params import Model
 from pipeline.system.errors import UserError
 from tests.conftest import ROOT, command
@@ -87,7 +88,10 @@ def test_the_command_says_what_the_network_is_and_proves_it_with_the_oldest_inst
     assert said.endswith("\nthe same bits in every way\n")
 
 
-def test_what_python_decides_in_a_network_is_found(own):
+def test_what_python_decides_in_a_network_is_found(own, monkeypatch):
+    with pytest.raises(UserError, match="learns something else of images together than of each in a share of its own"):
+        check.check(subject("networks/own.py:Random"), lambda line: None)
+    monkeypatch.setattr(trial, "try_out", lambda *given: None)  # of what that trial does not see, such as of a third image
     said: list[str] = []
     assert not check.check(subject("networks/own.py:Random"), said.append)
     assert any(line.endswith("<- differs") for line in said)

@@ -35,7 +35,7 @@ from pipeline.exact.group import ALONE, Group
 from pipeline.exact.masks import Draws
 from pipeline.exact.threads import Exchange, together
 from pipeline.machine.records import OLDEST_INSTRUCTIONS
-from pipeline.models import Shape
+from pipeline.models import Shape, trial
 from pipeline.params import Model, Params
 from pipeline.sources import PROJECT
 from pipeline.system import libraries
@@ -153,7 +153,7 @@ def built(subject: Subject) -> nn.Module:
     """
     device, exact = numerics.prepared(subject.device, "exact")
     network = models.build(subject.model, subject.shape, subject.classes, subject.seed).to(device)
-    models.try_out(network, subject.model, subject.shape, subject.classes, exact, device)
+    trial.try_out(network, subject.model, subject.shape, subject.classes, exact, device)
     return network
 
 

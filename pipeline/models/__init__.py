@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import importlib.util
 import inspect
@@ -13,26 +12,21 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline import sources
 from pipeline.device import CPU
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.initialisation import initial_values
-from pipeline.exact.masks import Draws
 from pipeline.models import bounds, normalisation
 from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.numerics.exact import refusals_explained
 from pipeline.params import SIMPLE_CNN, Model
 from pipeline.system.errors import UserError, shown
-from pipeline.workers import ALONE
-
-if TYPE_CHECKING:
-    from pipeline.numerics import Numerics
 
 NETWORKS = Path("networks")
 """The folder of the user's own networks, on which the stages depend."""
@@ -210,42 +204,6 @@ def _own_line(error: BaseException) -> str | None:
 def _shortened(name: str) -> str:
     path = Path(name)
     return str(path.resolve().relative_to(Path.cwd())) if path.resolve().is_relative_to(Path.cwd()) else name
-
-
-def try_out(network: nn.Module, model: Model, shape: Shape, classes: int, numerics: Numerics, device: torch.device) -> None:
-    """One step and one evaluation of two images of noise, before any real one: whatever will be refused is refused here. Changes nothing.
-
-    Raises:
-        UserError: the network does what it cannot, what the numerics refuse, or gives other than a row of logits an image.
-    """
-    network = copy.deepcopy(network)
-    numbers = np.arange(2 * int(np.prod(shape))) * 2654435761 % 2**32 >> 24
-    images = torch.from_numpy(numbers.astype(np.uint8).reshape(2, *shape)).to(device)
-    labels = torch.zeros(2, dtype=torch.int64, device=device)
-    state = torch.get_rng_state()
-    try:
-        with mistakes_explained(model):
-            given = numerics.heads(network, images)
-            for logits in given:
-                if not isinstance(logits, Tensor) or list(logits.shape) != [2, classes]:
-                    gives = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-                    raise UserError(
-                        f"model.name {model.name} gives {gives} for 2 images, and the data has {classes} classes: "
-                        f"it must give [2, {classes}], a number for each class; mend its last layer"
-                    )
-            draws = Draws(0, torch.zeros(1, dtype=torch.int64, device=device))
-            numerics.loss_and_gradients(network, images, labels, ALONE, 2, draws=draws)
-            network.eval()
-            with torch.inference_mode(), contextlib.nullcontext() if numerics.version == "native" else bounds.unchanged(network):
-                together = numerics.logits(network, images)
-                alone = torch.cat([numerics.logits(network, image) for image in images.split(1)])
-            if numerics.version != "native" and not torch.equal(together.nan_to_num(), alone.nan_to_num()):
-                raise UserError(
-                    f"model.name {model.name} gives an image other logits alone than with another: it computes with how many there are "
-                    "(len(x), x.shape[0], x.numel()), keeps what it has seen, or is not deterministic; do without"
-                )
-    finally:
-        torch.set_rng_state(state)
 
 
 def with_weights(model: Model, shape: Shape, classes: int, weights: dict[str, np.ndarray] | Any) -> nn.Module:

@@ -18,7 +18,7 @@ from pipeline.data.batches import Batches
 from pipeline.exact.augmentation import Augmentation
 from pipeline.exact.draws import permutation
 from pipeline.exact.masks import Draws
-from pipeline.models import checkpoints, normalisation
+from pipeline.models import checkpoints, normalisation, trial
 from pipeline.models.checkpoints import Checkpoint
 from pipeline.models.recorded import Recorded, Recording
 from pipeline.params import Model, Train
@@ -66,7 +66,7 @@ class Trainer:
             self.began = checkpoints.begin(self.model, start, network, len(data.classes))
         self.model.to(device)
         if network != Model():
-            models.try_out(self.model, network, data.shape, len(data.classes), numerics, device)
+            trial.try_out(self.model, network, data.shape, len(data.classes), numerics, device)
         # 3. the data moves to it, whole where it fits
         self.data = Batches(data.train_images, data.train_labels, device)
         rows = max(len(self.data), 2 * settings.batch_size)  # enough for the two steps that prove a CUDA graph, as in step_log

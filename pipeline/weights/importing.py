@@ -17,7 +17,7 @@ from pipeline import evaluation, models, numerics, params, sources
 from pipeline.data import dataset
 from pipeline.data.dataset import Dataset, Description, Shape
 from pipeline.inputs import CACHE
-from pipeline.models import checkpoints, recording
+from pipeline.models import checkpoints, recording, trial
 from pipeline.params import SIMPLE_CNN, Model
 from pipeline.runs import keeping, outputs
 from pipeline.runs.provenance import Imported, Provenance
@@ -52,7 +52,7 @@ def import_checkpoint(
     weights = checkpoints.fit(read.weights, network, path, model.name)
     outputs.check_weights(weights, f"{path}: cannot be kept")
     models.load(network, weights, model.name)
-    models.try_out(network, model, shape, count, chosen, device)
+    trial.try_out(network, model, shape, count, chosen, device)
     fits = data is not None and data.shape == shape and len(data.classes) == count
     described = Provenance(
         data=data.description if data is not None and fits else Description(name="none", digest=NOWHERE, classes=classes, shape=shape),
