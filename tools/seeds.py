@@ -53,7 +53,7 @@ class Case(NamedTuple):
     train: Train
     model: Model = Model()
     images: int | None = None
-    """Training images, the set's first so many; all of them where it is None."""
+    """Training images, so many at even distances, for a folder's are class by class; all of them where it is None."""
     numerics: tuple[str, ...] = NUMERICS
 
 
@@ -101,7 +101,7 @@ def trained(name: str, case: Case, seed: int, data: Dataset) -> dict[str, Any]:
 
 def measure(name: str, case: Case, data: Dataset, measured_at: str) -> None:
     """Train a case's seeds with both numerics, and leave what they gave in results/quality/."""
-    few = slice(case.images)  # all, where it is None
+    few = slice(None, None, len(data.train_labels) // case.images if case.images else 1)
     some = replace(data, train_images=data.train_images[few], train_labels=data.train_labels[few])
     facts = devices.describe(devices.select(devices.CPU))
     given = {which: [trained(which, case, seed, some) for seed in range(case.seeds)] for which in case.numerics}
