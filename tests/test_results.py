@@ -37,8 +37,8 @@ def test_the_readmes_table_is_what_the_kept_runs_say(measured: list[Path]) -> No
     assert markers.read(ROOT / results.PAGE, results.NAME) == results.block(ROOT / results.RESULTS, SETTINGS)
 
 
-def test_every_folder_in_results_is_a_kept_run_beside_the_records_of_machines() -> None:
-    folders = {path for path in (ROOT / results.RESULTS).iterdir() if path.is_dir()} - {ROOT / records.RECORDS}
+def test_every_folder_in_results_is_a_kept_run_beside_the_records_of_machines_and_the_curves() -> None:
+    folders = {path for path in (ROOT / results.RESULTS).iterdir() if path.is_dir()} - {ROOT / records.RECORDS, ROOT / seeds.QUALITY}
     assert folders == set(kept.listed(ROOT / results.RESULTS))
 
 
