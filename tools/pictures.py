@@ -13,6 +13,7 @@ from html import escape
 from pathlib import Path
 
 from pipeline.comparison.wording import known
+from pipeline.exact import VERSION
 from pipeline.runs import kept
 from pipeline.runs.kept import Run
 from pipeline.system import files
@@ -21,11 +22,11 @@ from tools.results import RESULTS
 PICTURES = Path("docs/pictures")
 DATA = "cifar10-jpeg"
 RUNS = {
-    ("native", "Native numerics (PyTorch's own kernels)"): ("native-cpu-seed0-7172ad4e", "native-cpu-seed0-b1efd25d"),
-    ("exact", "Exact numerics (exact-2)"): ("exact-2-cpu-seed0-d46b90d1", "exact-2-cpu-seed0-b3a8eddf"),
+    ("native", "Native numerics (PyTorch's own kernels)"): ("native-cpu-seed0-71110666", "native-cpu-seed0-f0a715ad"),
+    ("exact", f"Exact numerics ({VERSION})"): ("exact-3-cpu-seed0-1bb57afe", "exact-3-cpu-seed0-00187264"),
 }
 """The colour and the title of a panel, and the two kept runs on `DATA` that it compares."""
-WAYS = ("2 threads, AVX2", "1 thread, oldest instructions")
+WAYS = ("2 threads, AVX-512", "1 thread, oldest instructions")
 """How the first and the second run of each pair were trained."""
 LIGHT = {"ground": "#ffffff", "line": "#d3dae2", "ink": "#1b1f24", "muted": "#515b66", "native": "#b35900", "exact": "#0b62d6"}
 DARK = {"ground": "#0d1117", "line": "#343c46", "ink": "#e6edf3", "muted": "#a3adb8", "native": "#f0a04b", "exact": "#6cb6ff"}
