@@ -89,7 +89,7 @@ def test_the_command_says_what_the_network_is_and_proves_it_with_the_oldest_inst
 
 
 def test_what_python_decides_in_a_network_is_found(own, monkeypatch):
-    with pytest.raises(UserError, match="learns something else of images together than of each in a share of its own"):
+    with pytest.raises(UserError, match="learns something else when it sees the same images again"):
         check.check(subject("networks/own.py:Random"), lambda line: None)
     monkeypatch.setattr(trial, "try_out", lambda *given: None)  # of what that trial does not see, such as of a third image
     said: list[str] = []
@@ -99,7 +99,7 @@ def test_what_python_decides_in_a_network_is_found(own, monkeypatch):
 
 
 def test_a_network_whose_answer_depends_on_those_before_it_is_refused_before_anything_is_computed(own):
-    with pytest.raises(UserError, match=r"gives an image other logits alone than with another: it computes with how many there are"):
+    with pytest.raises(UserError, match=r"learns something else when it sees the same images again: it computes with how many"):
         check.check(subject("networks/own.py:Seeing"), lambda line: None)
 
 

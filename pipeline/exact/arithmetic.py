@@ -221,7 +221,7 @@ def where(tape: Tape, condition: Tensor, a: Operand, b: Operand) -> Tensor:
     def backward(g: Tensor) -> tuple[Gradient, ...]:
         return (None, spread(tape, y, a, chosen(condition, g)), spread(tape, y, b, chosen(~condition, g)))
 
-    return tape.record(y, (condition, a, b), backward)
+    return tape.lay(tape.record(y, (condition, a, b), backward), axis_of_spread(tape, y, condition, a, b))
 
 
 def masked_fill(tape: Tape, x: Tensor, mask: Tensor, value: float) -> Tensor:
@@ -231,7 +231,8 @@ def masked_fill(tape: Tape, x: Tensor, mask: Tensor, value: float) -> Tensor:
     x, mask = floats(tape, x, "masked_fill"), tape.input(mask, "masked_fill")
     tape.check_alike("masked_fill", x, mask, value)
     y = x.masked_fill(mask, value)
-    return tape.record(y, (x, mask), lambda g: (spread(tape, y, x, chosen(~mask, g)), None))
+    tape.record(y, (x, mask), lambda g: (spread(tape, y, x, chosen(~mask, g)), None))
+    return tape.lay(y, axis_of_spread(tape, y, x, mask))
 
 
 def compare(operation: Callable[[Any, Any], Tensor]) -> Any:
@@ -241,7 +242,8 @@ def compare(operation: Callable[[Any, Any], Tensor]) -> Any:
         a, b = (tape.input(x, "a comparison") if isinstance(x, Tensor) else x for x in (a, b))
         tensors = [x for x in (a, b) if isinstance(x, Tensor)]
         tape.check_alike("a comparison", a, b)
-        return tape.record(operation(a, b), tensors, lambda g: [None] * len(tensors))
+        y = tape.record(operation(a, b), tensors, lambda g: [None] * len(tensors))
+        return tape.lay(y, axis_of_spread(tape, y, *tensors))
 
     form.__doc__ = "The exact form of a comparison."
     return form

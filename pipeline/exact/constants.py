@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.exact.errors import refusal
 from pipeline.exact.tape import Tape
 from pipeline.exact.values import Images
 
@@ -31,6 +32,10 @@ OF_CONSTANTS = {
 
 def made(tape: Tape, operation: Any, args: Any, kwargs: Any) -> Tensor:
     """What one of MAKING makes: of the images where it has the same number everywhere, and is like them or as long as they are many."""
+    if kwargs.get("out") is not None:
+        raise refusal(f"{operation.__name__} with out", "the tensor that it gives")
+    if operation in (torch.full, Tensor.new_full, torch.full_like) and isinstance(kwargs.get("fill_value", args[-1]), Images):
+        raise refusal("a constant that is the number of images", "numbers that do not depend on the batch")
     y: Tensor = operation(*args, **kwargs)
     if operation in _LIKE:
         like = args[0] if args else kwargs["input"]

@@ -100,6 +100,6 @@ def _heads(tape: Tape, given: object) -> list[Tensor]:
     if not found or not all(isinstance(each, Tensor) and each.dim() == 2 and len(each) == tape.images and each.shape[1] for each in found):
         gives = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
         raise Unsupported(f"takes a row of logits an image, and the network gives {gives} for {tape.images} images")
-    if not all(tape.of_images(each) for each in found):
-        raise Unsupported("takes logits that are made from the images, and the network's are not")
+    if not all(tape.of_images(each) and tape.axis(each) == 0 for each in found):
+        raise Unsupported("takes logits that are made from the images, a row an image, and the network's are not")
     return [arithmetic.floats(tape, each, "the loss") for each in found]

@@ -115,6 +115,9 @@ class _Noting(TorchFunctionMode):
             return y
         noted = [each for each in args if isinstance(each, Tensor) and self.of(each)]
         y = func(*args, **kwargs)
+        if noted and func is Tensor.__setitem__:
+            self.notes[args[0].untyped_storage().data_ptr()] = [("part", ())]
+            self._held.append(args[0])
         if noted and isinstance(y, tuple):
             for each in y:
                 if isinstance(each, Tensor):

@@ -52,6 +52,8 @@ def batch_norm(
                 part.add_(other[:, channels] * factor[:, channels])
         return y
 
+    if any(t is not None and tape.of_images(t) for t in (weight, bias, running_mean, running_var)):
+        raise refusal("batch_norm with a weight, bias or statistics that were made from the images", "a norm, then a product and a sum")
     given = [None if t is None else tape.input(t, "batch_norm") for t in (weight, bias)]
     gamma, beta = (None if t is None else t.double() for t in given)
     n = torch.full((x.shape[1],), float(count), dtype=torch.float64, device=x.device)

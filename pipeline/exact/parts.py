@@ -83,9 +83,11 @@ def narrow(tape: Tape, x: Tensor, dim: int, start: int, length: int) -> Tensor:
 def get(tape: Tape, x: Tensor, index: Any) -> Tensor:
     """The exact form of x[index]: by numbers and slices, or of a weight or constant by a constant tensor of integers."""
     x = tape.input(x, "indexing")
-    if tape.value(x) is None:
-        return x[index]
     parts = index if isinstance(index, tuple) else (index,)
+    if tape.value(x) is None:
+        if tape.of_images(*(part for part in parts if isinstance(part, Tensor))):
+            raise refusal("indexing of a constant by what was made from the images", "numbers, slices, and constants")
+        return x[index]
     if any(isinstance(part, Tensor | list) for part in parts):
         if tape.of_images(x) or len(parts) != 1 or not isinstance(index, Tensor) or index.dtype != torch.int64:
             raise refusal("indexing of an activation by a tensor", "numbers and slices")

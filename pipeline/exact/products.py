@@ -78,8 +78,8 @@ def _weighted_sum(tape: Tape, operation: Operation, x: Tensor, weight: Tensor, b
     bias = None if bias is None else tape.input(bias, operation.name)
     if x.dtype not in (torch.uint8, torch.float32) or weight.dtype != torch.float32:
         raise refusal(f"{operation.name} of {x.dtype} with a weight of {weight.dtype}", "bytes and float32, with float32")
-    if tape.of_images(weight):
-        raise refusal(f"{operation.name} with a weight that was made from the images")
+    if tape.of_images(weight) or (bias is not None and tape.of_images(bias)):
+        raise refusal(f"{operation.name} with a weight or bias that was made from the images")
     if operation.inputs(weight.shape) != x.shape[1]:  # PyTorch's own words, which the kernels would not find
         raise RuntimeError(f"{operation.name}: the weight {tuple(weight.shape)} does not fit an input of {x.shape[1]} features or channels")
     if max(operation.output_terms(weight.shape), operation.input_terms(weight.shape)) >= TERMS * INT64_FACTOR:

@@ -189,6 +189,8 @@ class Forms(TorchFunctionMode):
 
     def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
         tape = self._tape
+        if any(map(tape.is_of_another_pass, _tensors((args, kwargs)))):
+            raise refusal("what was computed in another pass", "what this pass computes, and buffers")
         inplace = func in IN_PLACE or kwargs.get("inplace", False)
         if "inplace" in kwargs:
             kwargs = {name: value for name, value in kwargs.items() if name != "inplace"}

@@ -218,7 +218,8 @@ def expand(tape: Tape, x: Tensor, *given: Any, size: Any = None) -> Tensor:
         ]
         return (tree(g, *dims).float().view(x.shape) if dims else g,)
 
-    tape.record(y, (x,), backward, shares=x)
+    before = tape.axis(x)
+    tape.lay(tape.record(y, (x,), backward, shares=x), None if before is None else before + y.dim() - x.dim())
     if over_images and axis is not None:
         if tape.value(x) is None:
             return tape.alike(y, axis)

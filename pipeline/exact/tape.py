@@ -59,6 +59,11 @@ class Tape:
             return self._weights.get(id(x))
         return value
 
+    def is_of_another_pass(self, x: Tensor) -> bool:
+        """Whether `x` was computed before this pass: what it then was made of is not known any more."""
+        value = getattr(x, "exact", None)
+        return value is not None and value.token is not self._token
+
     def input(self, x: Tensor, what: str) -> Tensor:
         """The tensor to compute with for `x`: what operations in place have made of it, computed if it was not yet.
 

@@ -153,6 +153,7 @@ def built(subject: Subject) -> nn.Module:
     """
     device, exact = numerics.prepared(subject.device, "exact")
     network = models.build(subject.model, subject.shape, subject.classes, subject.seed).to(device)
+    trial.check_made_alike(subject.model, subject.shape, subject.classes)
     trial.try_out(network, subject.model, subject.shape, subject.classes, exact, device)
     return network
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.exact.masks import Draws
 from pipeline.exact.threads import Exchange, together
-from pipeline.models import Shape, bounds, mistakes_explained
+from pipeline.models import Shape, bounds, build, mistakes_explained
 from pipeline.params import Model
 from pipeline.system.errors import UserError
 from pipeline.workers import ALONE
@@ -21,13 +21,15 @@ if TYPE_CHECKING:
     from pipeline.numerics import Numerics
 
 IMAGES = 2
+NUDGE = 2.0**-5
+"""What is added to weights at most before images are tried apart: a weight that begins at 0 would hide what it is multiplied with."""
 
 
 def try_out(network: nn.Module, model: Model, shape: Shape, classes: int, numerics: Numerics, device: torch.device) -> None:
     """One step and one evaluation of two images of noise. Changes nothing.
 
-    With exact numerics each image's logits must be those that it has alone; and a network of somebody's own must learn the same of both
-    together as of each in a share of its own.
+    With exact numerics each image's logits must be those that it has alone. And a network of somebody's own must learn the same again, and
+    of both images together as of each in a share of its own.
 
     Raises:
         UserError: the network does what it cannot, what the numerics refuse, gives other than a row of logits an image, or mixes images.
@@ -35,28 +37,87 @@ def try_out(network: nn.Module, model: Model, shape: Shape, classes: int, numeri
     numbers = np.arange(IMAGES * int(np.prod(shape))) * 2654435761 % 2**32 >> 24
     images = torch.from_numpy(numbers.astype(np.uint8).reshape(IMAGES, *shape)).to(device)
     labels = torch.zeros(IMAGES, dtype=torch.int64, device=device)
-    state, exact = torch.get_rng_state(), numerics.version != "native"
 
-    def step(group: Any) -> list[Tensor]:  # ours, or the package's own
+    def step(network: nn.Module, group: Any) -> list[Tensor]:
+        """What is learnt of the group's share, and what the network then holds besides weights."""
         share = group.share(IMAGES)
         draws = Draws(0, torch.zeros(1, dtype=torch.int64, device=device), share.start)
-        loss, gradients = numerics.loss_and_gradients(copy.deepcopy(network), images[share], labels[share], group, IMAGES, draws=draws)
-        return [loss, *(gradient for gradient in gradients if gradient is not None)]
+        loss, gradients = numerics.loss_and_gradients(network, images[share], labels[share], group, IMAGES, draws=draws)
+        return [loss, *(each for each in gradients if each is not None), *(buffer.clone() for buffer in network.buffers())]
 
+    state = torch.get_rng_state()
     try:
         with mistakes_explained(model):
             _check_logits(numerics.heads(copy.deepcopy(network), images), model, classes)
-            learned = step(ALONE)
-            if exact and model.is_own and not all(map(_equal, learned, together(Exchange(IMAGES), step)[0])):
-                raise _mixed(model, "learns something else of images together than of each in a share of its own")
-            evaluated = copy.deepcopy(network).eval()
-            with torch.inference_mode(), bounds.unchanged(evaluated) if exact else contextlib.nullcontext():
-                logits = numerics.logits(evaluated, images)
-                alone = torch.cat([numerics.logits(evaluated, image) for image in images.split(1)])
-            if exact and not _equal(logits, alone):
+            step(copy.deepcopy(network), ALONE)
+            if numerics.version == "native":
+                numerics.logits(copy.deepcopy(network).eval(), images)
+                return
+            _refuse_hooks(network, model)
+            nudged = _nudged(network)
+            if model.is_own:
+                held = {name: buffer.clone() for name, buffer in nudged.named_buffers()}
+                learnt = step(nudged, ALONE)
+                for name, buffer in held.items():
+                    nudged.get_buffer(name).copy_(buffer)
+                if not _equal(learnt, step(nudged, ALONE)):
+                    raise _mixed(model, "learns something else when it sees the same images again")
+                shares = together(Exchange(IMAGES), lambda group: step(_nudged(network), group))
+                if not all(_equal(learnt, each) for each in shares):
+                    raise _mixed(model, "learns something else of images together than of each in a share of its own")
+            with torch.inference_mode(), bounds.unchanged(nudged.eval()):
+                logits = numerics.logits(nudged, images)
+                alone = torch.cat([numerics.logits(nudged, image) for image in images.split(1)])
+            if not _equal([logits], [alone]):
                 raise _mixed(model, "gives an image other logits alone than with another")
     finally:
         torch.set_rng_state(state)
+
+
+@torch.no_grad()
+def _nudged(network: nn.Module) -> nn.Module:
+    """A copy whose weights are all a little apart from what they were, each by another number."""
+    nudged = copy.deepcopy(network)
+    for weight in nudged.parameters():
+        places = torch.arange(weight.numel(), device=weight.device).view(weight.shape)
+        weight.add_((places * 40503 % 65536 - 32768).to(weight.dtype) * (NUDGE / 32768))
+    return nudged
+
+
+def _refuse_hooks(network: nn.Module, model: Model) -> None:
+    """Raise UserError where a hook of autograd's would change gradients, for exact numerics have a way back of their own."""
+    hooked = [name for name, weight in network.named_parameters() if weight._backward_hooks or weight._post_accumulate_grad_hooks]
+    hooked += [name or "the network" for name, module in network.named_modules() if module._backward_hooks or module._backward_pre_hooks]
+    if hooked:
+        raise UserError(f"model.name {model.name}: {hooked[0]} has a backward hook, which exact numerics never call; do without, "
+                        "or set numerics: native")  # fmt: skip
+
+
+def check_made_alike(model: Model, shape: Shape, classes: int) -> None:
+    """Make a network of somebody's own twice, and raise UserError where the second has other numbers: drawn by no rule, or never filled."""
+    if not model.is_own:
+        return
+    state, numbers, pythons = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    strict, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    made = []
+    try:
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            random.seed(seed)
+            torch.use_deterministic_algorithms(seed == 2, warn_only=True)  # which fills what is empty
+            network = build(model, shape, classes, 0)
+            made.append(dict([*network.named_parameters(), *network.named_buffers()]))
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=warn)
+        torch.set_rng_state(state)
+        np.random.set_state(numbers)
+        random.setstate(pythons)
+    for name, first in made[0].items():
+        second = made[1].get(name)
+        if second is None or not torch.equal(first, second):
+            raise UserError(f"model.name {model.name}: '{name}' begins with other numbers each time that it is made: fill a parameter with "
+                            "a function of torch.nn.init, a buffer with constants")  # fmt: skip
 
 
 def _check_logits(given: list[Tensor], model: Model, classes: int) -> None:
@@ -69,8 +130,8 @@ def _check_logits(given: list[Tensor], model: Model, classes: int) -> None:
             )
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a.nan_to_num(), b.nan_to_num())
+def _equal(some: list[Tensor], others: list[Tensor]) -> bool:
+    return len(some) == len(others) and all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(some, others, strict=True))
 
 
 def _mixed(model: Model, what: str) -> UserError:

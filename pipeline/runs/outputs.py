@@ -150,8 +150,11 @@ def model(path: Path, content: bytes | bytearray, network: bytes | None = None) 
     if "training" not in read.metadata:
         raise UserError(f"{path}: does not say what trained it; run `dvc repro` with this version, which trains again")
     metadata = schema.decode(_Metadata, read.metadata["training"].encode(), str(path))
-    if isinstance(metadata.network, msgspec.UnsetType) or (network is None and not metadata.provenance.network.is_own):
-        network = None  # one that its name makes needs no file beside the weights
+    if isinstance(metadata.network, msgspec.UnsetType):
+        if network is not None:
+            raise UserError(f"{path.parent / NETWORK}: {MODEL} says of no such file; it was put there by hand: remove it")
+    elif network is None and not metadata.provenance.network.is_own:
+        pass  # one that its name makes needs no file beside the weights
     elif network is None or hashlib.sha256(network).hexdigest() != metadata.network:
         beside = path.parent / NETWORK
         raise UserError(f"{beside}: {'not found' if network is None else f'not the network of {MODEL}: changed'}; {again(path.parent)}")

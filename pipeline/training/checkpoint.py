@@ -77,9 +77,9 @@ class Checkpoint:
             recorded = json.loads(metadata["checkpoint"])
             if recorded["sha256"] != self._sum(recorded["key"], content):
                 raise ValueError("its checksum is another")
-            theirs, ours = json.loads(recorded["key"]), json.loads(self.key)
-            if other := [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]:
-                raise UserError(f"of another training ({', '.join(other)})")
+            if recorded["key"] != self.key:  # as text: 1, 1.0 and true are three values
+                theirs, ours = ({name: json.dumps(value) for name, value in json.loads(key).items()} for key in (recorded["key"], self.key))
+                raise UserError(f"of another training ({', '.join(n for n in {**theirs, **ours} if theirs.get(n) != ours.get(n))})")
             history = [Step(int(step), int(epoch), float(loss)) for step, epoch, loss in content.pop("history")]
             return State(int(content.pop("step")), history, content)
         except (tensors.Damaged, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:

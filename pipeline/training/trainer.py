@@ -66,6 +66,8 @@ class Trainer:
             self.began = checkpoints.begin(self.model, start, network, len(data.classes))
         self.model.to(device)
         if network != Model():
+            if recorded is None and numerics.version != "native":
+                trial.check_made_alike(network, data.shape, len(data.classes))
             trial.try_out(self.model, network, data.shape, len(data.classes), numerics, device)
         # 3. the data moves to it, whole where it fits
         self.data = Batches(data.train_images, data.train_labels, device)
