@@ -8,6 +8,7 @@ import io
 import pickle
 import shutil
 import struct
+import tarfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -277,6 +278,20 @@ def compressed(path: Path) -> None:
             archive.writestr(name, content)
 
 
+MEMORY = b"cbuiltins\nbytearray\nJ\x00\x00\x00\x35\x85R."
+"""A pickle that asks for 900 million bytes."""
+
+
+def torch_pickle(path: Path, calls: bytes) -> None:
+    """A file of torch.save whose pickle does this."""
+    torch.save({"x": torch.zeros(3)}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, b"\x80\x02" + calls if name.endswith("data.pkl") else content)
+
+
 def ended_twice(path: Path) -> None:
     """The same with the beginning of another end, which Python's reader takes for the only one."""
     compressed(path)
@@ -322,6 +337,11 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "sparse": (changed(lambda given: given.update({BIAS: torch.ones(7).to_sparse()})), "is torch.float32, sparse_coo, on cpu"),
     "bits": (changed(lambda given: given.update({BIAS: torch.empty(7, dtype=torch.bits8)})), "is torch.bits8"),
     "one number, many times": (changed(lambda given: given.update({BIAS: torch.ones(1).expand(2**33)})), "its tensors take 34"),
+    "memory without end": (written(lambda path: torch_pickle(path, MEMORY)), "it calls built"),
+    "memory of before": (written(lambda path: path.write_bytes(b"\x80\x02" + MEMORY)), "it calls built"),
+    "time without end": (written(lambda path: torch_pickle(
+        path, b"c_codecs\nencode\nX\x03\x00\x00\x00abcX\x08\x00\x00\x00PunyCode\x86R.")), "it calls punycode"),
+    "a tar archive": (written(lambda path: tarfile.open(path, "w").close()), "a tar archive, as PyTorch wrote before 0.2"),
     "zeros, compressed": (written(lambda path: compressed(path)), "that unpacks to 4"),
     "zeros, compressed, with an end that one reader sees": (
         written(lambda path: ended_twice(path)), "damaged (File is not a zip file)"),

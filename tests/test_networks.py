@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,6 +89,18 @@ def test_a_network_trains_to_the_hash_that_the_page_names(name):
     assert ROWS[name][6] == f"`{training:.12}`"
 
 
+MASKED = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes=10, block=8):
+        super().__init__()
+        self.fc = nn.Linear(3, classes)
+        self.register_buffer("mask", torch.tril(torch.ones(block, block)), persistent=False)
+"""
+
+
 @pytest.mark.parametrize(
     "model",
     [
@@ -94,11 +108,14 @@ def test_a_network_trains_to_the_hash_that_the_page_names(name):
         Model(name="vit_b_16", arguments={"representation_size": -1}),
         Model(name="networks/vit.py:ViT", arguments={"layers": 10**9, "width": 64}),
         Model(name="mobilenet_v2", arguments={"width_mult": 1e4}),
+        Model(name="networks/mine.py:Net", arguments={"block": 10**6}),
     ],
     ids=lambda model: model.name,
 )
-def test_a_network_that_a_run_says_is_larger_than_its_weights_ends_before_it_takes_memory_or_time(model, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_a_network_that_a_run_says_is_larger_than_its_weights_ends_before_it_takes_memory_or_time(model, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "networks", "networks")
+    Path("networks", "mine.py").write_text(MASKED)
     made = []
     with (
         register_module_parameter_registration_hook(lambda module, name, weight: made.append(weight)),

@@ -13,6 +13,7 @@ from pipeline import device as devices
 from pipeline import evaluation
 from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.runs import kept, outputs
+from pipeline.system.errors import UserError
 from pipeline.training.trainer import LoggedStep, Trainer
 from pipeline.weights import reproduce
 from tests.conftest import ROOT, command
@@ -140,6 +141,18 @@ def test_a_network_json_that_says_that_an_exact_network_cannot_be_recorded_is_an
     forged = claim(original["exact"], here / "forged", network=lambda its: b'{"format":1,"refused":"an operation without a form"}')
     assert not reproduce.reproduce(forged)
     assert said(capsys) == "different: network.json of the run is not the network that was trained here, simple_cnn"
+
+
+@pytest.mark.parametrize("content", [b"this is no network \x1b[2J", None], ids=["garbage", "another network"])
+def test_a_network_json_that_the_weights_do_not_name_is_refused(content, original, here):
+    forged = claim(original["exact"], here / "forged", network=lambda its: None)
+    its = (original["exact"] / outputs.NETWORK).read_bytes()
+    (forged / outputs.NETWORK).write_bytes(content or its.replace(b".functional.relu", b".functional.silu"))
+    identity = json.loads((forged / kept.IDENTITY).read_text())
+    (forged / kept.IDENTITY).write_text(json.dumps(identity | {"files": kept.sums_of(kept.read_parts(forged))}))
+    for judge in (reproduce.reproduce, lambda run: evaluation.evaluate_kept(run, "cpu", 16)):
+        with pytest.raises(UserError, match=r"network\.json: model\.safetensors says of no such file; it was put there by hand"):
+            judge(forged)
 
 
 def test_a_run_that_does_not_say_where_it_was_trained_has_the_network_json_of_here(original, here, capsys):

@@ -308,7 +308,14 @@ def test_a_state_of_other_parameters_code_or_data_is_not_used_and_says_what_diff
 
 @pytest.mark.fault(19)
 @pytest.mark.parametrize(
-    ("saved", "now"), [({"seed": 0, "model": "x"}, {"seed": 0}), ({"seed": 0}, {"seed": 0, "model": "x"})], ids=["dropped", "added"]
+    ("saved", "now"),
+    [
+        ({"seed": 0, "model": "x"}, {"seed": 0}),
+        ({"seed": 0}, {"seed": 0, "model": "x"}),
+        ({"seed": 0, "model": 1}, {"seed": 0, "model": True}),
+        ({"seed": 0, "model": 0.0}, {"seed": 0, "model": -0.0}),
+    ],
+    ids=["dropped", "added", "a number for a truth", "another zero"],
 )
 def test_a_state_with_a_part_that_this_training_lacks_is_as_foreign_as_one_without_a_part_of_its(saved, now, tmp_path, capsys):
     """What is left out because it is as by default, such as the tutorial's network, is another value."""

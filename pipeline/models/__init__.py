@@ -223,7 +223,7 @@ def refuse_larger(model: Model, shape: Shape, classes: int, weights: dict[str, n
     numbers = sum(array.size for array in weights.values())
     for most, device in ((math.inf, "meta"), (2 * numbers + MOST_MORE, CPU)):  # a few ask for values, which are not there on meta
         try:
-            with bounds.made_of_at_most(most, len(weights), model.name), torch.device(device):
+            with bounds.made_of_at_most(most, weights, model.name), torch.device(device):
                 sizes = build(model, shape, classes)
         except bounds.Larger:
             raise

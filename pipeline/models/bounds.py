@@ -22,6 +22,8 @@ from pipeline.system.errors import UserError
 
 MOST_MORE_TENSORS = 1000
 """Weights by which a network's making may pass by twice those that it then has: some are made only to be replaced."""
+LARGEST = 2**26
+"""Numbers of a tensor that the making of a network may take, or four times those of all its weights."""
 MOST_CALLS = 5000
 MOST_NUMBERS = 2**28
 """Numbers that the values of two images may hold at a time: 1 GiB of float32."""
@@ -36,18 +38,37 @@ class Larger(UserError):
 
 
 @contextlib.contextmanager
-def made_of_at_most(numbers: float, tensors: int, name: str) -> Iterator[None]:
-    """Around the making of a network: raises Larger as soon as it has more numbers, or far more than so many tensors, as weights."""
-    left = [numbers, 2 * tensors + MOST_MORE_TENSORS]
+def made_of_at_most(numbers: float, weights: dict[str, Any], name: str) -> Iterator[None]:
+    """Around the making of a network: raises Larger as soon as its weights are more numbers, far more tensors or far larger ones."""
+    left, count_of = [numbers, 2 * len(weights) + MOST_MORE_TENSORS], len(weights)
 
     def count(module: nn.Module, of: str, weight: nn.Parameter) -> None:
         left[0] -= 0 if weight is None else weight.numel()
         left[1] -= 1
         if min(left) < 0:
-            raise Larger(f"the weights are not {name}'s: they are {tensors} tensors, and the run says a network of far more or larger ones")
+            raise Larger(
+                f"the weights are not {name}'s: they are {count_of} tensors, and the run says a network of far more or larger ones"
+            )
 
-    with register_module_parameter_registration_hook(count):
+    with (
+        register_module_parameter_registration_hook(count),
+        _Bounded(name, max(LARGEST, 4 * sum(array.size for array in weights.values()))),
+    ):
         yield
+
+
+class _Bounded(TorchFunctionMode):
+    """Raises Larger once a tensor has more numbers: not all that a network's making takes is a weight."""
+
+    def __init__(self, name: str, most: int) -> None:
+        super().__init__()
+        self._name, self._most = name, most
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = func(*args, **(kwargs or {}))
+        if (numbers := max((each.numel() for each in tensors(given)), default=0)) > self._most:
+            raise Larger(f"the weights are not {self._name}'s: making the network that the run says takes a tensor of {numbers} numbers")
+        return given
 
 
 @contextlib.contextmanager

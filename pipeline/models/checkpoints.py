@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import difflib
 import hashlib
-import io
 import itertools
 import pathlib
 import pickle
 import re
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.device import CPU
-from pipeline.models import normalisation
+from pipeline.models import archives, normalisation
 from pipeline.params import Model
 from pipeline.system import paths
 from pipeline.system.errors import UserError, shown
@@ -34,8 +32,6 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 SETTINGS: list[Any] = [argparse.Namespace, *((pathlib.PurePath, f"{module}.{kind}Path") for module in ("pathlib", "pathlib._local")
                                   for kind in ("Posix", "Windows", "PurePosix", "PureWindows"))]  # fmt: skip
 """What the training scripts of torchvision and timm save their own arguments as, beside the weights. They do nothing."""
-ARCHIVE = b"PK\3\4"
-"""With which the file of torch.save begins, since PyTorch 1.6."""
 LISTED = 5
 LARGEST_BYTES = 2**34
 """Of a file of weights."""
@@ -132,11 +128,10 @@ def _read(path: Path) -> _Read:
             from safetensors.torch import load
 
             return _Read(load(bytes(content)), digest, len(content))
-        readable = _repacked(content) if content.startswith(ARCHIVE) else io.BytesIO(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is refused next
             with torch.serialization.safe_globals(SETTINGS):
-                return _Read(torch.load(readable, map_location=CPU, weights_only=True), digest, len(content))
+                return _Read(torch.load(archives.readable(content), map_location=CPU, weights_only=True), digest, len(content))
     except pickle.UnpicklingError as error:
         text = str(error)
         if named := re.search(r"GLOBAL ([\w.]+)", text):
@@ -146,39 +141,10 @@ def _read(path: Path) -> _Read:
             ) from None
         raise UserError(f"{path}: not a checkpoint of PyTorch, or damaged; copy it again, or save it there with torch.save") from None
     except Exception as error:  # whatever a damaged file makes of PyTorch's and safetensors' readers
-        if "TorchScript" in str(error) or _is_script(content):
+        if "TorchScript" in str(error) or archives.is_script(content):
             raise UserError(f"{path}: a TorchScript archive; where it was made, save torch.jit.load(FILE).state_dict()") from None
         said = " ".join(str(error).split())[:80] or type(error).__name__
         raise UserError(f"{path}: not a checkpoint of PyTorch, or damaged ({said}); copy it again") from None
-
-
-def _repacked(content: bytearray) -> io.BytesIO:
-    """An archive of what is in that of torch.save, which compresses nothing.
-
-    Two readers can find two directories in the same bytes: so what PyTorch reads is made of what was checked here.
-
-    Raises:
-        ValueError: it unpacks to more than it is, or has a name twice.
-        zipfile.BadZipFile: it is damaged.
-    """
-    whole = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(whole, "w") as again:
-        if (size := sum(each.file_size for each in archive.infolist())) > len(content):
-            raise ValueError(f"an archive of {len(content)} bytes that unpacks to {size}")
-        if len(set(archive.namelist())) < len(archive.namelist()):
-            raise ValueError("an archive with two files of one name")
-        for each in archive.infolist():
-            again.writestr(each.filename, archive.read(each))
-    whole.seek(0)
-    return whole
-
-
-def _is_script(content: bytearray) -> bool:
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            return any("/code/" in name for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
 
 
 # What a file gives may have attributes of any name, which would be taken for methods: so those of the classes are called.
