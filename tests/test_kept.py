@@ -32,7 +32,7 @@ def test_one_weight_changed_after_the_run_is_refused_with_both_fingerprints(whol
     weights = {name: array.copy() for name, array in outputs.read_weights(whole).items()}
     weights["fc3.bias"][0] += 1
     run = runs.load(whole)
-    outputs.write_training(whole, weights, run.history, run.identity.provenance)
+    outputs.write_training(whole, weights, run.history, run.identity.provenance, run.network)
     with pytest.raises(UserError, match=r"model.safetensors: its fingerprint is .{12}\.\.\., but run.json records"):
         runs.load(whole)
 

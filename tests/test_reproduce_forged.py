@@ -151,7 +151,7 @@ def test_a_network_json_that_the_weights_do_not_name_is_refused(content, origina
     identity = json.loads((forged / kept.IDENTITY).read_text())
     (forged / kept.IDENTITY).write_text(json.dumps(identity | {"files": kept.sums_of(kept.read_parts(forged))}))
     for judge in (reproduce.reproduce, lambda run: evaluation.evaluate_kept(run, "cpu", 16)):
-        with pytest.raises(UserError, match=r"network\.json: model\.safetensors says of no such file; it was put there by hand"):
+        with pytest.raises(UserError, match=r"network\.json: model\.safetensors says of no such file, so it was put there by hand"):
             judge(forged)
 
 

@@ -61,8 +61,7 @@ class Tape:
 
     def is_of_another_pass(self, x: Tensor) -> bool:
         """Whether `x` was computed before this pass: what it then was made of is not known any more."""
-        value = getattr(x, "exact", None)
-        return value is not None and value.token is not self._token
+        return (value := getattr(x, "exact", None)) is not None and value.token is not self._token
 
     def input(self, x: Tensor, what: str) -> Tensor:
         """The tensor to compute with for `x`: what operations in place have made of it, computed if it was not yet.
@@ -222,10 +221,9 @@ class Tape:
             raise refusal(f"{what} where the images are not the first axis, and so over the images", "the images first")
 
     def check_alike(self, what: str, *operands: Any) -> None:
-        """Raise Unsupported if an image's part of what `what` makes of operands would depend on its place in the batch, or on other images.
+        """Raise Unsupported if an image's part of what `what` makes would depend on its place in the batch, or on other images.
 
-        Operands are tensors and numbers, spread over each other's axes, aligned at their last. Of those that are made from the images the
-        images' axis must be one, and others may have one value along it only.
+        Operands are aligned at their last axes. What is made from the images has one axis of theirs; others have one value along it.
         """
         made = [x for x in operands if isinstance(x, Tensor) and self.of_images(x)]
         axes = {None if (axis := self.axis(x)) is None else axis - x.dim() for x in made}

@@ -40,20 +40,16 @@ class Larger(UserError):
 @contextlib.contextmanager
 def made_of_at_most(numbers: float, weights: dict[str, Any], name: str) -> Iterator[None]:
     """Around the making of a network: raises Larger as soon as its weights are more numbers, far more tensors or far larger ones."""
-    left, count_of = [numbers, 2 * len(weights) + MOST_MORE_TENSORS], len(weights)
+    left = [numbers, 2 * len(weights) + MOST_MORE_TENSORS]
+    largest = max(LARGEST, 4 * sum(array.size for array in weights.values()))
 
     def count(module: nn.Module, of: str, weight: nn.Parameter) -> None:
         left[0] -= 0 if weight is None else weight.numel()
         left[1] -= 1
         if min(left) < 0:
-            raise Larger(
-                f"the weights are not {name}'s: they are {count_of} tensors, and the run says a network of far more or larger ones"
-            )
+            raise Larger(f"the weights are not {name}'s: they are {len(weights)} tensors, and the run's network has more or larger ones")
 
-    with (
-        register_module_parameter_registration_hook(count),
-        _Bounded(name, max(LARGEST, 4 * sum(array.size for array in weights.values()))),
-    ):
+    with register_module_parameter_registration_hook(count), _Bounded(name, largest):
         yield
 
 

@@ -150,14 +150,12 @@ def model(path: Path, content: bytes | bytearray, network: bytes | None = None) 
     if "training" not in read.metadata:
         raise UserError(f"{path}: does not say what trained it; run `dvc repro` with this version, which trains again")
     metadata = schema.decode(_Metadata, read.metadata["training"].encode(), str(path))
-    if isinstance(metadata.network, msgspec.UnsetType):
-        if network is not None:
-            raise UserError(f"{path.parent / NETWORK}: {MODEL} says of no such file; it was put there by hand: remove it")
-    elif network is None and not metadata.provenance.network.is_own:
-        pass  # one that its name makes needs no file beside the weights
-    elif network is None or hashlib.sha256(network).hexdigest() != metadata.network:
-        beside = path.parent / NETWORK
-        raise UserError(f"{beside}: {'not found' if network is None else f'not the network of {MODEL}: changed'}; {again(path.parent)}")
+    beside, named = path.parent / NETWORK, metadata.network or ""
+    if network is None and named and metadata.provenance.network.is_own:
+        raise UserError(f"{beside}: not found; {again(path.parent)}")  # one that its name makes needs no file beside the weights
+    if network is not None and hashlib.sha256(network).hexdigest() != named:
+        said = f"not the network of {MODEL}: changed" if named else f"{MODEL} says of no such file, so it was put there by hand"
+        raise UserError(f"{beside}: {said}; {again(path.parent)}")
     return Model(read.tensors, metadata.provenance, metadata.history, tensors.fingerprint(read.tensors), network)
 
 
