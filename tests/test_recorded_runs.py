@@ -17,6 +17,7 @@ from PIL import Image
 from pipeline import evaluation, models
 from pipeline.data import dataset
 from pipeline.exact.tape import Tape
+from pipeline.models import trial
 from pipeline.params import Model
 from pipeline.runs import kept, outputs
 from pipeline.system import files
@@ -109,7 +110,7 @@ def test_a_network_of_that_name_here_that_the_run_says_is_larger_takes_no_memory
     monkeypatch.setattr(models, "build", lambda *given: made.append(build(*given)) or made[-1])
     assert reproduce.reproduce(run, epochs=1)
     assert f"network.json of the run says; {model.name} cannot be made here, so that it is that network was not" in capsys.readouterr().out
-    assert {tensor.device.type for network in made for tensor in network.state_dict().values()} == {"meta"}
+    assert {tensor.device.type for network in made for tensor in network.state_dict().values()} <= {"meta"}
 
 
 def test_a_network_of_that_name_is_not_made_here_with_texts_that_a_run_gives_it(received, monkeypatch, capsys, tmp_path):
@@ -303,6 +304,7 @@ def test_a_network_that_answers_by_place_is_refused_with_exact_numerics(by_place
 
 def test_even_where_no_form_refuses_it_nobody_knows_the_order_in_which_a_received_network_sees_the_images(by_place, monkeypatch, capsys):
     monkeypatch.setattr(Tape, "check_alike", lambda tape, what, *operands: None)
+    monkeypatch.setattr(trial, "try_out", lambda *given: None)
     by_place("exact")
     assert not reproduce.reproduce(Path("theirs"))
     assert said(capsys).startswith("different: ")
