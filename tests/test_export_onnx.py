@@ -122,6 +122,19 @@ def test_an_operation_that_torch_onnx_cannot_translate_is_one_line_with_the_reas
     assert not Path("net.onnx").exists()
 
 
+@pytest.mark.parametrize("where", ["serialised", "_check"])
+def test_whatever_the_packages_say_of_a_network_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    def fail(*given: object) -> None:
+        raise RecursionError("maximum recursion\ndepth exceeded")
+
+    monkeypatch.setattr(written, where, fail)
+    with pytest.raises(
+        UserError, match=r"^the ONNX model of the network simple_cnn cannot be made or run: maximum recursion depth exceeded; "
+    ):
+        export(Path("run"), Path("net.onnx"))
+    assert not Path("net.onnx").exists()
+
+
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_missing_package_is_one_line_that_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)

@@ -198,6 +198,7 @@ TAMPERED: dict[str, tuple[Callable[[Any], None], str]] = {
     "whole numbers": (lambda found: found["evaluation"].update(
         calls=[*found["evaluation"]["calls"], ["torch.Tensor.long", [found["evaluation"]["gives"]], {}]], gives={"value": 13}),
         "gives torch.int64 [2, 10] for 2 images and 10 classes"),
+    "a name of many parts": (lambda found: found["held"].update({".".join("a" * 600): {"shape": [1], "kind": "unsaved"}}), "in 600 parts"),
     "parts without a number": (added(["torch.zeros", [[2**31 - 1, 0]], {}], ["torch.unbind", [{"value": 13}], {}]), "unbind gives 214748"),
     "parts of two": (added(["torch.zeros", [[2**20]], {}], ["torch.functional.split", [{"value": 13}, 2], {}]), "split gives 524288 parts"),
     "a memory within": (added(["torch.zeros", [[1, 2**15, 1]], {}], [ATTENTION, [{"value": 13}] * 3, {}]), "matmul gives 1073741824"),

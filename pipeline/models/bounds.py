@@ -24,6 +24,8 @@ MOST_MORE_TENSORS = 1000
 """Weights by which a network's making may pass by twice those that it then has: some are made only to be replaced."""
 LARGEST = 2**26
 """Numbers of a tensor that the making of a network may take, or four times those of all its weights."""
+MOST_PARTS, LONGEST_NAME = 64, 1000
+"""Of the name of a weight or buffer: modules in modules, and characters."""
 MOST_CALLS = 5000
 MOST_NUMBERS = 2**28
 """Numbers that the values of two images may hold at a time: 1 GiB of float32."""

@@ -179,6 +179,8 @@ def _check(recording: Recording) -> None:
     for name, held in recording.held.items():
         if held.same is not None and held.same not in before:
             raise ValueError(f"{shown(name)} is the same as {shown(held.same)}, which does not come before it")
+        if name.count(".") >= bounds.MOST_PARTS or len(name) > bounds.LONGEST_NAME:
+            raise ValueError(f"a weight or buffer is called {shown(name[:40])}..., in {name.count('.') + 1} parts")
         before.add(name)
         fillings.drawn([(rule, tuple(numbers)) for rule, numbers in held.initial if rule != "values"], 0, name, 1)
     for graph in (recording.training, recording.evaluation):

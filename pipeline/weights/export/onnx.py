@@ -52,6 +52,12 @@ def write(path: Path, model: Model) -> list[str]:
         raise UserError(
             f"export to ONNX needs the package '{missing.name}': pip install --require-hashes -r requirements/export.txt"
         ) from None
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # whatever these packages say of a network that they do not have
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        of = f"the ONNX model of the network {model.provenance.network.name}"
+        raise UserError(f"{of} cannot be made or run: {said}; its page, or `predict`, computes without it") from error
     files.write_output(path, content)
     return [f"wrote {path}: bytes {_shape(network.shape)} -> logits and probabilities; float32 kernels, no promise of bits", checked]
 
