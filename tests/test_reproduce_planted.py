@@ -215,10 +215,10 @@ def test_a_data_set_that_is_mapped_and_changed_for_the_length_of_the_training_ge
 def test_a_run_that_is_swapped_while_it_is_computed_again_gets_no_verdict(original, here, monkeypatch):
     run, other = claim(original["exact"], here / "run"), forged(original, here)
 
-    def swapping(*arguments, evaluate=evaluation.evaluate):
+    def swapping(*arguments, evaluate=evaluation.evaluate, **named):
         shutil.rmtree(run)
         shutil.copytree(other, run)
-        return evaluate(*arguments)
+        return evaluate(*arguments, **named)
 
     monkeypatch.setattr(evaluation, "evaluate", swapping)
     with pytest.raises(UserError, match="run: was changed while it was computed again"):

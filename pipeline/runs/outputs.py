@@ -276,12 +276,12 @@ def _read_csv(path: Path, content: bytes, header: tuple[str, ...], row: Callable
                 raise ValueError(f"{len(fields)} fields in a row of {len(header)}")
             rows.append(row(*fields))
             written.append(fields)
+        if some and not rows:
+            raise ValueError("it has no rows")
         if _csv(header, written) != content:  # another program could read other numbers
             raise ValueError("it is written otherwise than the pipeline writes: another end of a line, or quotation marks")
     except (ValueError, csv.Error) as error:
         raise UserError(f"{path}: damaged: {error!s:.200}") from None
-    if some and not rows:
-        raise UserError(f"{path}: damaged: it has no rows")
     return rows
 
 
