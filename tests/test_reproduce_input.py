@@ -217,9 +217,9 @@ def test_a_network_that_a_run_says_is_larger_than_its_weights_takes_no_memory(or
     for run in (large, others):
         with pytest.raises(UserError, match="the weights are not "):
             predict.predict(run, [], "cpu", lambda network, given: None)
-    with pytest.raises(UserError, match=r"the weights are not resnet18's: they are 62006 numbers, and the run says a network of 5131"):
+    with pytest.raises(UserError, match=r"the weights are not resnet18's: making the network that the run says takes a tensor of 512"):
         reproduce.reproduce(others)
-    assert {tensor.device.type for network in made for tensor in network.state_dict().values()} == {"meta"}
+    assert {tensor.device.type for network in made for tensor in network.state_dict().values()} <= {"meta"}
 
 
 def test_arguments_that_simple_cnn_has_not_are_one_line(original, here):
