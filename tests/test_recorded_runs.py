@@ -96,13 +96,20 @@ def test_another_network_of_that_name_here_is_said_and_not_used(received, monkey
     assert f"the network is the one that network.json of the run says; {name} here is another network" in capsys.readouterr().out
 
 
-def test_a_network_of_that_name_here_that_the_run_says_is_larger_takes_no_memory(received, monkeypatch, capsys, tmp_path):
+@pytest.fixture
+def of_own(received, monkeypatch, tmp_path) -> tuple[Path, Path, Model]:
+    """The author's and the receiver's folder and a network that is a file's; the current folder has the data set alone."""
     author, receiver = received
     model = outputs.read_model(receiver / "theirs").provenance.network
     if not model.is_own:
         pytest.skip("of torchvision's there is one")
     monkeypatch.chdir(tmp_path)
     shutil.copytree(receiver / "data", "data")
+    return author, receiver, model
+
+
+def test_a_network_of_that_name_here_that_the_run_says_is_larger_takes_no_memory(of_own, monkeypatch, capsys, tmp_path):
+    author, receiver, model = of_own
     shutil.copytree(author / "networks", "networks")
     wide = structs.replace(model, arguments={"width": 10_000})  # its weights would take more than a hundred gibibytes
     run = claim(receiver / "theirs", tmp_path / "wide", network=lambda its: its, provenance=lambda p: structs.replace(p, model=wide))
@@ -113,13 +120,8 @@ def test_a_network_of_that_name_here_that_the_run_says_is_larger_takes_no_memory
     assert {tensor.device.type for network in made for tensor in network.state_dict().values()} <= {"meta"}
 
 
-def test_a_network_of_that_name_is_not_made_here_with_texts_that_a_run_gives_it(received, monkeypatch, capsys, tmp_path):
-    _, receiver = received
-    model = outputs.read_model(receiver / "theirs").provenance.network
-    if not model.is_own:
-        pytest.skip("of torchvision's there is one")
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(receiver / "data", "data")
+def test_a_network_of_that_name_is_not_made_here_with_texts_that_a_run_gives_it(of_own, monkeypatch, capsys, tmp_path):
+    _, receiver, model = of_own
     files.write_text(Path("networks", "mine.py"), "class Net:\n    def __init__(self, classes=10, file=None):\n        open(file, 'w')\n")
     reads = structs.replace(model, name="networks/mine.py:Net", arguments={"file": "written"})
     run = claim(receiver / "theirs", tmp_path / "reads", network=lambda its: its, provenance=lambda p: structs.replace(p, model=reads))

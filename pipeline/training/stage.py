@@ -38,7 +38,7 @@ WORKERS = CACHE / "workers"
 
 
 TUTORIAL = (
-    "epochs 2 and lr 0.001 are the tutorial's, which reach 16 % on CIFAR-10; "
+    "epochs 2 and lr 0.001 are the tutorial's, which reach 16 % on a JPEG copy of CIFAR-10; "
     "a recipe takes the same network to 72 %: cp docs/examples/recipe.yaml params.yaml && dvc repro"
 )
 """What is said after a training with so little. Measured: results/README.md."""
