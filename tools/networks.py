@@ -44,7 +44,7 @@ PAGE = Path("docs/networks.md")
 SEEN = RESULTS / "networks.json"
 CLASSES, SEED = 10, 0
 SIZE = 64
-SIZES = dict.fromkeys(MINIATURES, 32) | {"inception_v3": 96, "maxvit_t": 224, "googlenet": 96, "alexnet": 80, "vit_h_14": 56}
+SIZES = dict.fromkeys(MINIATURES, 32) | {"inception_v3": 299, "maxvit_t": 224, "googlenet": 96, "alexnet": 80, "vit_h_14": 56}
 """Of those that take no images of SIZE."""
 NARROWER: dict[str, Callable[[], nn.Module]] = {
     "convnext_large": lambda: ConvNeXt(
