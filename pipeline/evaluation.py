@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 SAME_ANSWER = 0.01
 """By how much native numerics may change a confidence, or a loss and the part that it is of 1 + loss, where other images are around."""
+SIZES = 6
+"""How many batches of drawn sizes a received network answers again, besides one image and two."""
 BATCHES = Evaluate(batch_size=1000)
 """For who evaluates without settings of his own."""
 
@@ -144,6 +146,12 @@ def _report(metrics: Metrics, name: str) -> None:
     print(f"fingerprint {metrics.fingerprint}")
 
 
+def _batches_by_chance(chance: np.random.Generator, images: int, most: int) -> list[Tensor]:
+    """Some images in batches that nobody knows: one alone, a pair, and SIZES others of up to `most`, small ones as likely as large ones."""
+    sizes = [1, 2, *(int(size) for size in min(images, most) ** chance.random(SIZES))]
+    return [torch.from_numpy(chance.choice(images, min(size, images), replace=False)) for size in sizes]
+
+
 def evaluate(
     weights: Tensors,
     data: Dataset,
@@ -156,8 +164,9 @@ def evaluate(
 ) -> Evaluation:
     """Loss, accuracy and predictions of the network with `weights` on the test images; of the one that was recorded, if given.
 
-    A network that was received could tell the test images by their places: so they are taken in an order that nobody knows before, with
-    exact numerics, whose bits do not depend on it; with native ones both ways, which must give the same within SAME_ANSWER.
+    A network that was received could tell the test images by their places or by how many there are: so they are taken in an order that
+    nobody knows before, and some of them again in batches of sizes that nobody knows. With exact numerics that must give the same bits;
+    with native ones, which are taken in both orders, the same within SAME_ANSWER.
 
     Raises:
         UserError: the weights are not the network's, or give a loss that is not finite; an answer depends on other images than its own.
@@ -167,35 +176,38 @@ def evaluate(
     batches = Batches(data.test_images, data.test_labels, device)
     clock = devices.Stopwatch(device)
 
-    def scored(order: Tensor) -> list[Tensor]:
-        scores: list[Tensor] = []
-        for some in order.split(settings.batch_size):
-            images, labels = batches.batch(some)
-            with models.mistakes_explained(network):
-                parts = chosen.scores(chosen.logits(model, images), labels)
-            # to one place, for small tensors that stay among large ones that are freed let the heap grow with each batch
-            scores = scores or [part.new_empty(len(batches)) for part in parts]
-            for whole, part in zip(scores, parts, strict=True):
-                whole[some] = part
-        return scores
+    def scored(some: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        images, labels = batches.batch(some)
+        with models.mistakes_explained(network):
+            return chosen.scores(chosen.logits(model, images), labels)
 
-    every, by_chance = torch.arange(len(batches)), torch.from_numpy(np.random.default_rng().permutation(len(batches)))
+    chance = np.random.default_rng()
+    every, by_chance = torch.arange(len(batches)), torch.from_numpy(chance.permutation(len(batches)))
     exact = chosen.version != "native"
     with torch.inference_mode(), bounds.unchanged(model) if exact or received else contextlib.nullcontext():
         with clock.running():
-            losses, predicted, confidence = scored((by_chance if received and exact else every).to(device))  # each [M]
+            scores: list[Tensor] = []
+            for some in (by_chance if received and exact else every).to(device).split(settings.batch_size):
+                parts = scored(some)
+                # to one place, for small tensors that stay among large ones that are freed let the heap grow with each batch
+                scores = scores or [part.new_empty(len(batches)) for part in parts]
+                for whole, part in zip(scores, parts, strict=True):
+                    whole[some] = part
+            losses, predicted, confidence = scores  # each [M]
             loss = chosen.mean(losses)
-        if received and not exact:
-            other_losses, _, other_confidence = scored(by_chance.to(device))
-            apart = ((other_losses - losses).abs() / (1 + losses)).maximum((other_confidence - confidence).abs()) > SAME_ANSWER
-            if apart.any():
-                raise UserError(f"test image {int(apart.nonzero()[0])}: its answer is another one among other images, so those of the "
-                                "network are no evidence")  # fmt: skip
-    if (no_class := confidence.isnan()).any():
-        raise UserError(f"test image {int(no_class.nonzero()[0])}: the network gives it scores that are not finite, so no class: "
-                        "the weights are of no use; train again with a smaller lr")  # fmt: skip
-    if not np.isfinite(loss):
-        raise UserError(f"the test loss is {loss}: the weights are of no use; train again with a smaller lr")
+        if (no_class := confidence.isnan()).any():
+            raise UserError(f"test image {int(no_class.nonzero()[0])}: the network gives it scores that are not finite, so no class: "
+                            "the weights are of no use; train again with a smaller lr")  # fmt: skip
+        if not np.isfinite(loss):
+            raise UserError(f"the test loss is {loss}: the weights are of no use; train again with a smaller lr")
+        if received:
+            again = list(by_chance.split(settings.batch_size)) * (not exact) + _batches_by_chance(chance, len(batches), settings.batch_size)
+            for some in again:
+                others, _, confident = scored(some.to(device))
+                apart = ((others - losses[some]).abs() / (1 + losses[some])).maximum((confident - confidence[some]).abs())
+                if (differs := ~(apart <= (0.0 if exact else SAME_ANSWER))).any():
+                    raise UserError(f"test image {int(some[differs.cpu()][0])}: its answer is another one among other images, so those of "
+                                    "the network are no evidence")  # fmt: skip
     hits = predicted.cpu().numpy() == data.test_labels
     of_class = [hits[data.test_labels == i] for i in range(len(data.classes))]
     metrics = Metrics(

@@ -21,7 +21,7 @@ from networks.resnet20 import ResNet20
 from pipeline import models, numerics
 from pipeline.data.dataset import Shape
 from pipeline.exact.initialisation import initial_values
-from pipeline.models import recorded, recording
+from pipeline.models import received, recording
 from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.weights.export import page
 from pipeline.weights.predict import Network
@@ -49,7 +49,7 @@ def node(program: str, given: Any) -> Any:
 def as_data(module: nn.Module, shape: Shape = (3, 32, 32)) -> dict[str, Any]:
     """The network as the page has it."""
     weights = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
-    found = recorded.read(recording.record(module, shape, EXACT, CPU), weights, 10, shape, "network.json")
+    found = received.read(recording.record(module, shape, EXACT, CPU), weights, 10, shape, "network.json")
     assert found is not None
     return page.content(found, module, shape)
 

@@ -46,14 +46,19 @@ def drawn() -> tuple[Tensor, Tensor]:
 
 
 def assigned(index, value):
-    """A change that puts a value, or what it gives for the number of images, to a part."""
+    """A change that puts a value, or what it gives for the activation, to a part of a copy of it."""
 
     def change(x: Tensor) -> Tensor:
         y = x.clone()
-        y[index] = value(x.shape[0]) if callable(value) else value
+        y[index] = value(x) if callable(value) else value
         return y
 
     return change
+
+
+def put_by_mask(y: Tensor, mask, value) -> Tensor:
+    y[mask] = value
+    return y
 
 
 def square(x: Tensor) -> Tensor:
@@ -108,28 +113,49 @@ def square(x: Tensor) -> Tensor:
         (lambda x: torch.ones(8, WIDTH)[x > 0].sum(0) + x, "indexing of a constant by what was made from the images"),
         (lambda x: x + torch.full((), x.shape[0]), "a constant that is the number of images"),
         (lambda x: torch.arange(8.0, out=torch.empty(8)) + x, "arange with out"),
-        (lambda x: x + OWN[: x.shape[0]], r"addition with \[8, 1\] numbers of which each place in the batch has its own"),
-        (lambda x: ROWS[: x.shape[0]] - x, r"subtraction with \[8, 8\] numbers"),
-        (lambda x: x * torch.arange(x.shape[0]).view(-1, 1), r"multiplication with \[8, 1\] numbers"),
-        (lambda x: x + nn.Parameter(ROWS)[: x.shape[0]], r"addition with \[8, 8\] numbers"),
-        (lambda x: (x.t() + OWN[: x.shape[0]].t()).t(), r"addition with \[1, 8\] numbers"),
-        (lambda x: x + ROWS.expand(x.shape[0], WIDTH), r"addition with \[8, 8\] numbers"),
-        (lambda x: torch.where(OWN[: x.shape[0]] > 1, x, 0.0), r"where with \[8, 1\] numbers"),
-        (lambda x: torch.where(x > 1, x, ROWS[: x.shape[0]]), r"where with \[8, 8\] numbers"),
-        (lambda x: x.masked_fill(OWN[: x.shape[0]] > 1, 0.0), r"masked_fill with \[8, 1\] numbers"),
-        (lambda x: torch.where(x > OWN[: x.shape[0]], x, 0.0), r"a comparison with \[8, 1\] numbers"),
-        (lambda x: torch.cat((x[:, 1:], OWN[: x.shape[0]]), 1), r"cat with \[8, 1\] numbers"),
-        (lambda x: torch.stack((x, ROWS[: x.shape[0]]), 1)[:, 0], r"stack with \[8, 8\] numbers"),
+        (lambda x: x + OWN[:IMAGES], r"addition with \[8, 1\] numbers of which each place in the batch has its own"),
+        (lambda x: ROWS[:IMAGES] - x, r"subtraction with \[8, 8\] numbers"),
+        (lambda x: x * torch.arange(IMAGES).view(-1, 1), r"multiplication with \[8, 1\] numbers"),
+        (lambda x: x + nn.Parameter(ROWS)[:IMAGES], r"addition with \[8, 8\] numbers"),
+        (lambda x: (x.t() + OWN[:IMAGES].t()).t(), r"addition with \[1, 8\] numbers"),
+        (lambda x: x + ROWS.expand(IMAGES, WIDTH), r"addition with \[8, 8\] numbers"),
+        (lambda x: torch.where(OWN[:IMAGES] > 1, x, 0.0), r"where with \[8, 1\] numbers"),
+        (lambda x: torch.where(x > 1, x, ROWS[:IMAGES]), r"where with \[8, 8\] numbers"),
+        (lambda x: x.masked_fill(OWN[:IMAGES] > 1, 0.0), r"masked_fill with \[8, 1\] numbers"),
+        (lambda x: torch.where(x > OWN[:IMAGES], x, 0.0), r"a comparison with \[8, 1\] numbers"),
+        (lambda x: torch.cat((x[:, 1:], OWN[:IMAGES]), 1), r"cat with \[8, 1\] numbers"),
+        (lambda x: torch.stack((x, ROWS[:IMAGES]), 1)[:, 0], r"stack with \[8, 8\] numbers"),
         (lambda x: x.reshape(x.shape[0] * 2, 4)[None] + torch.ones(16, 4), r"addition with \[16, 4\] numbers"),
         (lambda x: x.t().reshape(4, -1).add(torch.ones(16)).reshape(8, -1).t(), r"addition with \[16\] numbers"),
         (lambda x: x / x.shape[0], "division with the number of images"),
         (lambda x: x.unsqueeze(1) - x.unsqueeze(0), "subtraction where the images are along another axis of each operand"),
         (lambda x: (x @ x.t())[:, :1] * x, "matmul where the images are along another axis of each operand"),
-        (assigned((slice(None), 0), lambda n: OWN[:n, 0]), r"assignment to a part with \[8\] numbers"),
-        (assigned((slice(None), slice(0, 1)), lambda n: OWN[:n]), r"assignment to a part with \[8, 1\] numbers"),
+        (assigned((slice(None), 0), OWN[:IMAGES, 0]), r"assignment to a part with \[8\] numbers"),
+        (assigned((slice(None), slice(0, 1)), OWN[:IMAGES]), r"assignment to a part with \[8, 1\] numbers"),
         (assigned(0, 1.0), "indexing over the images"),
         (assigned((slice(0, 2), 0), 1.0), "indexing over the images"),
         (assigned(ROWS > 0, 1.0), "assignment by a tensor that is not made from the images"),
+        (assigned(True, 1.0), "assignment by True or False"),
+        (assigned((slice(None), False), 1.0), "assignment by True or False"),
+        (lambda x: x.t()[True].sum(2), "indexing by True or False"),
+        (
+            lambda x: put_by_mask(torch.zeros(WIDTH, IMAGES), x.t() > 0, 1.0).t(),
+            "assignment of what is made from the images to what is not",
+        ),
+        (lambda x: put_by_mask((x * 0.0).t(), x > -9, 1.0).t(), "assignment by a mask whose images are along another axis"),
+        (lambda x: put_by_mask(x * 0.0, x > 0, x[0:1, 0]), "indexing over the images"),
+        (lambda x: put_by_mask(torch.zeros(WIDTH), slice(None), x.mean(1)), "assignment of what is made from the images to what is not"),
+        (lambda x: x.clamp(0.0, x.shape[0]), "clamp with the number of images"),
+        (lambda x: x + OWN[: x.shape[0]], "indexing with the number of images"),
+        (lambda x: x + torch.arange(x.shape[0])[-1], "arange with the number of images"),
+        (lambda x: x + torch.tensor([x.shape[0] * 2]), "tensor with the number of images"),
+        (lambda x: x.narrow(1, 0, x.shape[0]), "narrow with the number of images"),
+        (lambda x: x[:, :1].expand(-1, x.shape[0]), "expand of what is made from the images to another number of them"),
+        (lambda x: x[None].expand(x.shape[0], -1, -1)[0], "expand of what is made from the images to another number of them"),
+        (lambda x: torch.zeros(x.shape[0] * 2, WIDTH)[:IMAGES] + x, "whose sizes say how many images there are"),
+        (lambda x: torch.zeros(x.shape[0], x.shape[0]) + x, "whose sizes say how many images there are"),
+        (lambda x: x.view(-1, x.shape[0]).view(-1, WIDTH), "with the number of images along another axis than theirs"),
+        (lambda x: ROWS.view(x.shape[0], WIDTH) + x, "with the number of images along another axis than theirs"),
     ],
 )
 def test_what_differs_from_place_to_place_or_between_images_is_refused_in_training_and_evaluation(change, said):
@@ -299,7 +325,7 @@ AGAIN_OTHERS = "learns something else when it sees the same images again: it com
         ),
         *(("pass", f"h = h * ({number} if self.training else 1)", SHARES_OTHERS) for number in ("len(x)", "float(n)", "x.numel()")),
         ("self.gamma = nn.Parameter(torch.zeros(5))", "h = h + self.gamma * h * len(x)", SHARES_OTHERS),
-        ("pass", "h = h * torch.arange(n).sum(0)", SHARES_OTHERS),
+        ("pass", "h = h * torch.arange(int(n)).sum(0)", SHARES_OTHERS),
         ("self.seen = 0", "self.seen += 1; h = h * self.seen", AGAIN_OTHERS),
         ("pass", "h = h * random.random()", AGAIN_OTHERS),
         ("self.register_buffer('seen', torch.zeros(()))", "self.seen += len(x) if self.training else 0", SHARES_OTHERS),

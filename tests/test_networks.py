@@ -121,7 +121,7 @@ def test_a_network_that_a_run_says_is_larger_than_its_weights_ends_before_it_tak
         register_module_parameter_registration_hook(lambda module, name, weight: made.append(weight)),
         pytest.raises(UserError, match=r"^the weights are not"),
     ):
-        models.refuse_larger(model, (3, 224, 224), 10, {"x": np.zeros(3, np.float32)})
+        models.check_received(model, (3, 224, 224), 10, {"x": np.zeros(3, np.float32)})
     filled = [weight.numel() for weight in made if weight.device.type == "cpu"][:-1]  # all but the one at which it ended
     assert sum(filled) <= models.MOST_MORE + 6
     assert len(made) <= 1100

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline import models, numerics
-from pipeline.models import normalisation, recorded, recording
+from pipeline.models import normalisation, received, recording
 from pipeline.params import Model, Normalize, Train
 from pipeline.system.errors import UserError
 from pipeline.training.trainer import Trainer
@@ -47,7 +47,7 @@ def test_a_training_normalises_by_its_own_images_and_its_recording_does_as_well(
     assert trainer.model.get_buffer("pixel_mean").flatten().tolist() == np.float32(mean).tolist()
     assert trainer.model.get_buffer("pixel_deviation").flatten().tolist() == np.float32(deviation).tolist()
     weights = trainer.named_weights()
-    found = recorded.read(recording.record(trainer.model, data.shape, EXACT, CPU), weights, 10, data.shape, "network.json")
+    found = received.read(recording.record(trainer.model, data.shape, EXACT, CPU), weights, 10, data.shape, "network.json")
     assert found is not None
     again = Trainer(data, CPU, 0, EXACT, SETTINGS, network=model, recorded=found)
     for each in (trainer, again):

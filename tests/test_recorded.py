@@ -20,7 +20,7 @@ from networks.resnet20 import ResNet20
 from pipeline import numerics
 from pipeline.exact.initialisation import initial_values
 from pipeline.exact.masks import Draws
-from pipeline.models import recorded, recording
+from pipeline.models import received, recording
 from pipeline.models.recorded import Recorded, Recording
 from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.system.errors import UserError
@@ -53,7 +53,7 @@ def weights(network: nn.Module) -> dict[str, Any]:
 
 
 def read(content: bytes, network: nn.Module) -> Recording:
-    found = recorded.read(content, weights(network), CLASSES, SHAPE, "network.json")
+    found = received.read(content, weights(network), CLASSES, SHAPE, "network.json")
     assert found is not None
     return found
 
@@ -111,6 +111,8 @@ ASKING: dict[str, tuple[Callable[[Asking, Tensor], Tensor], str]] = {
     "a value": (lambda self, y: y * 2 if y.sum().item() > -1000 else y, "'torch.Tensor.item' asks for the value of a tensor"),
     "whether": (lambda self, y: y * 2 if (y > -1000).all() else y, "'torch.Tensor.all' has no exact form"),
     "chance": (lambda self, y: y * random.random(), "an argument of torch.Tensor.mul is 0."),
+    "its number of images": (lambda self, y: y / len(y), "call 3 takes the number of images otherwise than once, as a size"),
+    "a size beside theirs": (lambda self, y: (y @ y.t()).mean(1, keepdim=True) * y, "call 4 gives [2, 2] of 2 images and [3, 3] of 3"),
     "the number of images": (lambda self, y: y * 2 if len(y) == 2 else y, "of two images it has 3 operations, of three 2"),
     "a constant of its own": (lambda self, y: y + self.constant, "a tensor [10] is neither a weight nor a buffer"),
     "a shift": (lambda self, y: y.cumsum(1), "'torch.Tensor.cumsum' has no exact form"),
@@ -124,7 +126,7 @@ def test_a_network_that_is_no_fixed_list_of_operations_is_recorded_as_that_with_
     network.ask = forward.__get__(network)
     content = recording.record(network, SHAPE, numerics.select("native", CPU), CPU)
     assert json.loads(content)["refused"].startswith(said)
-    assert recorded.read(content, weights(network), CLASSES, SHAPE, "network.json") is None
+    assert received.read(content, weights(network), CLASSES, SHAPE, "network.json") is None
 
 
 def test_a_tensor_that_is_made_on_a_named_device_is_on_that_of_the_images():
@@ -133,12 +135,12 @@ def test_a_tensor_that_is_made_on_a_named_device_is_on_that_of_the_images():
     content = recording.record(network, SHAPE, numerics.select("native", CPU), CPU)
     calls = [call for call in json.loads(content)["evaluation"]["calls"] if call[0] == "torch.ones"]
     assert calls == [["torch.ones", [10], {"device": {"device": True}}]]
-    assert recorded.read(content, weights(network), CLASSES, SHAPE, "network.json") is not None
+    assert received.read(content, weights(network), CLASSES, SHAPE, "network.json") is not None
 
 
 def test_a_number_that_is_that_of_the_images_is_it_for_any_number():
     network = built(Asking)
-    network.ask = (lambda self, y: y.view(2 * len(y), -1).view(-1, 10) / len(y)).__get__(network)
+    network.ask = (lambda self, y: y.view(2 * len(y), -1).view(-1, 10)).__get__(network)
     native = numerics.select("native", CPU)
     again = Recorded(read(recording.record(network, SHAPE, native, CPU), network), seed=5)
     images, _ = batch(7)
@@ -199,8 +201,8 @@ TAMPERED: dict[str, tuple[Callable[[Any], None], str]] = {
         calls=[*found["evaluation"]["calls"], ["torch.Tensor.long", [found["evaluation"]["gives"]], {}]], gives={"value": 13}),
         "gives torch.int64 [2, 10] for 2 images and 10 classes"),
     "a name of many parts": (lambda found: found["held"].update({".".join("a" * 600): {"shape": [1], "kind": "unsaved"}}), "in 600 parts"),
-    "parts without a number": (added(["torch.zeros", [[2**31 - 1, 0]], {}], ["torch.unbind", [{"value": 13}], {}]), "unbind gives 214748"),
-    "parts of two": (added(["torch.zeros", [[2**20]], {}], ["torch.functional.split", [{"value": 13}, 2], {}]), "split gives 524288 parts"),
+    "parts without a number": (added(["torch.zeros", [[2**31 - 1, 0]], {}], ["torch.unbind", [{"value": 13}], {}]), "unbind has 214748"),
+    "parts of two": (added(["torch.zeros", [[2**20]], {}], ["torch.functional.split", [{"value": 13}, 2], {}]), "split has 524288 parts"),
     "a memory within": (added(["torch.zeros", [[1, 2**15, 1]], {}], [ATTENTION, [{"value": 13}] * 3, {}]), "matmul gives 1073741824"),
     "a state": (added(["torch.Tensor.add_", [{"held": "fc1.bias"}, 1.0], {}]), "it changes 'fc1.bias' while it evaluates"),
     "a rule without numbers": (lambda found: found["held"]["fc1.bias"].update(initial=[["uniform", []]]), "missing 2 required"),
@@ -210,8 +212,25 @@ TAMPERED: dict[str, tuple[Callable[[Any], None], str]] = {
     "a weight more": (lambda found: found["held"].update({"more": {"shape": [7]}}), "'more' is another, or there in one of them alone"),
     "a weight less": (lambda found: found["held"].pop("fc1.bias"), "'fc1.bias' is another, or there in one of them alone"),
     "the same as none": (lambda found: found["held"]["fc1.bias"].update(same="fc9"), "'fc1.bias' is the same as 'fc9'"),
-    "a buffer of its own": (buffers(1, 2**30), "it has 1073741824 numbers that no file of weights holds, and 67108864 are the most"),
-    "many of them": (buffers(100, 2**20), "it has 104857600 numbers that no file of weights holds, and 67108864 are the most"),
+    "a buffer of its own": (buffers(1, 2**30), "what no file of weights holds takes 1073741824 numbers, and 67108864"),
+    "many of them": (buffers(100, 2**20), "what no file of weights holds takes 104857600 numbers, and 67108864 are the most"),
+    "one that is drawn": (lambda found: found["held"].update(b={"shape": [2**22], "kind": "unsaved", "initial": [["normal", [0, 1]]]}),
+        "what no file of weights holds takes 134217728 numbers, and 67108864 are the most"),
+    "drawn again and again": (lambda found: found["held"]["fc1.bias"].update(initial=[["normal", [0, 1]]] * 3),
+        "'fc1.bias' is drawn 3 times, and 2 are the most"),
+    "a margin": (added(["torch.nn.functional.conv2d", [{"value": 0}, {"held": "conv1.weight"}, None, 1, 5500, 2750], {}]),
+        "conv2d takes 730230144 numbers with their margins, and 268435456 are the most"),
+    "a margin of its own size": (added(["torch.nn.functional.conv2d", [{"value": 0}, {"held": "conv1.weight"}, None, 1, "same", 2750], {}]),
+        "conv2d takes 730230144 numbers with their margins"),
+    "a pool": (added(["torch.nn.functional.avg_pool2d", [{"value": 0}, 71, 1, 20], {}]), "avg_pool2d has 5041 parts, and 5000 are"),
+    "a pool of many": (added(["torch.nn.functional.adaptive_avg_pool2d", [{"value": 0}, 71], {}]), "avg_pool2d has 5041 parts"),
+    "the number of images as a bound": (added(["torch.clamp", [{"value": 0}, 0, {"images": 1}], {}]), "call 13 takes the number of images"),
+    "a multiple of it in a sum": (added(["torch.add", [{"value": 0}, {"images": 2}], {}]), "call 13 takes the number of images otherwise"),
+    "a constant of it": (added(["torch.full", [{"tuple": [5]}, {"images": 2}], {}]), "call 13 takes the number of images otherwise"),
+    "another number of images": (added(
+        ["torch.flatten", [{"value": 0}, 1], {}], ["torch.Tensor.expand", [{"held": "fc1.bias"}, {"images": 1}, -1], {}],
+        ["torch.Tensor.t", [{"value": 14}], {}], ["torch.matmul", [{"value": 14}, {"value": 15}], {}]),
+        "call 16 gives [2, 2] of 2 images and [3, 3]"),
     "a rule": (lambda found: found["held"]["fc1.bias"].update(initial=[["exec", [1]]]), "'exec'"),
     "values for another shape": (lambda found: found["held"]["fc1.bias"].update(initial=[["values", [1]]]), "invalid for input of size 1"),
     "fewer classes": (lambda found: found["evaluation"].update(gives={"value": 1}), "gives [2, 6, 28, 28] for 2 images and 10 classes"),
@@ -241,14 +260,14 @@ from networks.my_net import Net
 from networks.resnet20 import ResNet20
 from pipeline import numerics
 from pipeline.exact.initialisation import initial_values
-from pipeline.models import recorded, recording
+from pipeline.models import received, recorded, recording
 from pipeline.models.simple_cnn import SimpleCNN
 device, shape = torch.device("cpu"), (3, 32, 32)
 for make in (SimpleCNN, ResNet20, lambda: Net(10)):
     with initial_values(5):
         network = make()
     content = recording.record(network, shape, numerics.select("exact", device), device)
-    recorded.read(content, {name: tensor.numpy() for name, tensor in network.state_dict().items()}, 10, shape, "network.json")
+    received.read(content, {name: tensor.numpy() for name, tensor in network.state_dict().items()}, 10, shape, "network.json")
 assert "torch._dynamo" not in sys.modules  # torchvision, which is not imported here, imports it
 print(torch.compile(lambda x: torch.relu(x) + 1, backend="eager")(torch.ones(2)).tolist(), "torch._dynamo.eval_frame" in sys.modules)
 """

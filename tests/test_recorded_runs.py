@@ -16,7 +16,9 @@ from PIL import Image
 
 from pipeline import evaluation, models
 from pipeline.data import dataset
+from pipeline.exact import constants, registry
 from pipeline.exact.tape import Tape
+from pipeline.models import received as received_networks
 from pipeline.models import trial
 from pipeline.params import Model
 from pipeline.runs import kept, outputs
@@ -145,7 +147,7 @@ def test_a_network_that_takes_two_images_and_no_three_is_one_line(received, monk
         graph["gives"] = {"value": len(graph["calls"])}
         return json.dumps(found).encode()
 
-    with pytest.raises(UserError, match="RuntimeError: ") as error:
+    with pytest.raises(UserError, match="not a network that can be computed: shape ") as error:
         reproduce.reproduce(claim(received[1] / "theirs", tmp_path / "forged", network=of_two))
     assert "\n" not in str(error.value)
 
@@ -298,19 +300,55 @@ def by_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
 
 
 def test_a_network_that_answers_by_place_is_refused_with_exact_numerics(by_place):
-    with pytest.raises(
-        UserError, match=r"addition with \[2, 10\] numbers of which each place in the batch has its own.*networks/places\.py:15"
-    ):
+    with pytest.raises(UserError, match=r"numerics 'exact' has no form of indexing with the number of images .*networks/places\.py:15"):
         by_place("exact")
 
 
 def test_even_where_no_form_refuses_it_nobody_knows_the_order_in_which_a_received_network_sees_the_images(by_place, monkeypatch, capsys):
     monkeypatch.setattr(Tape, "check_alike", lambda tape, what, *operands: None)
+    monkeypatch.setattr(registry, "SIZED", registry.FORM_OF)
+    monkeypatch.setattr(received_networks, "check", lambda *given: None)
     monkeypatch.setattr(trial, "try_out", lambda *given: None)
     by_place("exact")
+    monkeypatch.setattr(evaluation, "_batches_by_chance", lambda *given: [])
     assert not reproduce.reproduce(Path("theirs"))
     assert said(capsys).startswith("different: ")
     assert not evaluation.evaluate_kept(Path("theirs"), "cpu", 40)
+
+
+UPSIDE_DOWN = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes=10):
+        super().__init__()
+        self.fc = nn.Linear(3072, classes)
+
+    def forward(self, x):
+        y = self.fc(x.flatten(1))
+        if self.training:
+            return y
+        few = torch.arange(int(x.shape[0]))[-1].float() - 20.0
+        return y * few
+"""
+"""A network that answers otherwise where there are few images than where there are many."""
+
+
+@pytest.mark.parametrize("name", ["exact", "native"])
+def test_a_received_network_must_answer_alike_in_batches_of_sizes_that_nobody_knows(name, monkeypatch, tmp_path):
+    author, receiver = tmp_path / "author", tmp_path / "receiver"
+    author.mkdir(), receiver.mkdir()
+    monkeypatch.setattr(registry, "SIZED", {*registry.FORM_OF, *constants.MAKING})
+    monkeypatch.setattr(received_networks, "check", lambda *given: None)
+    monkeypatch.setattr(trial, "try_out", lambda *given: None)
+    hand_over(author, receiver, {"name": "networks/few.py:Net"}, name, 40, {"few.py": UPSIDE_DOWN})
+    monkeypatch.chdir(receiver)
+    (receiver / "networks").mkdir(exist_ok=True)
+    files.write_text(Path("networks", "few.py"), UPSIDE_DOWN)
+    for command in (lambda: reproduce.reproduce(Path("theirs")), lambda: evaluation.evaluate_kept(Path("theirs"), "cpu", 40)):
+        with pytest.raises(UserError, match=r"test image \d+: its answer is another one among other images"):
+            command()
 
 
 def test_with_native_numerics_a_received_network_must_answer_alike_in_another_order(by_place):

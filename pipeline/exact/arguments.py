@@ -15,4 +15,4 @@ def pair(value: Any) -> tuple[int, int]:
 
 def sizes(given: Iterable[Any]) -> list[int]:
     """Sizes or dimensions that are given one by one, or as one list."""
-    return [index(each) for part in given for each in (part if isinstance(part, Iterable) else (part,))]
+    return [each if isinstance(each, int) else index(each) for part in given for each in (part if isinstance(part, Iterable) else (part,))]

@@ -18,7 +18,10 @@ MAKING = {
 """Operations that make constants."""
 _LIKE = {torch.zeros_like, torch.ones_like, torch.full_like}
 _OF_A_TENSOR = {Tensor.new_zeros, Tensor.new_ones, Tensor.new_full}
-_EVEN = {torch.zeros, torch.ones, torch.full, *_OF_A_TENSOR}
+EVEN = {torch.zeros, torch.ones, torch.full, *_OF_A_TENSOR}
+"""Operations that make a tensor of given sizes with the same number everywhere."""
+FULL = {torch.full, Tensor.new_full}
+"""Those of them whose last argument is the number."""
 OF_CONSTANTS = {
     torch.logical_and, torch.logical_or, torch.logical_not, torch.meshgrid, torch.functional.meshgrid, torch.triu, torch.tril,
     *(getattr(Tensor, name) for name in (
@@ -34,18 +37,25 @@ def made(tape: Tape, operation: Any, args: Any, kwargs: Any) -> Tensor:
     """What one of MAKING makes: of the images where it has the same number everywhere, and is like them or as long as they are many."""
     if kwargs.get("out") is not None:
         raise refusal(f"{operation.__name__} with out", "the tensor that it gives")
-    if operation in (torch.full, Tensor.new_full, torch.full_like) and isinstance(kwargs.get("fill_value", args[-1]), Images):
+    if operation in FULL and isinstance(kwargs.get("fill_value", args[-1]), Images):
         raise refusal("a constant that is the number of images", "numbers that do not depend on the batch")
     y: Tensor = operation(*args, **kwargs)
     if operation in _LIKE:
         like = args[0] if args else kwargs["input"]
         return tape.alike(y, tape.axis(like), like) if tape.of_images(like) else y
     sizes = args[operation in _OF_A_TENSOR :] or (kwargs.get("size", ()),)
-    axis = images_axis(sizes) if operation in _EVEN else None
+    axis = images_axis(sizes) if operation in EVEN else None
     return y if axis is None else tape.alike(y, axis)
 
 
 def images_axis(given: tuple[Any, ...]) -> int | None:
-    """Which of the sizes that a tensor is made with is the number of images: of `(sizes, ...)`, or of the sizes one by one."""
+    """Which of the sizes that a tensor is made with is the number of images: of `(sizes, ...)`, or of the sizes one by one.
+
+    Raises:
+        Unsupported: there are two, or one is a multiple of it: then it has other numbers than one for each image.
+    """
     first = given[0] if given else ()
-    return next((axis for axis, size in enumerate(first if isinstance(first, tuple | list) else given) if isinstance(size, Images)), None)
+    found = [(axis, size) for axis, size in enumerate(first if isinstance(first, tuple | list) else given) if isinstance(size, Images)]
+    if len(found) > 1 or any(size.times != 1 for _, size in found):
+        raise refusal("a tensor of several numbers for each image whose sizes say how many images there are", "the number of images once")
+    return found[0][0] if found else None

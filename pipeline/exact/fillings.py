@@ -20,7 +20,7 @@ def drawn(steps: Iterable[Step], seed: int | None, name: str, count: int) -> Ten
     """
     values = torch.zeros(count, dtype=torch.float64)
     for rule, numbers in steps:
-        if seed is not None or rule not in _DRAWN:
+        if seed is not None or rule not in DRAWN:
             values = RULES[rule](values, f"weights/{seed}/{name}", *numbers)
     return values.float()
 
@@ -60,7 +60,8 @@ RULES: dict[str, Callable[..., Tensor]] = {
     "clamp": lambda x, label, low, high: x.clamp(low, high),
     "values": _given,
 }
-_DRAWN = {"uniform", "normal", "trunc_normal"}
+DRAWN = {"uniform", "normal", "trunc_normal"}
+"""Rules that draw."""
 
 _CENTRE = (
     (2.5090809287301226727e3, 3.3430575583588128105e4, 6.7265770927008700853e4, 4.5921953931549871457e4, 1.3731693765509461125e4,

@@ -83,7 +83,7 @@ def narrow(tape: Tape, x: Tensor, dim: int, start: int, length: int) -> Tensor:
 def get(tape: Tape, x: Tensor, index: Any) -> Tensor:
     """The exact form of x[index]: by numbers and slices, or of a weight or constant by a constant tensor of integers."""
     x = tape.input(x, "indexing")
-    parts = index if isinstance(index, tuple) else (index,)
+    parts = _parts(index, "indexing")
     if tape.value(x) is None:
         if tape.of_images(*(part for part in parts if isinstance(part, Tensor))):
             raise refusal("indexing of a constant by what was made from the images", "numbers, slices, and constants")
@@ -102,6 +102,14 @@ def get(tape: Tape, x: Tensor, index: Any) -> Tensor:
     tape.lay(tape.record(y, (x,), backward, shares=x), _axis_of_part(tape, x, parts))
     tape.show(y, x, index)
     return y
+
+
+def _parts(index: Any, what: str) -> tuple[Any, ...]:
+    """An index as its parts. Raises Unsupported for true and false, which add an axis."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if any(isinstance(part, bool) for part in parts):
+        raise refusal(f"{what} by True or False", "numbers and slices")
+    return parts
 
 
 def _axis_of_part(tape: Tape, x: Tensor, parts: tuple[Any, ...]) -> int | None:
@@ -144,8 +152,7 @@ def put(tape: Tape, x: Tensor, index: Any, value: Any) -> Tensor:
     """X with `value` at `index`: what x[index] = value makes of it."""
     x = tape.input(x, "assignment to a part")
     given = tape.input(value, "assignment to a part") if isinstance(value, Tensor) else None
-    if tape.of_images(x):
-        _check_part(tape, x, index, value if given is None else given)
+    _check_part(tape, x, index, value if given is None else given)
     y = x.clone()
     y[index] = value if given is None else given
 
@@ -159,11 +166,19 @@ def put(tape: Tape, x: Tensor, index: Any, value: Any) -> Tensor:
 
 def _check_part(tape: Tape, x: Tensor, index: Any, value: Any) -> None:
     """Raise Unsupported if what is put to a part of `x`, which is made from the images, differs from one place in the batch to another."""
-    parts = index if isinstance(index, tuple) else (index,)
+    parts = _parts(index, "assignment")
+    if not tape.of_images(x):
+        if tape.of_images(*(part for part in (*parts, value) if isinstance(part, Tensor))):
+            raise refusal(
+                "assignment of what is made from the images to what is not", "what is spread over them, as by zeros(x.shape[0], ...)"
+            )
+        return
     if any(isinstance(part, Tensor | list) for part in parts):  # a mask
-        if len(parts) > 1 or not isinstance(index, Tensor) or not tape.of_images(index):
+        if len(parts) > 1 or not isinstance(index, Tensor) or not tape.of_images(index) or index.dtype != torch.bool:
             raise refusal("assignment by a tensor that is not made from the images", "numbers and slices")
-        if isinstance(value, Tensor) and value.numel() > 1:
+        if tape.axis(index) is None or tape.axis(index) != tape.axis(x):
+            raise refusal("assignment by a mask whose images are along another axis", "one axis for both")
+        if isinstance(value, Tensor) and (value.numel() > 1 or tape.of_images(value)):
             raise refusal("assignment of several numbers by a tensor", "one number, or torch.where")
         return
     part = x[index]

@@ -116,6 +116,7 @@ FORMS: dict[str, tuple[Form, list[Any]]] = {
        for each in (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)},
 }  # fmt: skip
 """The name of a form, the form, and the operations of PyTorch that it replaces."""
+NAME_OF = {operation: name for name, (_, operations) in FORMS.items() for operation in operations}
 FORM_OF = {operation: form for form, operations in FORMS.values() for operation in operations}
 
 IMAGES_FIRST = {operation for name in (
@@ -123,6 +124,9 @@ IMAGES_FIRST = {operation for name in (
     "feature dropout", "pixel_shuffle", "channel_shuffle",
 ) for operation in FORMS[name][1]}  # fmt: skip
 """Operations that take the first axis for that of the images, whatever the network has there."""
+
+SIZED = {operation for name in ("reshape", "unflatten", "expand", "repeat", "empty") for operation in FORMS[name][1]} | constants.EVEN
+"""Operations that may be told the number of images: as a size."""
 
 COMPOSED: dict[Any, Form] = {
     F.scaled_dot_product_attention: attention.scaled_dot_product_attention,
@@ -189,8 +193,13 @@ class Forms(TorchFunctionMode):
 
     def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
         tape = self._tape
-        if any(map(tape.is_of_another_pass, _tensors((args, kwargs)))):
-            raise refusal("what was computed in another pass", "what this pass computes, and buffers")
+        for each in _leaves((args, kwargs)):
+            if isinstance(each, Tensor) and tape.is_of_another_pass(each):
+                raise refusal("what was computed in another pass", "what this pass computes, and buffers")
+            if isinstance(each, Images) and func not in SIZED:
+                raise refusal(
+                    f"{NAME_OF.get(func) or resolve_name(func)} with the number of images", "numbers that do not depend on the batch"
+                )
         inplace = func in IN_PLACE or kwargs.get("inplace", False)
         if "inplace" in kwargs:
             kwargs = {name: value for name, value in kwargs.items() if name != "inplace"}
@@ -257,14 +266,21 @@ class _Shape(tuple):  # type: ignore[type-arg]
         return product
 
 
-def _tensors(given: Any) -> Iterator[Tensor]:
-    if isinstance(given, Tensor):
-        yield given
-    elif isinstance(given, dict):
-        yield from _tensors(tuple(given.values()))
-    elif isinstance(given, tuple | list):
+def _leaves(given: Any) -> Iterator[Any]:
+    """What stands in lists, tuples, dictionaries and slices."""
+    if isinstance(given, tuple | list):
         for each in given:
-            yield from _tensors(each)
+            yield from _leaves(each)
+    elif isinstance(given, dict):
+        yield from _leaves(tuple(given.values()))
+    elif isinstance(given, slice):
+        yield from (given.start, given.stop, given.step)
+    else:
+        yield given
+
+
+def _tensors(given: Any) -> Iterator[Tensor]:
+    return (each for each in _leaves(given) if isinstance(each, Tensor))
 
 
 _LIBRARIES = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parent}{os.sep}")

@@ -13,6 +13,7 @@ from torch import Tensor
 from pipeline.exact import arithmetic, layout
 from pipeline.exact.arguments import sizes
 from pipeline.exact.arithmetic import SpreadWeight
+from pipeline.exact.constants import images_axis
 from pipeline.exact.errors import refusal
 from pipeline.exact.tape import Gradient, Tape
 from pipeline.exact.trees import tree
@@ -54,12 +55,16 @@ def reshape(tape: Tape, x: Tensor, *given: Any, shape: Any = None) -> Tensor:
     if any(isinstance(part, torch.dtype) for part in given):
         raise refusal("a view as another type", "changes of shape")
     wanted = sizes(given if shape is None else (shape,))
+    counts = [axis for axis, size in enumerate(wanted) if isinstance(size, Images)]
     if -1 in wanted:
         known = -math.prod(wanted)
         if x.numel() and (known < 1 or x.numel() % known):
             raise RuntimeError(f"shape {wanted} is invalid for input of size {list(x.shape)}")
         wanted[wanted.index(-1)] = x.numel() // known if x.numel() else _rows_of_none(tape, x, wanted)
-    return _reshaped(tape, x, wanted)
+    y = _reshaped(tape, x, wanted)
+    if (counts and tape.axis(y) not in (None, *counts)) or len(counts) > 1 or (counts and not tape.of_images(x)):
+        raise refusal("a change of shape with the number of images along another axis than theirs", "sizes that do not depend on the batch")
+    return y
 
 
 def _rows_of_none(tape: Tape, x: Tensor, wanted: Sequence[int]) -> int:
@@ -206,7 +211,7 @@ def expand(tape: Tape, x: Tensor, *given: Any, size: Any = None) -> Tensor:
     x = tape.input(x, "expand")
     asked = [part for each in (given if size is None else (size,)) for part in (each if isinstance(each, tuple | list) else (each,))]
     y = x.expand([int(part) for part in asked])
-    axis = next((i for i, part in enumerate(asked) if isinstance(part, Images)), None)
+    axis = images_axis((asked,))
     over_images = axis is not None and not tape.of_images(x) and (axis < y.dim() - x.dim() or x.shape[axis - y.dim()] == 1)
 
     def backward(g: Tensor) -> tuple[Gradient]:
@@ -218,8 +223,13 @@ def expand(tape: Tape, x: Tensor, *given: Any, size: Any = None) -> Tensor:
         ]
         return (tree(g, *dims).float().view(x.shape) if dims else g,)
 
-    before = tape.axis(x)
-    tape.lay(tape.record(y, (x,), backward, shares=x), None if before is None else before + y.dim() - x.dim())
+    before, after = tape.axis(x), None
+    if tape.of_images(x):
+        if before is not None:
+            after = before + y.dim() - x.dim()
+        if axis not in (None, after) or (after is not None and y.shape[after] != x.shape[before or 0]):
+            raise refusal("expand of what is made from the images to another number of them", "the sizes of an image")
+    tape.lay(tape.record(y, (x,), backward, shares=x), after)
     if over_images and axis is not None:
         if tape.value(x) is None:
             return tape.alike(y, axis)

@@ -17,7 +17,7 @@ from pipeline.exact.errors import refusal
 from pipeline.exact.group import ALONE, Group
 from pipeline.exact.later import Later
 from pipeline.exact.sums import Sums, added_up
-from pipeline.exact.values import Images, Memory, Value
+from pipeline.exact.values import Memory, Value
 
 Gradient = Tensor | Sums | None
 Backward = Callable[[Tensor], Sequence[Gradient]]
@@ -230,8 +230,6 @@ class Tape:
         if len(axes) > 1:
             raise refusal(f"{what} where the images are along another axis of each operand", "one axis for all")
         for x in operands if made else ():
-            if isinstance(x, Images):
-                raise refusal(f"{what} with the number of images", "numbers that do not depend on the batch")
             if isinstance(x, Tensor) and x.numel() > 1 and not self.of_images(x):
                 (axis,) = axes
                 if axis is None or (axis >= -x.dim() and x.shape[axis] != 1):

@@ -8,7 +8,19 @@ from torch import Tensor
 
 
 class Images(int):
-    """The number of images in this worker's share, as a network reads it from a shape: so that it is known again where it comes back."""
+    """The number of images in this worker's share, or a multiple of it, as a network reads it from a shape: known where it comes back."""
+
+    times = 1
+
+    def __mul__(self, other: Any) -> Any:
+        """A multiple of it, which is known too."""
+        if type(other) is not int:
+            return int(self) * other
+        product = Images(int(self) * other)
+        product.times = self.times * other
+        return product
+
+    __rmul__ = __mul__
 
 
 class Memory:

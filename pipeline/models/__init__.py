@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline import sources
+from pipeline import params, sources
 from pipeline.device import CPU
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.initialisation import initial_values
 from pipeline.models import bounds, normalisation
 from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.numerics.exact import refusals_explained
-from pipeline.params import SIMPLE_CNN, Model
+from pipeline.params import PARAMS, SIMPLE_CNN, Model
 from pipeline.system.errors import UserError, shown
 
 NETWORKS = Path("networks")
@@ -212,14 +212,34 @@ def with_weights(model: Model, shape: Shape, classes: int, weights: dict[str, np
     Raises:
         UserError: there is no such network, or names, shapes or types differ.
     """
-    refuse_larger(model, shape, classes, weights)
+    check_received(model, shape, classes, weights)
     network = build(model, shape, classes)
     load(network, weights, model.name)
     return network
 
 
-def refuse_larger(model: Model, shape: Shape, classes: int, weights: dict[str, np.ndarray] | Any) -> None:
-    """Raise UserError where a network, as a received run may say, is larger than the weights beside it, before it takes memory or time."""
+def unasked(model: Model) -> str:
+    """Why what a run names of `networks/` is not called for it, as a phrase; nothing where it is, and so is what params.yaml names.
+
+    Raises:
+        UserError: there is no such file, or it has no such network.
+    """
+    if not model.is_own or (PARAMS.exists() and params.load().model == model):
+        return ""
+    if any(isinstance(value, str) for value in model.arguments.values()):
+        return "what it would do with texts in its arguments is not known"
+    if not (isinstance(made := _of_file(model.name), type) and issubclass(made, nn.Module)):
+        return "it is no class of torch.nn.Module, and what it would do is not known"
+    return ""
+
+
+def check_received(model: Model, shape: Shape, classes: int, weights: dict[str, np.ndarray] | Any) -> None:
+    """Raise UserError where the network that a received run says is not to be made here, or is larger than the weights beside it, before it
+    does anything, or takes memory or time.
+    """
+    if why := unasked(model):
+        remedy = f"if you trust the run, put its model section into {PARAMS}"
+        raise UserError(f"model.name {shown(model.name)} of the run was not made here, for {why}; {remedy}")
     numbers = sum(array.size for array in weights.values())
     for most, device in ((math.inf, "meta"), (2 * numbers + MOST_MORE, CPU)):  # a few ask for values, which are not there on meta
         try:

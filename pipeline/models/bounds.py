@@ -6,17 +6,20 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import sys
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from pipeline.exact import registry
+from pipeline.exact.arguments import pair
 from pipeline.exact.errors import Unsupported
 from pipeline.system.errors import UserError
 
@@ -129,8 +132,10 @@ class Bounded(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.conv2d and (numbers := _with_margins(*args, **kwargs)) > MOST_NUMBERS:
+            raise ValueError(f"{resolve_name(func)} takes {numbers} numbers with their margins, and {MOST_NUMBERS} are the most")
         if func in _PARTS and (parts := _PARTS[func](*args, **kwargs)) > MOST_CALLS:
-            raise ValueError(f"{resolve_name(func)} gives {parts} parts, and {MOST_CALLS} are the most")
+            raise ValueError(f"{resolve_name(func)} has {parts} parts, and {MOST_CALLS} are the most")
         if func in registry.COMPOSED:
             with contextlib.suppress(Unsupported), self:  # native numerics may have it
                 return registry.COMPOSED[func](*args, **kwargs)
@@ -145,12 +150,37 @@ def _of_split(x: Tensor, split_size_or_sections: Any, dim: int = 0, **other: Any
     return -(-x.shape[dim] // max(1, size)) if isinstance(size, int) else len(size)
 
 
+def _with_margins(
+    x: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> int:
+    """Numbers that a convolution's input has with the margins that its padding adds."""
+    if isinstance(padding, str):
+        margins = [(size - 1) * each * (padding == "same") for size, each in zip(weight.shape[2:], pair(dilation), strict=True)]
+    else:
+        margins = [2 * each for each in pair(padding)]
+    return x.shape[:2].numel() * math.prod(size + each for size, each in zip(x.shape[2:], margins, strict=True))
+
+
+def _of_pool(x: Tensor, kernel_size: Any, *args: Any, **kwargs: Any) -> int:
+    return math.prod(pair(kernel_size))
+
+
+def _of_adaptive_pool(x: Tensor, output_size: Any, *args: Any, **kwargs: Any) -> int:
+    sizes = output_size if isinstance(output_size, tuple | list) else (output_size, output_size)
+    wanted = [size or own for size, own in zip(sizes, x.shape[2:], strict=True)]
+    return max(
+        math.prod(wanted), math.prod(own // max(1, size) for size, own in zip(wanted, x.shape[2:], strict=True)) if wanted != [1, 1] else 0
+    )
+
+
 _PARTS: dict[Any, Callable[..., int]] = {
     **dict.fromkeys((torch.unbind, Tensor.unbind), lambda x, dim=0: x.shape[dim]),
     **dict.fromkeys((torch.chunk, Tensor.chunk), lambda x, chunks, dim=0: min(chunks, x.shape[dim])),
+    **dict.fromkeys((F.max_pool2d, F.avg_pool2d), _of_pool),
+    **dict.fromkeys((F.adaptive_avg_pool2d, F.adaptive_max_pool2d), _of_adaptive_pool),
     **dict.fromkeys((torch.split, Tensor.split, torch.functional.split), _of_split),
 }
-"""How many parts an operation gives, of its arguments."""
+"""How many parts an operation gives, or goes through one after the other, of its arguments."""
 
 
 def tensors(given: Any) -> Iterator[Tensor]:

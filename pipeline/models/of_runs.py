@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline import models
 from pipeline.device import CPU
-from pipeline.models import normalisation, recorded, recording
+from pipeline.models import normalisation, received, recorded, recording
 from pipeline.params import Model
 from pipeline.runs.outputs import NETWORK
 from pipeline.system.errors import UserError
@@ -34,7 +34,7 @@ def recorded_network(
     Raises:
         UserError: the file is damaged, or does not fit the weights.
     """
-    found = None if network is None else recorded.read(network, weights, classes, shape, NETWORK)
+    found = None if network is None else received.read(network, weights, classes, shape, NETWORK)
     if found is None or not model.is_own:
         return None
     if numerics != "native":
@@ -58,17 +58,17 @@ def is_another(claimed: bytes | None, trained: bytes, numerics: str) -> bool:
 
     One that says why there is none says nothing of a native run, and is another of an exact one, whose operations can be recorded.
     """
-    if claimed is not None and recorded.is_refusal(claimed):
-        return numerics != "native" and not recorded.is_refusal(trained)
+    if claimed is not None and received.is_refusal(claimed):
+        return numerics != "native" and not received.is_refusal(trained)
     return claimed is not None and claimed != trained
 
 
 def differs_here(network: bytes, model: Model, data: Dataset, weights: Mapping[str, np.ndarray], numerics: Numerics) -> str:
     """A phrase where the source that is here makes another network for a data set than a run's network.json; else nothing."""
-    if any(isinstance(value, str) for value in model.arguments.values()):
-        return f"{model.name} was not made here, for what it would do with texts in its arguments is not known"
     try:
-        models.refuse_larger(model, data.shape, len(data.classes), weights)
+        if why := models.unasked(model):
+            return f"{model.name} was not made here, for {why}"
+        models.check_received(model, data.shape, len(data.classes), weights)
         here = models.build(model, data.shape, len(data.classes), 0)
         if model.normalize is True:
             normalisation.set_numbers(here, data.train_images)

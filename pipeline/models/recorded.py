@@ -11,25 +11,19 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import resolve_name
 
 from pipeline.exact import constants, fillings, initialisation, registry
-from pipeline.models import bounds
 from pipeline.system import schema
-from pipeline.system.errors import UserError, shown
 
-MOST_UNSAVED = 2**26
-"""Numbers of all buffers that no file of weights holds, whose length bounds the others."""
 _OF_VALUES = {Tensor.item, Tensor.__bool__, Tensor.__int__, Tensor.__index__, Tensor.__float__, Tensor.tolist}
 _ALL = {*registry.FORM_OF, *registry.COMPOSED, *registry.IN_PLACE, *constants.MAKING, *constants.OF_CONSTANTS, Tensor.__setitem__}
 NAMES: dict[Any, str] = {each: str(resolve_name(each)) for each in _ALL - _OF_VALUES}
 """Of each operation that may be recorded PyTorch's own name."""
 OPERATIONS = {name: each for each, name in NAMES.items()}
 _OF_LISTS = {NAMES[each] for each in (torch.tensor, Tensor.new_tensor)}
-_CONVERSIONS = {NAMES[each] for each in (Tensor.to, Tensor.type) if each in NAMES}
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")}
 LAYOUTS = {name: getattr(torch, name) for name in ("contiguous_format", "channels_last", "preserve_format")}
 
@@ -73,6 +67,12 @@ class Recording(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return held + max(
             sum(_leaves(args) for name, args, _ in graph.calls if name in _OF_LISTS) for graph in (self.training, self.evaluation)
         )
+
+    def named(self) -> int:
+        """How many different numbers its operations and its rules name: a network that knows images by heart names many."""
+        rules = {number for held in self.held.values() for rule, numbers in held.initial if rule != "values" for number in numbers}
+        calls = [[args, kwargs] for graph in (self.training, self.evaluation) for _, args, kwargs in graph.calls]
+        return len(rules.union(_numbers(calls)))
 
 
 class Unrecorded(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -128,94 +128,15 @@ class Recorded(nn.Module):
         return _decoded(graph.gives, values, where)
 
 
-def is_refusal(content: bytes) -> bool:
-    """Whether the bytes of `network.json` say why the network is not recorded."""
-    return content.startswith(b'{"format":1,"refused":')
-
-
-def read(content: bytes, weights: Mapping[str, np.ndarray], classes: int, shape: tuple[int, int, int], where: str) -> Recording | None:
-    """The recording in the bytes of a file called `where`, for a run's weights, its images and classes; None if it was refused.
-
-    Raises:
-        UserError: it is damaged, does not fit the weights, or is such as no network is.
-    """
-    if is_refusal(content):
-        schema.decode(Unrecorded, content, where)
-        return None
-    recording = schema.decode(Recording, content, where)
-    saved = {name: held for name, held in recording.held.items() if held.kind != "unsaved"}
-    for name in [*saved, *weights]:
-        if name not in saved or name not in weights or (saved[name].shape, saved[name].dtype) != (
-            list(weights[name].shape), weights[name].dtype.name
-        ):  # fmt: skip
-            raise UserError(f"{where}: does not fit the weights beside it: {shown(name)} is another, or there in one of them alone")
-    try:
-        _check(recording)
-        module = Recorded(recording).to("meta")
-        for training in (False, True):
-            held = [*module.named_parameters(), *module.named_buffers()]
-            versions = [tensor._version for _, tensor in held]
-            with torch.no_grad(), torch.device("meta"), bounds.Bounded(), bounds.without_compiler():
-                given = module.train(training).run(images := torch.empty(2, *shape, device="meta"), bounds.counting(images))
-            for (name, tensor), version in zip(held, versions, strict=True):
-                if not training and tensor._version != version:  # an image's answer would depend on those before it
-                    raise ValueError(f"it changes {shown(name)} while it evaluates")
-            for logits in given if isinstance(given, list | tuple) else [given]:
-                if logits is not None and (list(logits.shape) != [2, classes] or not logits.is_floating_point()):
-                    numbers = "" if logits.is_floating_point() else f"{logits.dtype} "
-                    raise ValueError(f"gives {numbers}{list(logits.shape)} for 2 images and {classes} classes")
-    except Exception as error:  # whatever PyTorch says of what is no network
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{where}: not a network that can be computed: {said}; changed, or damaged") from None
-    return recording
-
-
-def _check(recording: Recording) -> None:
-    """Raise ValueError where something is named that is not there, or there is too much of it."""
-    unsaved = sum(math.prod(held.shape) for held in recording.held.values() if held.kind == "unsaved")
-    if unsaved > MOST_UNSAVED:
-        raise ValueError(f"it has {unsaved} numbers that no file of weights holds, and {MOST_UNSAVED} are the most")
-    before: set[str] = set()
-    for name, held in recording.held.items():
-        if held.same is not None and held.same not in before:
-            raise ValueError(f"{shown(name)} is the same as {shown(held.same)}, which does not come before it")
-        if name.count(".") >= bounds.MOST_PARTS or len(name) > bounds.LONGEST_NAME:
-            raise ValueError(f"a weight or buffer is called {shown(name[:40])}..., in {name.count('.') + 1} parts")
-        before.add(name)
-        fillings.drawn([(rule, tuple(numbers)) for rule, numbers in held.initial if rule != "values"], 0, name, 1)
-    for graph in (recording.training, recording.evaluation):
-        if len(graph.calls) > bounds.MOST_CALLS:
-            raise ValueError(f"it has {len(graph.calls)} calls, and {bounds.MOST_CALLS} are the most")
-        for place, (name, args, kwargs) in enumerate(graph.calls, 1):
-            if name not in OPERATIONS:
-                raise ValueError(f"call {place} is of {shown(name)}, which has no exact form")
-            if kwargs.get("device") not in (None, {"device": True}):
-                raise ValueError(f"call {place} is on {shown(kwargs['device'])}, not where the images are")
-            if name in _CONVERSIONS and any(isinstance(each, str) for each in [*args, *kwargs.values()]):
-                raise ValueError(f"call {place} names a type or a device, which may not be where the images are")
-            _check_encoded([args, list(kwargs.values())], place, before)
-        _check_encoded(graph.gives, len(graph.calls) + 1, before)
-
-
-def _check_encoded(given: Any, place: int, held: set[str]) -> None:
-    if isinstance(given, list):
+def _numbers(given: Any) -> Iterator[float]:
+    """The numbers in encoded arguments, but those of values."""
+    if isinstance(given, dict):
+        yield from _numbers([each for kind, each in given.items() if kind != "value"])
+    elif isinstance(given, list):
         for each in given:
-            _check_encoded(each, place, held)
-        if sum(isinstance(each, dict) and "images" in each for each in given) > 1:
-            raise ValueError(f"call {place} takes the number of images twice")
-    elif isinstance(given, dict):
-        ((kind, what),) = given.items()
-        if kind in ("tuple", "slice"):
-            _check_encoded(what, place, held)
-        elif kind == "value":
-            first, *rest = what if isinstance(what, list) else [what]
-            if not (type(first) is int and 0 <= first < place and all(type(i) is int for i in rest)):
-                raise ValueError(f"call {place} takes value {what!s:.40}, which does not come before it")
-        elif kind == "held":
-            if what not in held:
-                raise ValueError(f"call {place} takes {shown(str(what))}, which is no weight or buffer")
-        elif kind not in _KINDS or (kind == "images" and type(what) is not int):
-            raise ValueError(f"call {place} has an argument that is {shown(str(kind))}")
+            yield from _numbers(each)
+    elif isinstance(given, int | float) and not isinstance(given, bool):
+        yield given
 
 
 def _leaves(given: Any) -> int:
@@ -268,7 +189,7 @@ class _Where(NamedTuple):
     device: torch.device
 
 
-_KINDS: dict[str, Callable[[Any], Any]] = {
+KINDS: dict[str, Callable[[Any], Any]] = {
     "number": float,  # what JSON has no word for: inf, -inf, nan
     "dtype": DTYPES.__getitem__,
     "memory_format": LAYOUTS.__getitem__,
@@ -277,6 +198,7 @@ _KINDS: dict[str, Callable[[Any], Any]] = {
     "images": lambda what: None,
     "device": lambda what: None,
 }
+"""What else an argument may be, and how it is made."""
 
 
 def _decoded(given: Any, values: list[Any], where: _Where) -> Any:
@@ -295,5 +217,5 @@ def _decoded(given: Any, values: list[Any], where: _Where) -> Any:
     if kind == "slice":
         return slice(*(_decoded(each, values, where) for each in what))
     if kind == "images":
-        return where.images if what == 1 else int(where.images) * what
-    return where.device if kind == "device" else _KINDS[kind](what)
+        return where.images if what == 1 else where.images * what
+    return where.device if kind == "device" else KINDS[kind](what)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from pipeline.exact import initialisation, registry
+from pipeline.models import received
 from pipeline.models.bounds import MOST_CALLS, tensors
 from pipeline.models.recorded import DTYPES, LAYOUTS, NAMES, Graph, Held, Recording, Unrecorded
 from pipeline.system import schema
@@ -115,8 +116,10 @@ def record(network: nn.Module, shape: tuple[int, int, int], numerics: Any, devic
     state = torch.get_rng_state()
     try:
         graphs = [_both(network, training, shape, numerics, device) for training in (True, False)]
-        found: Recording | Unrecorded = Recording(1, _held(network, trained), *graphs)
-    except Refused as reason:
+        recording = Recording(1, _held(network, trained), *graphs)
+        received.check(recording, shape)
+        found: Recording | Unrecorded = recording
+    except (Refused, ValueError) as reason:
         found = Unrecorded(1, str(reason)[:100])
     finally:
         torch.set_rng_state(state)

@@ -24,6 +24,10 @@ EARLY_STEPS, EARLY_LOSS, LATER_LOSS = 100, 0.01, 0.5
 Of the runs in results/ they were 3e-5 in the first 80 steps, and at most 0.25 in 7,820 steps (native with 1 and 2 threads, and exact)."""
 
 
+OTHERWISE = 1000
+"""One in how many images, and one more, may be predicted otherwise with the same weights: where two classes are nearly as likely."""
+
+
 def history_apart(claimed: list[Step], computed: list[Step]) -> str | None:
     """Where a history is none that this training can give, on whatever machine; None where it may be."""
     for number, (theirs, ours) in enumerate(itertools.zip_longest(claimed, computed), 1):
@@ -43,6 +47,9 @@ def evaluation_apart(run: Run, again: Run, data: Dataset, evaluated: Callable[[D
     """
     scores = 0.0 if run.environment.evaluate and _same_machine(run, again) else SCORES
     own = evaluated(data)
+    changed = sum(theirs.predicted != ours.predicted for theirs, ours in zip(run.predictions, own.predictions, strict=True))
+    if changed > (most := 1 + len(own.predictions) // OTHERWISE if scores else 0):
+        return f"{changed} of {len(own.predictions)} images are predicted otherwise here by the run's weights, and {most} may be"
     for theirs, ours in zip(run.predictions, own.predictions, strict=True):
         apart = abs(float(np.float32(theirs.confidence)) - float(np.float32(ours.confidence)))
         if theirs.predicted != ours.predicted and apart <= scores > 0:  # two classes may be nearly as likely: how likely is theirs here?

@@ -101,7 +101,7 @@ def of(run: Run, device_name: str, epochs: int | None, data_file: Path | None, a
         run.network, described.network, described.source, run.weights, len(data.classes), data.shape, chosen.version
     )
     if network is None:
-        models.refuse_larger(described.network, data.shape, len(data.classes), run.weights)
+        models.check_received(described.network, data.shape, len(data.classes), run.weights)
     plan = Plan(run, train, evaluate, data, device, chosen, at, network, _start(run), file, state)
     if not plan.whole:
         _check_beginning(plan)
@@ -204,7 +204,8 @@ def announce(plan: Plan) -> None:
         here = of_runs.differs_here(plan.run.network or b"", identity.provenance.network, plan.data, plan.run.weights, plan.numerics)
         given = plan.recorded.given()
         begun = f"{given:,} of its numbers begin as given there" if given else ""
-        say("; ".join(filter(None, (f"the network is the one that {outputs.NETWORK} of the run says", here, begun))))
+        named = f"its operations and rules name {plan.recorded.named():,} different numbers"
+        say("; ".join(filter(None, (f"the network is the one that {outputs.NETWORK} of the run says", here, begun, named))))
 
 
 def _differences(run: Run, ours: dict[str, Any]) -> Iterable[str]:

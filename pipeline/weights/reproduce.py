@@ -17,7 +17,7 @@ from pipeline.comparison.report import AGREEING, Verdict
 from pipeline.data import dataset
 from pipeline.device import CPU
 from pipeline.inputs import CACHE
-from pipeline.models import of_runs, recorded
+from pipeline.models import of_runs, received
 from pipeline.params import Compare
 from pipeline.runs import keeping, kept, outputs, provenance
 from pipeline.runs.kept import Run
@@ -113,7 +113,7 @@ def _network_differs(plan: Plan, trained: bytes) -> bool:
     if there is None or there.torch == devices.describe(plan.device)["torch"]:
         return True
     claimed, here = (
-        recorded.read(each or b"", run.weights, len(data.classes), data.shape, outputs.NETWORK) for each in (run.network, trained)
+        received.read(each or b"", run.weights, len(data.classes), data.shape, outputs.NETWORK) for each in (run.network, trained)
     )
     if claimed is None or (here is not None and here.held != claimed.held):  # no release names a network's weights, or draws them
         return True

@@ -19,7 +19,7 @@ from pipeline.data import pictures
 from pipeline.data.dataset import Shape
 from pipeline.device import CPU
 from pipeline.exact.draws import random_integers
-from pipeline.models import recorded, recording
+from pipeline.models import received, recorded, recording
 from pipeline.runs.outputs import NETWORK, Model
 from pipeline.system import files, offline, schema
 from pipeline.system.errors import UserError
@@ -85,7 +85,7 @@ def _recording(model: Model, network: Network) -> recorded.Recording:
     found = model.network
     if found is None or not network.network.is_own:
         found = recording.record(network.module, network.shape, network.numerics, torch.device(CPU), trained=True)
-    read = recorded.read(found, model.weights, len(network.classes), network.shape, NETWORK)
+    read = received.read(found, model.weights, len(network.classes), network.shape, NETWORK)
     if read is None:
         reason = schema.decode(recorded.Unrecorded, found, NETWORK).refused
         raise UserError(f"{network.network.name}: a page needs a fixed list of operations, but {reason}; {_ELSE}")
