@@ -52,7 +52,7 @@ def test_the_remedies_of_a_mistake_stand_on_lines_of_their_own(monkeypatch, caps
 
 
 @pytest.mark.fault(54)
-@pytest.mark.parametrize("error", [ValueError("ours"), RecursionError(), MemoryError(), AssertionError()])
+@pytest.mark.parametrize("error", [ValueError("ours"), RecursionError(), AssertionError()])
 def test_a_mistake_of_ours_is_no_verdict(error, monkeypatch, capsys):
     monkeypatch.setattr(params, "load", raising(error))
     code, said = answer("compare", capsys=capsys)
@@ -65,6 +65,11 @@ def test_a_mistake_of_ours_is_no_verdict(error, monkeypatch, capsys):
 def test_a_refusal_of_the_operating_system_that_nobody_explained_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(params, "load", raising(PermissionError(13, "Permission denied", "params.yaml")))
     assert answer("compare", capsys=capsys) == (2, "error: [Errno 13] Permission denied: 'params.yaml'\n")
+
+
+def test_memory_that_is_not_there_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(params, "load", raising(MemoryError()))
+    assert answer("compare", capsys=capsys) == (2, "error: this takes more memory than there is; free some, or give it less\n")
 
 
 def test_a_name_that_no_terminal_shows_is_shown_as_far_as_it_can_be(capsys):

@@ -17,9 +17,9 @@ from pipeline.weights import native_evidence
 METRICS = Metrics(accuracy=0.0, loss=1.0, accuracy_per_class={}, numerics="native", fingerprint="0" * 64)
 
 
-def run(predicted: str, loss: float = 1.0) -> Any:
-    environment = SimpleNamespace(evaluate=None)
-    return SimpleNamespace(environment=environment, predictions=[Prediction(0, "0", predicted, 0.25)], metrics=SimpleNamespace(loss=loss))
+def run(*predicted: str) -> Any:
+    predictions = [Prediction(i, "0", each, 0.25) for i, each in enumerate(predicted)]
+    return SimpleNamespace(environment=SimpleNamespace(evaluate=None), predictions=predictions, metrics=SimpleNamespace(loss=1.0))
 
 
 @pytest.mark.parametrize("classes", [10, 300])
@@ -36,6 +36,22 @@ def test_another_class_that_is_as_likely_here_may_be_the_runs_of_however_many_cl
 
     given = native_evidence.evaluation_apart(run(last), run("2"), data, evaluated)
     assert given == (apart and apart.replace("is 1 ", f"is {last} "))
+
+
+@pytest.mark.parametrize(("images", "changed", "fits"), [(40, 1, True), (40, 2, False), (2000, 3, True), (2000, 4, False)])
+def test_weights_to_which_all_classes_are_alike_are_no_evidence_of_whatever_the_run_says(images: int, changed: int, fits: bool) -> None:
+    pixels, labels = np.zeros((images, 1, 8, 8), np.uint8), np.zeros(images, np.uint8)
+    data = Dataset("drawn", ("0", "1", "2", "3"), pixels, labels, pixels, labels)
+
+    def evaluated(of: Dataset) -> Evaluation:
+        loss = 1.0 if of is data else math.log(4)
+        metrics = Metrics(**{name: getattr(METRICS, name) for name in METRICS.__struct_fields__} | {"loss": loss})
+        return Evaluation(metrics, [Prediction(i, "0", "1", 0.25) for i in range(images)], 1.0)
+
+    theirs = run(*["0"] * changed, *["1"] * (images - changed))
+    given = native_evidence.evaluation_apart(theirs, run(*["0"] * images), data, evaluated)
+    most = 1 + images // 1000
+    assert given == (None if fits else f"{changed} of {images} images are predicted otherwise here by the run's weights, and {most} may be")
 
 
 @pytest.mark.parametrize(

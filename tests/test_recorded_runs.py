@@ -28,8 +28,10 @@ from pipeline.weights import export, predict, reproduce
 from pipeline.workers import ALONE, session
 from pipeline.workers.rank import Worker
 from tests import network_runs
+from tests.conftest import ROOT
 from tests.networks import OWN_FILE
 from tests.reproductions import claim, hand_over, said, small_set, stopped_at
+from tests.settings import set_params
 
 NETWORKS = {
     "ResNet-20": {"name": "networks/resnet20.py:ResNet20", "arguments": {"width": 4}},
@@ -132,6 +134,56 @@ def test_a_network_of_that_name_is_not_made_here_with_texts_that_a_run_gives_it(
     assert said.splitlines()[0].startswith(f"{run}: networks/mine.py:Net(file=written), drawn, seed 0, exact-3, epochs 2")
     assert "networks/mine.py:Net was not made here, for what it would do with texts in its arguments is not known" in said
     assert not Path("written").exists()
+
+
+TOOLS = """
+from pathlib import Path
+from torch import nn
+
+def clean(classes=10, folder="."):
+    Path(str(folder), "cleaned").touch()
+
+class Logger(nn.Module):
+    def __init__(self, classes=10, path="log", depth=1):
+        super().__init__()
+        Path(path).touch()
+"""
+"""What a user may have beside his networks."""
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "why"),
+    [
+        ("clean", {}, "it is no class of torch.nn.Module, and what it would do is not known"),
+        ("Logger", {"path": "written"}, "what it would do with texts in its arguments is not known"),
+        ("Logger", {"depth": 10_001}, "a number above 10000 in its arguments may ask for any memory and time"),
+        ("Logger", {"depth": -1e9}, "a number above 10000 in its arguments may ask for any memory and time"),
+    ],
+)
+def test_nothing_of_ones_own_networks_is_called_for_a_run_but_networks_without_texts(name, arguments, why, of_own, tmp_path):
+    _, receiver, model = of_own
+    files.write_text(Path("networks", "tools.py"), TOOLS)
+    called = structs.replace(model, name=f"networks/tools.py:{name}", arguments=arguments)
+    run = claim(receiver / "theirs", tmp_path / "calls", provenance=lambda p: structs.replace(p, model=called))
+    before = sorted(Path().rglob("*"))
+    for command in (
+        lambda: reproduce.reproduce(run),
+        lambda: evaluation.evaluate_kept(run, "cpu", 7),
+        lambda: predict.predict(run, [], "cpu", lambda network, given: io.StringIO()),
+        lambda: export.export(run, Path("net.onnx")),
+    ):
+        with pytest.raises(UserError) as refused:
+            command()
+        assert str(refused.value) == (
+            f"model.name 'networks/tools.py:{name}' of the run was not made here, for {why}; if you trust the run, put its model section "
+            "into params.yaml"
+        )
+    assert [path for path in sorted(Path().rglob("*")) if "__pycache__" not in path.parts] == before
+    shutil.copy(ROOT / "params.yaml", ".")
+    set_params(Path(), model={"name": called.name, "arguments": arguments} if arguments else {"name": called.name})
+    with pytest.raises(UserError):
+        evaluation.evaluate_kept(run, "cpu", 7)
+    assert [path for path in sorted(Path().rglob("*")) if "__pycache__" not in path.parts] != [*before, Path("params.yaml")]
 
 
 def test_a_network_that_takes_two_images_and_no_three_is_one_line(received, monkeypatch, tmp_path):

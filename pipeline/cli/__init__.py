@@ -51,6 +51,8 @@ def answer(words: list[str]) -> int:
     except Exception as error:
         if line := failed_import(error):
             return _fail(line)
+        if isinstance(error, MemoryError):
+            return _fail("this takes more memory than there is; free some, or give it less")
         if isinstance(error, OSError):  # a refusal of the operating system that no module explains
             return _fail(str(error))
         traceback.print_exc()

@@ -31,6 +31,8 @@ from pipeline.system.errors import UserError, shown
 NETWORKS = Path("networks")
 """The folder of the user's own networks, on which the stages depend."""
 Shape = tuple[int, int, int]
+LARGEST_ARGUMENT = 10_000
+"""Of a network of one's own that a received run names: a loop of so many layers, or weights of so many rows and columns, end soon."""
 MOST_MORE = 2**22
 """Numbers by which a network may be larger than weights that are said to be its own: 16 MiB."""
 
@@ -228,6 +230,8 @@ def unasked(model: Model) -> str:
         return ""
     if any(isinstance(value, str) for value in model.arguments.values()):
         return "what it would do with texts in its arguments is not known"
+    if any(not -LARGEST_ARGUMENT <= value <= LARGEST_ARGUMENT for value in model.arguments.values() if not isinstance(value, str)):
+        return f"a number above {LARGEST_ARGUMENT} in its arguments may ask for any memory and time"
     if not (isinstance(made := _of_file(model.name), type) and issubclass(made, nn.Module)):
         return "it is no class of torch.nn.Module, and what it would do is not known"
     return ""
