@@ -106,9 +106,9 @@ class Net(nn.Module):
     [
         Model(name="regnet_y_400mf", arguments={"stem_width": 600_000}),
         Model(name="vit_b_16", arguments={"representation_size": -1}),
-        Model(name="networks/vit.py:ViT", arguments={"layers": 10**9, "width": 64}),
+        Model(name="networks/vit.py:ViT", arguments={"layers": 10**4, "width": 64}),
         Model(name="mobilenet_v2", arguments={"width_mult": 1e4}),
-        Model(name="networks/mine.py:Net", arguments={"block": 10**6}),
+        Model(name="networks/mine.py:Net", arguments={"block": 10**4}),
     ],
     ids=lambda model: model.name,
 )

@@ -61,6 +61,8 @@ def _silu_slope(x: Tensor) -> Tensor:
 
 def hardtanh(tape: Tape, x: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
     """The exact form of hardtanh."""
+    if min_val > max_val:
+        raise ValueError("min_val cannot be greater than max_val")
     return _bounded(tape, x, min_val, max_val)  # type: ignore[no-any-return]
 
 

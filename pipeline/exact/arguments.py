@@ -10,7 +10,7 @@ from typing import Any
 def pair(value: Any) -> tuple[int, int]:
     """One number for both directions, or one for each, as two."""
     first, second = value if isinstance(value, tuple | list) else (value, value)
-    return int(first), int(second)
+    return index(first), index(second)
 
 
 def sizes(given: Iterable[Any]) -> list[int]:

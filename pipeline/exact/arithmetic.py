@@ -213,15 +213,20 @@ def power(tape: Tape, x: Tensor, exponent: float) -> Tensor:
 def where(tape: Tape, condition: Tensor, a: Operand, b: Operand) -> Tensor:
     """The exact form of torch.where: nothing rounds."""
     condition = tape.input(condition, "where")
-    like = a if isinstance(a, Tensor) else b
+    like = next((each for each in (a, b) if isinstance(each, Tensor)), torch.empty((), device=condition.device))
     tape.check_alike("where", condition, a, b)
-    a, b = (floats(tape, x, "where") if isinstance(x, Tensor) else number(like, x) for x in (a, b))  # type: ignore[arg-type]
+    a, b = (floats(tape, x, "where") if isinstance(x, Tensor) else number(like, x) for x in (a, b))
     y = torch.where(condition, a, b)
 
     def backward(g: Tensor) -> tuple[Gradient, ...]:
         return (None, spread(tape, y, a, chosen(condition, g)), spread(tape, y, b, chosen(~condition, g)))
 
     return tape.lay(tape.record(y, (condition, a, b), backward), axis_of_spread(tape, y, condition, a, b))
+
+
+def where_of(tape: Tape, a: Tensor, condition: Tensor, b: Operand) -> Tensor:
+    """The exact form of Tensor.where."""
+    return where(tape, condition, a, b)
 
 
 def masked_fill(tape: Tape, x: Tensor, mask: Tensor, value: float) -> Tensor:

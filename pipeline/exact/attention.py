@@ -57,7 +57,7 @@ def einsum(equation: str, *operands: Tensor) -> Tensor:
     """Batched products of matrices: two operands whose last two axes are multiplied, with equal letters before them."""
     left, _, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
-    if len(operands) != 2 or not right or any(len(t) < 2 for t in terms):
+    if len(operands) != 2 or not right or any(len(t) < 2 or len({*t}) < len(t) for t in (*terms, right)):
         raise refusal(f"einsum '{equation}'", "a product of two batches of matrices")
     a, b = operands
     x, y = terms

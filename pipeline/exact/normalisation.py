@@ -133,7 +133,7 @@ def layer_norm(tape: Tape, x: Tensor, normalized_shape: Sequence[int] | int, wei
                eps: float = 1e-5) -> Tensor:  # fmt: skip
     """The exact form of layer_norm."""
     shape = [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
-    if list(x.shape[x.dim() - len(shape) :]) != shape:
+    if not shape or list(x.shape[x.dim() - len(shape) :]) != shape:
         raise RuntimeError(f"layer_norm: normalized_shape={shape}, but the input is {list(x.shape)}")
     return _affine(tape, normalised(tape, x, len(shape), eps), weight, bias)
 
@@ -217,7 +217,10 @@ def _dims(x: Tensor, dim: int | Sequence[int] | None) -> list[int]:
     dims = [dim] if isinstance(dim, int) else list(dim)
     if wrong := [d for d in dims if not -x.dim() <= d < x.dim()]:
         raise IndexError(f"dimension out of range (expected to be in range of [{-x.dim()}, {x.dim() - 1}], but got {wrong[0]})")
-    return sorted(d % x.dim() for d in dims)
+    found = sorted(d % x.dim() for d in dims)
+    if twice := [a for a, b in zip(found, found[1:], strict=False) if a == b]:
+        raise RuntimeError(f"dim {twice[0]} appears multiple times in the list of dims")
+    return found
 
 
 def mean(tape: Tape, x: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
@@ -251,8 +254,8 @@ def _reduced(tape: Tape, x: Tensor, dims: list[int], keepdim: bool, count: float
 
 def normalize(tape: Tape, x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None) -> Tensor:
     """The exact form of torch.nn.functional.normalize for p = 2."""
-    if p != 2.0 or out is not None:
-        raise refusal(f"normalize with p={p}", "p=2")
+    if p != 2.0 or out is not None or not isinstance(dim, int):
+        raise refusal(f"normalize with p={p}, dim={dim}", "p=2, one dimension")
     x = arithmetic.floats(tape, x, "normalize")
     tape.check_within_images(x, (dim,), "normalize")
     of_x = x.double()

@@ -54,6 +54,8 @@ def _slices(tape: Tape, x: Tensor, dim: int, parts: Sequence[int], what: str) ->
 
 def chunk(tape: Tape, x: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
     """The exact form of torch.chunk."""
+    if chunks < 1:
+        raise RuntimeError(f"chunk expects `chunks` to be greater than 0, got: {chunks}")
     return split(tape, x, -(-x.shape[dim] // chunks), dim)
 
 
@@ -77,6 +79,10 @@ def select(tape: Tape, x: Tensor, dim: int, index: int) -> Tensor:
 
 def narrow(tape: Tape, x: Tensor, dim: int, start: int, length: int) -> Tensor:
     """The exact form of Tensor.narrow."""
+    size = x.shape[dim]
+    start += size if start < 0 else 0
+    if length < 0 or not 0 <= start <= size - length:
+        raise RuntimeError(f"narrow: start ({start}) + length ({length}) exceeds dimension size ({size})")
     return get(tape, x, (slice(None),) * (dim % x.dim()) + (slice(start, start + length),))
 
 

@@ -182,10 +182,14 @@ def interpolate(tape: Tape, x: Tensor, size: Any = None, scale_factor: Any = Non
                 recompute_scale_factor: Any = None, antialias: bool = False) -> Tensor:  # fmt: skip
     """The exact form of torch.nn.functional.interpolate by nearest, to whole multiples of the image's size."""
     x = arithmetic.floats(tape, x, "interpolate")
-    wanted = pair(size) if size is not None else tuple(x.shape[2 + i] * pair(scale_factor)[i] for i in (0, 1)) if x.dim() == 4 else (0, 0)
-    if x.dim() != 4 or mode != "nearest" or any(wanted[i] % x.shape[2 + i] for i in (0, 1)) or 0 in wanted:
+    wanted: tuple[float, ...] = (0, 0)
+    if x.dim() == 4:
+        by = scale_factor if isinstance(scale_factor, tuple | list) else (scale_factor, scale_factor)
+        wanted = pair(size) if size is not None else tuple(x.shape[2 + i] * by[i] for i in (0, 1))
+    given = (align_corners, recompute_scale_factor) != (None, None) or antialias or mode != "nearest"
+    if x.dim() != 4 or given or any(wanted[i] % x.shape[2 + i] for i in (0, 1)) or 0 in wanted:
         raise refusal(f"interpolate of {tuple(x.shape)} with mode={mode!r} to {size or scale_factor}", "nearest, whole multiples")
-    times = [wanted[i] // x.shape[2 + i] for i in (0, 1)]
+    times = [int(wanted[i]) // x.shape[2 + i] for i in (0, 1)]
     y = x.repeat_interleave(times[0], 2).repeat_interleave(times[1], 3)
 
     def backward(g: Tensor) -> tuple[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 import os
 import sys
@@ -45,7 +46,8 @@ FORMS: dict[str, tuple[Form, list[Any]]] = {
     "log": (arithmetic.log, [torch.log, Tensor.log]),
     "clamp": (arithmetic.clamp, [torch.clamp, Tensor.clamp, torch.clip, Tensor.clip]),
     "clamp_min": (arithmetic.clamp_min, [torch.clamp_min, Tensor.clamp_min]),
-    "where": (arithmetic.where, [torch.where, Tensor.where]),
+    "where": (arithmetic.where, [torch.where]),
+    "where of": (arithmetic.where_of, [Tensor.where]),
     "masked_fill": (arithmetic.masked_fill, [torch.masked_fill, Tensor.masked_fill]),
     "relu": (activations.relu, [F.relu, torch.relu, Tensor.relu]),
     "relu6": (activations.relu6, [F.relu6]),
@@ -91,7 +93,9 @@ FORMS: dict[str, tuple[Form, list[Any]]] = {
     "detach": (shapes.detach, [Tensor.detach]),
     "permute": (shapes.permute, [torch.permute, Tensor.permute]),
     "transpose": (shapes.transpose, [torch.transpose, Tensor.transpose, torch.swapaxes, Tensor.swapaxes, torch.swapdims, Tensor.swapdims]),
-    "t": (shapes.turned, [torch.t, Tensor.t, Tensor.T.__get__, Tensor.mT.__get__]),  # type: ignore[attr-defined]
+    "t": (shapes.t, [torch.t, Tensor.t]),
+    "T": (shapes.reverse, [Tensor.T.__get__]),  # type: ignore[attr-defined]
+    "mT": (shapes.turned, [Tensor.mT.__get__]),  # type: ignore[attr-defined]
     "movedim": (shapes.movedim, [torch.movedim, Tensor.movedim, torch.moveaxis]),
     "unsqueeze": (shapes.unsqueeze, [torch.unsqueeze, Tensor.unsqueeze]),
     "squeeze": (shapes.squeeze, [torch.squeeze, Tensor.squeeze]),
@@ -212,7 +216,14 @@ class Forms(TorchFunctionMode):
         if (form := FORM_OF.get(func)) is not None:
             if func in IMAGES_FIRST and (x := next(_tensors((args, kwargs)), None)) is not None:
                 tape.check_images_first(x, resolve_name(func).rpartition(".")[2])
-            return _uncompiled(form)(tape, *args, **kwargs)
+            try:
+                return _uncompiled(form)(tape, *args, **kwargs)
+            except TypeError:
+                try:
+                    inspect.signature(form).bind(tape, *args, **kwargs)
+                except TypeError as error:
+                    raise refusal(f"{NAME_OF[func]} with these arguments ({error})", "those that docs/exact-numerics.md lists") from None
+                raise
         if func in QUESTIONS:
             return self._shape(func(*args, **kwargs), *args, **kwargs) if func in SHAPES else func(*args, **kwargs)
         if func in COMPOSED:

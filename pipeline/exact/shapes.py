@@ -154,6 +154,13 @@ def _inverse(order: Sequence[int], dims: int) -> list[int]:
     return back
 
 
+def t(tape: Tape, x: Tensor) -> Tensor:
+    """The exact form of torch.t, for up to two dimensions."""
+    if x.dim() > 2:
+        raise RuntimeError(f"t() expects a tensor with <= 2 dimensions, but self is {x.dim()}D")
+    return reverse(tape, x)  # type: ignore[no-any-return]
+
+
 def permute(tape: Tape, x: Tensor, *order: Any, dims: Any = None) -> Tensor:
     """The exact form of permute."""
     x = tape.input(x, "permute")
@@ -163,7 +170,8 @@ def permute(tape: Tape, x: Tensor, *order: Any, dims: Any = None) -> Tensor:
 
 
 transpose = _moved("transpose", lambda x, dim0, dim1: x.transpose(dim0, dim1), lambda g, x, dim0, dim1: g.transpose(dim0, dim1))
-turned = _moved("transpose", lambda x: x.transpose(-2, -1) if x.dim() > 1 else x, lambda g, x: g.transpose(-2, -1))
+reverse = _moved("T", lambda x: x.permute(*reversed(range(x.dim()))), lambda g, x: g.permute(*reversed(range(x.dim()))))
+turned = _moved("mT", lambda x: x.transpose(-2, -1), lambda g, x: g.transpose(-2, -1))
 movedim = _moved("movedim", lambda x, source, destination: x.movedim(source, destination),
                  lambda g, x, source, destination: g.movedim(destination, source))  # fmt: skip
 unsqueeze = _moved("unsqueeze", lambda x, dim: x.unsqueeze(dim), lambda g, x, dim: g.reshape(x.shape))
