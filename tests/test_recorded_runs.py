@@ -220,7 +220,7 @@ def test_weights_that_begin_with_what_network_json_gives_are_said(received, monk
 
     reproduce.reproduce(claim(receiver / "theirs", tmp_path / "forged", network=smuggled), epochs=1)
     assert "the network is the one that network.json of the run says; " in (out := capsys.readouterr().out)
-    assert "; 10 of its numbers begin as given there\n" in out
+    assert "; 10 of its numbers begin as given there; its operations and rules name " in out
 
 
 def test_a_run_takes_no_state_and_no_worker_of_a_run_of_its_name_and_training_with_another_network_json(
@@ -315,7 +315,7 @@ def test_the_source_here_of_a_network_that_normalizes_by_the_training_images_is_
     monkeypatch.chdir(receiver)
     capsys.readouterr()
     assert reproduce.reproduce(Path("theirs"), epochs=1)
-    assert "the network is the one that network.json of the run says; 6 of its numbers begin as given there\n" in capsys.readouterr().out
+    assert "the network is the one that network.json of the run says; 6 of its numbers begin as given there; " in capsys.readouterr().out
 
 
 PLACES = """

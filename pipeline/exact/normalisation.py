@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -218,7 +219,7 @@ def _dims(x: Tensor, dim: int | Sequence[int] | None) -> list[int]:
     if wrong := [d for d in dims if not -x.dim() <= d < x.dim()]:
         raise IndexError(f"dimension out of range (expected to be in range of [{-x.dim()}, {x.dim() - 1}], but got {wrong[0]})")
     found = sorted(d % x.dim() for d in dims)
-    if twice := [a for a, b in zip(found, found[1:], strict=False) if a == b]:
+    if twice := [a for a, b in pairwise(found) if a == b]:
         raise RuntimeError(f"dim {twice[0]} appears multiple times in the list of dims")
     return found
 

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from pipeline.exact import activations, arithmetic, attention, constants, masks, normalisation, parts, pooling, precision, products, shapes
 from pipeline.exact.errors import Unsupported, refusal
 from pipeline.exact.tape import Tape
-from pipeline.exact.values import Images
+from pipeline.exact.values import Images, Shape
 
 Form = Callable[..., Any]
 """Given the tape and the operation's own arguments, computes what the operation does, exactly, and records the way back."""
@@ -261,20 +261,7 @@ class Forms(TorchFunctionMode):
             return given
         if isinstance(given, int):
             return Images(given) if dim is not None and dim % x.dim() == axis else given
-        return _Shape([*given[:axis], Images(given[axis]), *given[axis + 1 :]])
-
-
-class _Shape(tuple):  # type: ignore[type-arg]
-    """A shape, with the one method of torch.Size that networks call."""
-
-    __slots__ = ()
-
-    def numel(self) -> int:
-        """The number of elements."""
-        product = 1
-        for size in self:
-            product *= size
-        return product
+        return Shape([*given[:axis], Images(given[axis]), *given[axis + 1 :]])
 
 
 def _leaves(given: Any) -> Iterator[Any]:

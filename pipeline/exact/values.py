@@ -23,6 +23,19 @@ class Images(int):
     __rmul__ = __mul__
 
 
+class Shape(tuple):  # type: ignore[type-arg]
+    """A shape, with the one method of torch.Size that networks call."""
+
+    __slots__ = ()
+
+    def numel(self) -> int:
+        """The number of elements."""
+        product = 1
+        for size in self:
+            product *= size
+        return product
+
+
 class Memory:
     """One piece of memory that several tensors may show, and how often it was changed in place."""
 

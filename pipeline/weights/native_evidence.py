@@ -47,9 +47,6 @@ def evaluation_apart(run: Run, again: Run, data: Dataset, evaluated: Callable[[D
     """
     scores = 0.0 if run.environment.evaluate and _same_machine(run, again) else SCORES
     own = evaluated(data)
-    changed = sum(theirs.predicted != ours.predicted for theirs, ours in zip(run.predictions, own.predictions, strict=True))
-    if changed > (most := 1 + len(own.predictions) // OTHERWISE if scores else 0):
-        return f"{changed} of {len(own.predictions)} images are predicted otherwise here by the run's weights, and {most} may be"
     for theirs, ours in zip(run.predictions, own.predictions, strict=True):
         apart = abs(float(np.float32(theirs.confidence)) - float(np.float32(ours.confidence)))
         if theirs.predicted != ours.predicted and apart <= scores > 0:  # two classes may be nearly as likely: how likely is theirs here?
@@ -61,6 +58,9 @@ def evaluation_apart(run: Run, again: Run, data: Dataset, evaluated: Callable[[D
         if not apart <= scores:
             forms = [f"{p.predicted} with {np.float32(p.confidence)!s}" for p in (theirs, ours)]
             return f"test image {ours.index} is {forms[0]} in the run, here {forms[1]}"
+    changed = sum(theirs.predicted != ours.predicted for theirs, ours in zip(run.predictions, own.predictions, strict=True))
+    if changed > (most := 1 + len(own.predictions) // OTHERWISE):
+        return f"{changed} of {len(own.predictions)} images are predicted otherwise here by the run's weights, and {most} may be"
     if not abs(run.metrics.loss - own.metrics.loss) <= scores * (1 + abs(own.metrics.loss)):
         return f"the test loss is {run.metrics.loss:.9g} in the run, here {own.metrics.loss:.9g}"
     return None
