@@ -143,6 +143,10 @@ from torch import nn
 def clean(classes=10, folder="."):
     Path(str(folder), "cleaned").touch()
 
+class Cleaner:
+    def __init__(self, classes=10):
+        clean()
+
 class Logger(nn.Module):
     def __init__(self, classes=10, path="log", depth=1):
         super().__init__()
@@ -154,7 +158,8 @@ class Logger(nn.Module):
 @pytest.mark.parametrize(
     ("name", "arguments", "why"),
     [
-        ("clean", {}, "it is no class of torch.nn.Module, and what it would do is not known"),
+        ("clean", {}, "no such class stands in that file, and what it would do is not known"),
+        ("Cleaner", {}, "it is no class of torch.nn.Module, and what it would do is not known"),
         ("Logger", {"path": "written"}, "what it would do with texts in its arguments is not known"),
         ("Logger", {"depth": 10_001}, "a number above 10000 in its arguments may ask for any memory and time"),
         ("Logger", {"depth": -1e9}, "a number above 10000 in its arguments may ask for any memory and time"),

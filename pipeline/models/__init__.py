@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import importlib.util
@@ -101,7 +102,7 @@ def _of_torchvision(name: str) -> Callable[..., Any]:
     return builder
 
 
-def _of_file(name: str) -> Callable[..., Any]:
+def _file_and_class(name: str) -> tuple[Path, str]:
     file, _, wanted = name.rpartition(":")
     path = Path(file)
     if NETWORKS not in path.parents or ".." in path.parts:  # a received run names a network too, and must not name what came with it
@@ -110,6 +111,11 @@ def _of_file(name: str) -> Callable[..., Any]:
         )
     if not path.is_file():
         raise UserError(f"model.name is {shown(name)}; there is no such file")
+    return path, wanted
+
+
+def _of_file(name: str) -> Callable[..., Any]:
+    path, wanted = _file_and_class(name)
     module = _loaded(path)
     made = getattr(module, wanted, None)
     of_its_own = getattr(made, "__module__", None) == module.__name__  # not what it imports, which may do anything with any arguments
@@ -232,6 +238,11 @@ def unasked(model: Model) -> str:
         return "what it would do with texts in its arguments is not known"
     if any(not -LARGEST_ARGUMENT <= value <= LARGEST_ARGUMENT for value in model.arguments.values() if not isinstance(value, str)):
         return f"a number above {LARGEST_ARGUMENT} in its arguments may ask for any memory and time"
+    path, wanted = _file_and_class(model.name)
+    with contextlib.suppress(OSError, ValueError, SyntaxError):  # which says who starts the file
+        tree = ast.parse(path.read_bytes())
+        if not any(isinstance(part, ast.ClassDef) and part.name == wanted for part in tree.body):
+            return "no such class stands in that file, and what it would do is not known"
     if not (isinstance(made := _of_file(model.name), type) and issubclass(made, nn.Module)):
         return "it is no class of torch.nn.Module, and what it would do is not known"
     return ""

@@ -223,7 +223,8 @@ def _differences(run: Run, ours: dict[str, Any]) -> Iterable[str]:
         return
     for key, there in msgspec.to_builtins(trained).items():
         if key in ours and ours[key] != there:
-            yield f"{key.replace('_', ' ')} ({there} there, {ours[key]} here)"
+            said = there if isinstance(there, int) else " ".join(str(there).split())[:80]
+            yield f"{key.replace('_', ' ')} ({said} there, {ours[key]} here)"
 
 
 def say(text: str) -> None:
