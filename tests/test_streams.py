@@ -98,6 +98,14 @@ def test_no_file_takes_the_place_of_a_stream_that_is_closed(workspace):
     assert (workspace / "file").read_bytes() == b""
 
 
+def test_a_librarys_warning_is_one_line_that_steers_no_terminal(workspace):
+    (workspace / "warns.py").write_text(
+        "import warnings\nfrom pipeline.system import streams\nstreams.prepare()\nwarnings.warn('a\\n  b\\x1b[2J https://u:p@host')\n"
+    )
+    code, out, said = shell(f"{sys.executable} warns.py")
+    assert (code, out, said) == (0, "", f"warning: a b\ufffd[2J https://***@host ({workspace / 'warns.py'}:4)\n")
+
+
 @pytest.mark.fault(55)
 @pytest.mark.fault(61)
 def test_the_terminal_of_a_training_may_be_closed(workspace):

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pipeline.numerics import Numerics
 
 IMAGES = 2
+MANY = 3
+"""How many times as many images are evaluated at once of a network of somebody's own."""
 NUDGE = 2.0**-5
 """What is added to weights at most before images are tried apart: a weight that begins at 0 would hide what it is multiplied with."""
 
@@ -28,8 +30,8 @@ NUDGE = 2.0**-5
 def try_out(network: nn.Module, model: Model, shape: Shape, classes: int, numerics: Numerics, device: torch.device) -> None:
     """One step and one evaluation of two images of noise. Changes nothing.
 
-    With exact numerics each image's logits must be those that it has alone. And a network of somebody's own must learn the same again, and
-    of both images together as of each in a share of its own.
+    With exact numerics each image's logits must be those that it has alone. And a network of somebody's own must give them among more images,
+    and learn the same again, and of both images together as of each in a share of its own.
 
     Raises:
         UserError: the network does what it cannot, what the numerics refuse, gives other than a row of logits an image, or mixes images.
@@ -67,8 +69,10 @@ def try_out(network: nn.Module, model: Model, shape: Shape, classes: int, numeri
                     raise _mixed(model, "learns something else of images together than of each in a share of its own")
             with torch.inference_mode(), bounds.unchanged(nudged.eval()):
                 logits = numerics.logits(nudged, images)
-                alone = torch.cat([numerics.logits(nudged, image) for image in images.split(1)])
-            if not _equal([logits], [alone]):
+                others = [torch.cat([numerics.logits(nudged, image) for image in images.split(1)])]
+                if model.is_own:
+                    others.append(numerics.logits(nudged, images.repeat(MANY, 1, 1, 1))[:IMAGES])
+            if not all(_equal([logits], [each]) for each in others):
                 raise _mixed(model, "gives an image other logits alone than with another")
     finally:
         torch.set_rng_state(state)

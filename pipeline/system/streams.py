@@ -5,8 +5,9 @@ import io
 import os
 import signal
 import sys
+import warnings
 
-from pipeline.system.errors import ANSWER_IS_NO
+from pipeline.system.errors import ANSWER_IS_NO, printable
 
 UNWRITTEN = 74
 """The exit code when standard output could not be written (EX_IOERR of sysexits.h)."""
@@ -29,7 +30,11 @@ class _Stream(io.FileIO):
 
 
 def prepare() -> None:
-    """Make `sys.stdout` and `sys.stderr` such streams; one that is closed is /dev/null, so that no file that is opened takes its number."""
+    """Make `sys.stdout` and `sys.stderr` such streams; one that is closed is /dev/null, so that no file that is opened takes its number.
+
+    A library's warning is one line there.
+    """
+    warnings.formatwarning = _one_line
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -41,6 +46,10 @@ def prepare() -> None:
         buffer = stream if at_once else io.BufferedWriter(stream)  # type: ignore[type-var]  # of `write`, as above
         text = io.TextIOWrapper(buffer, encoding, "replace", line_buffering=bool(given and given.line_buffering), write_through=at_once)
         setattr(sys, name, text)
+
+
+def _one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    return printable(f"warning: {' '.join(str(message).split())} ({filename}:{lineno})") + "\n"
 
 
 def exit_code(code: int) -> int:
