@@ -30,8 +30,8 @@ NUDGE = 2.0**-5
 def try_out(network: nn.Module, model: Model, shape: Shape, classes: int, numerics: Numerics, device: torch.device) -> None:
     """One step and one evaluation of two images of noise. Changes nothing.
 
-    With exact numerics each image's logits must be those that it has alone. And a network of somebody's own must give them among more images,
-    and learn the same again, and of both images together as of each in a share of its own.
+    With exact numerics each image's logits must be those that it has alone. And a network of somebody's own must give them among more
+    images, and learn the same again, and of both images together as of each in a share of its own.
 
     Raises:
         UserError: the network does what it cannot, what the numerics refuse, gives other than a row of logits an image, or mixes images.
