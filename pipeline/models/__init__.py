@@ -232,8 +232,11 @@ def unasked(model: Model) -> str:
     Raises:
         UserError: there is no such file, or it has no such network.
     """
-    if not model.is_own or (PARAMS.exists() and params.load().model == model):
+    if not model.is_own:
         return ""
+    with contextlib.suppress(UserError):  # who received a run may have no settings, or none that can be read
+        if params.load().model == model:
+            return ""
     if any(isinstance(value, str) for value in model.arguments.values()):
         return "what it would do with texts in its arguments is not known"
     if any(not -LARGEST_ARGUMENT <= value <= LARGEST_ARGUMENT for value in model.arguments.values() if not isinstance(value, str)):
