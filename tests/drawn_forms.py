@@ -123,6 +123,8 @@ FORMS: dict[str, tuple[Any, Any, Any]] = {
     "mean": (IMAGES, lambda f, x, axis: f.mean(x, axis, True), only(lambda d, s: d.int(1, len(s)))),
     "mean of places": ((IMAGE,), lambda f, x: f.mean(x, (2, 3)), only()),
     "sum": ((SEQUENCE, IMAGE), lambda f, x, axis: f.sum(x, axis), only(lambda d, s: d.int(1, len(s)))),
+    "amax": ((SEQUENCE, IMAGE), lambda f, x, axis: f.amax(x, axis), only(lambda d, s: d.int(1, len(s)))),
+    "amin": (IMAGES, lambda f, x, axis: f.amin(x, axis, True), only(lambda d, s: d.int(1, len(s)))),
     "max_pool2d": ((IMAGE,), lambda f, x, window, ceil: f.max_pool2d(x, *window, ceil),
         only(lambda d, s: window(d, s[1:], True), lambda d, s: d.one_of(False, True))),
     "avg_pool2d": ((IMAGE,), lambda f, x, window, *given: f.avg_pool2d(x, *window, *given), only(

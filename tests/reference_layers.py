@@ -143,6 +143,23 @@ def sum_(x: Given, axes: Any, keepdim: bool = False) -> Value:
     return reduced(x, axes, keepdim, False)
 
 
+def extreme(x: Given, axes: Any, keepdim: bool, find: Any) -> Value:
+    (x,) = of(x)
+    axes = tuple(axis % x.array.ndim for axis in (axes if isinstance(axes, tuple) else (axes,)))
+    y = find(x.array, axis=axes, keepdims=True)
+    among = x.array == y
+    count = among.sum(axes, keepdims=True).astype(F32)
+    return x.tape.record(y if keepdim else y.squeeze(axes), (x,), lambda g: [np.where(among, g.reshape(y.shape) / count, F32(0))])
+
+
+def amax(x: Given, axes: Any, keepdim: bool = False) -> Value:
+    return extreme(x, axes, keepdim, np.max)
+
+
+def amin(x: Given, axes: Any, keepdim: bool = False) -> Value:
+    return extreme(x, axes, keepdim, np.min)
+
+
 def normalize(x: Given, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Value:
     (x,) = of(x)
     length = np.expand_dims(np.sqrt(tree(x.array.astype(F64) * x.array.astype(F64), dim).astype(F32)), dim)

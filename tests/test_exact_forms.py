@@ -282,6 +282,8 @@ TABLE: dict[str, tuple[Case, float]] = {
     "log_softmax": (along(torch.log_softmax), ELEMENTWISE),
     "mean": (reduced("mean"), ELEMENTWISE),
     "sum": (reduced("sum"), ELEMENTWISE),
+    "amax": (reduced("amax"), ELEMENTWISE),
+    "amin": (reduced("amin"), ELEMENTWISE),
     "normalize": (along(lambda x, dim: F.normalize(x, dim=dim)), ELEMENTWISE),
     "max_pool2d": (pooled(F.max_pool2d, True), ELEMENTWISE),
     "avg_pool2d": (pooled(F.avg_pool2d, False), ELEMENTWISE),

@@ -158,6 +158,8 @@ CASES: dict[str, Case] = {
     "log_softmax": (lambda f, x: f.log_softmax(x * 9, -1), [ROWS], []),
     "mean, sum": (lambda f, x: f.mean(x, (1, -1), True) * f.sum(x, 2, True), [(3, 5, 1)], []),
     "mean": (lambda f, x: f.mean(x, (2, 3)), [IMAGE], []),
+    "amax": (lambda f, x: f.amax(f.relu(x), (1, -1), True) * f.amax(x, 2, True), [(3, 5, 4)], []),
+    "amin": (lambda f, x: f.amin(f.relu(x), 1), [IMAGE], []),
     "normalize": (lambda f, x: f.normalize(x, 2.0, 1, 1e-12), [ROWS], []),
     "max_pool2d of tiles": (lambda f, x: f.max_pool2d(x, 2), [IMAGE], []),
     "max_pool2d of relu": (lambda f, x: f.max_pool2d(f.relu(x), 2), [IMAGE], []),

@@ -212,9 +212,10 @@ def _softmax(tape: Tape, x: Tensor, dim: int | None, dtype: torch.dtype | None, 
     return tape.record(y, (x,), lambda g: (blocks.by_rows(gradient, g, y, apart=apart),))
 
 
-def _dims(x: Tensor, dim: int | Sequence[int] | None) -> list[int]:
+def axes(x: Tensor, dim: int | Sequence[int] | None, what: str) -> list[int]:
+    """The axes of x that `what` is asked to work along, in order."""
     if dim is None or (isinstance(dim, Sequence) and not dim):
-        raise refusal("a mean or sum over all axes, and so over images", "the axes of an image")
+        raise refusal(f"{what} over all axes, and so over images", "the axes of an image")
     dims = [dim] if isinstance(dim, int) else list(dim)
     if wrong := [d for d in dims if not -x.dim() <= d < x.dim()]:
         raise IndexError(f"dimension out of range (expected to be in range of [{-x.dim()}, {x.dim() - 1}], but got {wrong[0]})")
@@ -227,14 +228,14 @@ def _dims(x: Tensor, dim: int | Sequence[int] | None) -> list[int]:
 def mean(tape: Tape, x: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
     """The exact form of a mean over axes."""
     x = arithmetic.floats(tape, x, "a mean")
-    dims = _dims(x, dim)
+    dims = axes(x, dim, "a mean")
     return _reduced(tape, x, dims, keepdim, float(math.prod(x.shape[d] for d in dims)))
 
 
 def total(tape: Tape, x: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
     """The exact form of a sum over axes."""
     x = arithmetic.floats(tape, x, "a sum")
-    return _reduced(tape, x, _dims(x, dim), keepdim, None)
+    return _reduced(tape, x, axes(x, dim, "a sum"), keepdim, None)
 
 
 def _reduced(tape: Tape, x: Tensor, dims: list[int], keepdim: bool, count: float | None) -> Tensor:

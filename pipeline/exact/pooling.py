@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from typing import Any
 
@@ -176,6 +176,29 @@ def adaptive_max_pool2d(tape: Tape, x: Tensor, output_size: Any, return_indices:
     if x.dim() != 4 or any(x.shape[2 + i] % sizes[i] for i in (0, 1)):
         raise refusal(f"adaptive_max_pool2d from {tuple(x.shape[2:])} to {sizes}", "sizes that divide the image's")
     return max_pool2d(tape, x, (x.shape[2] // sizes[0], x.shape[3] // sizes[1]), return_indices=return_indices)
+
+
+def _extreme(name: str, extreme: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def form(tape: Tape, x: Tensor, dim: int | Sequence[int] = (), keepdim: bool = False) -> Tensor:
+        x = arithmetic.floats(tape, x, name)
+        dims = normalisation.axes(x, dim, name)
+        tape.check_within_images(x, dims, name)
+        y = extreme(x, dims, keepdim=True)
+        of_images = tape.axis(x)
+        axis = of_images if of_images is None or keepdim else of_images - sum(d < of_images for d in dims)
+
+        def backward(g: Tensor) -> tuple[Tensor]:
+            among = x == y
+            each = g.view(y.shape) / among.sum(dims, keepdim=True).float()
+            return (torch.where(among, each, torch.zeros_like(each)),)
+
+        return tape.lay(tape.record(y if keepdim else y.squeeze(dims), (x,), backward), axis)
+
+    form.__doc__ = f"The exact form of {name}: those that are as large share the gradient."
+    return form
+
+
+amax, amin = _extreme("amax", torch.amax), _extreme("amin", torch.amin)
 
 
 def interpolate(tape: Tape, x: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: Any = None,

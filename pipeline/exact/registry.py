@@ -73,6 +73,8 @@ FORMS: dict[str, tuple[Form, list[Any]]] = {
     "log_softmax": (normalisation.log_softmax, [F.log_softmax, torch.log_softmax, Tensor.log_softmax]),
     "mean": (normalisation.mean, [torch.mean, Tensor.mean]),
     "sum": (normalisation.total, [torch.sum, Tensor.sum]),
+    "amax": (pooling.amax, [torch.amax, Tensor.amax]),
+    "amin": (pooling.amin, [torch.amin, Tensor.amin]),
     "normalize": (normalisation.normalize, [F.normalize]),
     "max_pool2d": (pooling.max_pool2d, [F.max_pool2d]),
     "avg_pool2d": (pooling.avg_pool2d, [F.avg_pool2d]),
