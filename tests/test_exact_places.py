@@ -150,6 +150,8 @@ def square(x: Tensor) -> Tensor:
         (lambda x: x + torch.arange(x.shape[0])[-1], "arange with the number of images"),
         (lambda x: x + torch.tensor([x.shape[0] * 2]), "tensor with the number of images"),
         (lambda x: x.narrow(1, 0, x.shape[0]), "narrow with the number of images"),
+        (lambda x: torch.ones(1).expand_as(x.t()).sum(1) + x, "a mean or sum over the images"),
+        (lambda x: torch.ones(1).expand_as(x.view(-1, 4)).view(-1, WIDTH) + x, "expand_as of what has several rows for each image"),
         (lambda x: x[:, :1].expand(-1, x.shape[0]), "expand of what is made from the images to another number of them"),
         (lambda x: x[None].expand(x.shape[0], -1, -1)[0], "expand of what is made from the images to another number of them"),
         (lambda x: torch.zeros(x.shape[0] * 2, WIDTH)[:IMAGES] + x, "whose sizes say how many images there are"),
@@ -185,6 +187,7 @@ def positive(x: Tensor) -> Tensor:
     [
         lambda x: x + torch.full((x.shape[0], WIDTH), 0.5),
         lambda x: x * torch.ones_like(x),
+        lambda x: (torch.ones(1).expand_as(x.t()) + x.t()).t(),
         lambda x: torch.cat((x.new_zeros(x.size(0), 1), x[:, 1:]), 1),
         lambda x: (torch.zeros(WIDTH, x.t().shape[1]) + x.t()).t(),
         lambda x: torch.stack((x, torch.ones(size=x.shape)), 1).mean(1),

@@ -248,7 +248,11 @@ def expand(tape: Tape, x: Tensor, *given: Any, size: Any = None) -> Tensor:
 def expand_as(tape: Tape, x: Tensor, other: Tensor) -> Tensor:
     """The exact form of Tensor.expand_as."""
     other = tape.input(other, "expand_as")
-    shape = [Images(other.shape[0]) if tape.of_images(other) else other.shape[0], *other.shape[1:]]
+    shape = list(other.shape)
+    if tape.of_images(other):
+        if (axis := tape.axis(other)) is None or shape[axis] != tape.images:
+            raise refusal("expand_as of what has several rows for each image", "one row an image")
+        shape[axis] = Images(shape[axis])
     return expand(tape, x, shape)
 
 
