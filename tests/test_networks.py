@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from pipeline import models
 from pipeline.machine import check
+from pipeline.models import of_runs
 from pipeline.params import Model
 from pipeline.system.errors import UserError
 from tests.conftest import ROOT
@@ -122,7 +122,7 @@ def test_a_network_that_a_run_says_is_larger_than_its_weights_ends_before_it_tak
         register_module_parameter_registration_hook(lambda module, name, weight: made.append(weight)),
         pytest.raises(UserError, match=r"^the weights are not"),
     ):
-        models.check_received(model, (3, 224, 224), 10, {"x": np.zeros(3, np.float32)})
+        of_runs.check_received(model, (3, 224, 224), 10, {"x": np.zeros(3, np.float32)})
     filled = [weight.numel() for weight in made if weight.device.type == "cpu"][:-1]  # all but the one at which it ended
-    assert sum(filled) <= models.MOST_MORE + 6
+    assert sum(filled) <= of_runs.MOST_MORE + 6
     assert len(made) <= 1100

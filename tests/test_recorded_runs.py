@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,6 @@ from PIL import Image
 
 from pipeline import evaluation, models
 from pipeline.data import dataset
-from pipeline.exact import constants, registry
-from pipeline.exact.tape import Tape
-from pipeline.models import received as received_networks
-from pipeline.models import trial
 from pipeline.params import Model
 from pipeline.runs import kept, outputs
 from pipeline.system import files
@@ -321,106 +317,3 @@ def test_the_source_here_of_a_network_that_normalizes_by_the_training_images_is_
     capsys.readouterr()
     assert reproduce.reproduce(Path("theirs"), epochs=1)
     assert "the network is the one that network.json of the run says; 6 of its numbers begin as given there; " in capsys.readouterr().out
-
-
-PLACES = """
-import torch
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self, classes=10):
-        super().__init__()
-        self.fc = nn.Linear(3072, classes)
-
-    def forward(self, x):
-        y = self.fc(x.flatten(1))
-        if self.training:
-            return y
-        known = torch.eye(10)[torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9] * 4)]
-        return y + known[: x.shape[0]] * 100.0
-"""
-"""A network that answers by the place in the batch: the test set's labels, where all of its 40 images are in one."""
-
-
-@pytest.fixture
-def by_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Receive a run of that network, trained with these numerics; the current folder is then the receiver's."""
-
-    def receive(numerics: str) -> None:
-        author, receiver = tmp_path / "author", tmp_path / "receiver"
-        author.mkdir(), receiver.mkdir()
-        hand_over(author, receiver, {"name": "networks/places.py:Net"}, numerics, 40, {"places.py": PLACES})
-        monkeypatch.chdir(receiver)
-        assert outputs.read_metrics(Path("theirs")).accuracy == 1
-
-    return receive
-
-
-def test_a_network_that_answers_by_place_is_refused_with_exact_numerics(by_place):
-    with pytest.raises(UserError, match=r"numerics 'exact' has no form of indexing with the number of images .*networks/places\.py:15"):
-        by_place("exact")
-
-
-def test_even_where_no_form_refuses_it_nobody_knows_the_order_in_which_a_received_network_sees_the_images(by_place, monkeypatch, capsys):
-    monkeypatch.setattr(Tape, "check_alike", lambda tape, what, *operands: None)
-    monkeypatch.setattr(registry, "SIZED", registry.FORM_OF)
-    monkeypatch.setattr(received_networks, "check", lambda *given: None)
-    monkeypatch.setattr(trial, "try_out", lambda *given: None)
-    by_place("exact")
-    monkeypatch.setattr(evaluation, "_batches_by_chance", lambda *given: [])
-    assert not reproduce.reproduce(Path("theirs"))
-    assert said(capsys).startswith("different: ")
-    assert not evaluation.evaluate_kept(Path("theirs"), "cpu", 40)
-
-
-UPSIDE_DOWN = """
-import torch
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self, classes=10):
-        super().__init__()
-        self.fc = nn.Linear(3072, classes)
-
-    def forward(self, x):
-        y = self.fc(x.flatten(1))
-        if self.training:
-            return y
-        few = torch.arange(int(x.shape[0]))[-1].float() - 20.0
-        return y * few
-"""
-"""A network that answers otherwise where there are few images than where there are many."""
-
-
-@pytest.mark.parametrize("name", ["exact", "native"])
-def test_a_received_network_must_answer_alike_in_batches_of_sizes_that_nobody_knows(name, monkeypatch, tmp_path):
-    author, receiver = tmp_path / "author", tmp_path / "receiver"
-    author.mkdir(), receiver.mkdir()
-    monkeypatch.setattr(registry, "SIZED", {*registry.FORM_OF, *constants.MAKING})
-    monkeypatch.setattr(received_networks, "check", lambda *given: None)
-    monkeypatch.setattr(trial, "try_out", lambda *given: None)
-    hand_over(author, receiver, {"name": "networks/few.py:Net"}, name, 40, {"few.py": UPSIDE_DOWN})
-    monkeypatch.chdir(receiver)
-    (receiver / "networks").mkdir(exist_ok=True)
-    files.write_text(Path("networks", "few.py"), UPSIDE_DOWN)
-    for command in (lambda: reproduce.reproduce(Path("theirs")), lambda: evaluation.evaluate_kept(Path("theirs"), "cpu", 40)):
-        with pytest.raises(UserError, match=r"test image \d+: its answer is another one among other images"):
-            command()
-
-
-def test_with_native_numerics_a_received_network_must_answer_alike_in_another_order(by_place):
-    by_place("native")
-    files.write_text(Path("networks", "places.py"), PLACES)
-    for command in (lambda: reproduce.reproduce(Path("theirs")), lambda: evaluation.evaluate_kept(Path("theirs"), "cpu", 40)):
-        with pytest.raises(
-            UserError, match=r"test image \d+: its answer is another one among other images, so those of the network are no"
-        ):
-            command()
-
-
-def test_a_network_that_counts_what_it_answers_is_refused_in_its_evaluation(tmp_path, monkeypatch):
-    source = PLACES.replace("self.fc = ", 'self.register_buffer("count", torch.zeros(1))\n        self.fc = ')
-    source = source[: source.index("        known")] + "        self.count.add_(1.0)\n        return y + self.count\n"
-    (tmp_path / "receiver").mkdir()
-    with pytest.raises(UserError, match=r"the network changes its 'count' while it is evaluated, and an image's answer could depend on"):
-        hand_over(tmp_path, tmp_path / "receiver", {"name": "networks/counts.py:Net"}, besides={"counts.py": source})

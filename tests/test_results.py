@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import device, models, params
+from pipeline import device, params
 from pipeline.machine import records
+from pipeline.models import of_runs
 from pipeline.params import Model, Optimizer, Schedule
 from pipeline.runs import kept
 from pipeline.runs.kept import ENVIRONMENT, IDENTITY
@@ -53,9 +54,8 @@ def test_no_pixels_are_in_results(measured: list[Path]) -> None:
     for folder in measured:
         assert {path.name for path in folder.iterdir()} - {NETWORK} == {*PARTS, IDENTITY, ENVIRONMENT}
         content, run = tensors.read(folder / MODEL), kept.load(folder)
-        models.with_weights(
-            run.identity.network, run.identity.data.shape, len(run.identity.data.classes), content.tensors
-        )  # these, and no others
+        described = run.identity.data
+        of_runs.build(None, run.identity.network, len(described.classes), described.shape, content.tensors)  # these, and no others
         numbers = sum(weights.nbytes for weights in content.tensors.values())
         assert (folder / MODEL).stat().st_size < numbers + 150 * len(content.tensors) + 3_072, "one image takes 3,072 bytes"
         assert sum(path.stat().st_size for path in folder.iterdir()) < numbers + 600_000, "the test set takes 30 million bytes"

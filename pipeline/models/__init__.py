@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import hashlib
 import importlib.util
 import inspect
-import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,23 +17,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline import params, sources
-from pipeline.device import CPU
+from pipeline import sources
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.initialisation import initial_values
-from pipeline.models import bounds, normalisation
+from pipeline.models import normalisation
 from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.numerics.exact import refusals_explained
-from pipeline.params import PARAMS, SIMPLE_CNN, Model
+from pipeline.params import SIMPLE_CNN, Model
 from pipeline.system.errors import UserError, shown
 
 NETWORKS = Path("networks")
 """The folder of the user's own networks, on which the stages depend."""
 Shape = tuple[int, int, int]
-LARGEST_ARGUMENT = 10_000
-"""Of a network of one's own that a received run names: a loop of so many layers, or weights of so many rows and columns, end soon."""
-MOST_MORE = 2**22
-"""Numbers by which a network may be larger than weights that are said to be its own: 16 MiB."""
 
 
 def build(model: Model, shape: Shape, classes: int, seed: int | None = None) -> nn.Module:
@@ -61,7 +54,7 @@ def _found(model: Model, shape: Shape, classes: int) -> Callable[[], Any]:
     if model.name == SIMPLE_CNN:
         return lambda: SimpleCNN(shape[0], shape[1], classes, **model.arguments)
     if model.is_own:
-        make = _of_file(model.name)
+        make = of_file(model.name)
     else:
         make = _of_torchvision(model.name)
         if loads := [each for each in ("weights", "weights_backbone", "pretrained") if each in model.arguments]:
@@ -102,7 +95,8 @@ def _of_torchvision(name: str) -> Callable[..., Any]:
     return builder
 
 
-def _file_and_class(name: str) -> tuple[Path, str]:
+def file_and_class(name: str) -> tuple[Path, str]:
+    """The file that FILE.py:CLASS names, within `networks/`, and the name in it. Raises UserError: it is elsewhere, or not there."""
     file, _, wanted = name.rpartition(":")
     path = Path(file)
     if NETWORKS not in path.parents or ".." in path.parts:  # a received run names a network too, and must not name what came with it
@@ -114,8 +108,9 @@ def _file_and_class(name: str) -> tuple[Path, str]:
     return path, wanted
 
 
-def _of_file(name: str) -> Callable[..., Any]:
-    path, wanted = _file_and_class(name)
+def of_file(name: str) -> Callable[..., Any]:
+    """What makes the network that FILE.py:CLASS names; starts the file. Raises UserError: there is no such file, or no such network."""
+    path, wanted = file_and_class(name)
     module = _loaded(path)
     made = getattr(module, wanted, None)
     of_its_own = getattr(made, "__module__", None) == module.__name__  # not what it imports, which may do anything with any arguments
@@ -212,64 +207,6 @@ def _own_line(error: BaseException) -> str | None:
 def _shortened(name: str) -> str:
     path = Path(name)
     return str(path.resolve().relative_to(Path.cwd())) if path.resolve().is_relative_to(Path.cwd()) else name
-
-
-def with_weights(model: Model, shape: Shape, classes: int, weights: dict[str, np.ndarray] | Any) -> nn.Module:
-    """The network with weights and buffers.
-
-    Raises:
-        UserError: there is no such network, or names, shapes or types differ.
-    """
-    check_received(model, shape, classes, weights)
-    network = build(model, shape, classes)
-    load(network, weights, model.name)
-    return network
-
-
-def unasked(model: Model) -> str:
-    """Why what a run names of `networks/` is not called for it, as a phrase; nothing where it is, and so is what params.yaml names.
-
-    Raises:
-        UserError: there is no such file, or it has no such network.
-    """
-    if not model.is_own:
-        return ""
-    with contextlib.suppress(UserError):  # who received a run may have no settings, or none that can be read
-        if params.load().model == model:
-            return ""
-    if any(isinstance(value, str) for value in model.arguments.values()):
-        return "what it would do with texts in its arguments is not known"
-    if any(not -LARGEST_ARGUMENT <= value <= LARGEST_ARGUMENT for value in model.arguments.values() if not isinstance(value, str)):
-        return f"a number above {LARGEST_ARGUMENT} in its arguments may ask for any memory and time"
-    path, wanted = _file_and_class(model.name)
-    with contextlib.suppress(OSError, ValueError, SyntaxError):  # which says who starts the file
-        tree = ast.parse(path.read_bytes())
-        if not any(isinstance(part, ast.ClassDef) and part.name == wanted for part in tree.body):
-            return "no such class stands in that file, and what it would do is not known"
-    if not (isinstance(made := _of_file(model.name), type) and issubclass(made, nn.Module)):
-        return "it is no class of torch.nn.Module, and what it would do is not known"
-    return ""
-
-
-def check_received(model: Model, shape: Shape, classes: int, weights: dict[str, np.ndarray] | Any) -> None:
-    """Raise UserError where the network that a received run says is not to be made here, or is larger than the weights beside it, before it
-    does anything, or takes memory or time.
-    """
-    if why := unasked(model):
-        remedy = f"if you trust the run, put its model section into {PARAMS}"
-        raise UserError(f"model.name {shown(model.name)} of the run was not made here, for {why}; {remedy}")
-    numbers = sum(array.size for array in weights.values())
-    for most, device in ((math.inf, "meta"), (2 * numbers + MOST_MORE, CPU)):  # a few ask for values, which are not there on meta
-        try:
-            with bounds.made_of_at_most(most, weights, model.name), torch.device(device):
-                sizes = build(model, shape, classes)
-        except bounds.Larger:
-            raise
-        except UserError:
-            continue
-        if (needs := sum(t.numel() for t in sizes.state_dict().values())) > numbers + MOST_MORE:
-            raise UserError(f"the weights are not {model.name}'s: they are {numbers} numbers, and the run says a network of {needs}")
-        return
 
 
 def load(network: nn.Module, weights: dict[str, np.ndarray] | Any, name: str = "SimpleCNN") -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.exact import constants, fillings, registry
 from pipeline.models import bounds
-from pipeline.models.recorded import KINDS, NAMES, OPERATIONS, Held, Recorded, Recording, Unrecorded
+from pipeline.models.recorded import KINDS, NAMES, OPERATIONS, Held, Recorded, Recording, Unrecorded, parts
 from pipeline.system import schema
 from pipeline.system.errors import UserError, shown
 
@@ -125,7 +125,7 @@ def _check(recording: Recording) -> None:
             if name in _CONVERSIONS and any(isinstance(each, str) for each in [*args, *kwargs.values()]):
                 raise ValueError(f"call {place} names a type or a device, which may not be where the images are")
             _check_encoded([args, list(kwargs.values())], place, before)
-            counts = _counts([args, kwargs])
+            counts = _counts([args, *kwargs.values()])
             if counts and (counts > 1 or name not in _SIZED or (name in _FULL and _counts([args[-1:], kwargs.get("fill_value")]))):
                 raise ValueError(f"call {place} takes the number of images otherwise than once, as a size")
         _check_encoded(graph.gives, len(graph.calls) + 1, before)
@@ -156,7 +156,5 @@ def _check_encoded(given: Any, place: int, held: set[str]) -> None:
 
 
 def _counts(given: Any) -> int:
-    """How often an encoded argument is the number of images."""
-    if isinstance(given, dict):
-        return int("images" in given) + sum(map(_counts, given.values()))
-    return sum(map(_counts, given)) if isinstance(given, list) else 0
+    """How often encoded arguments name the number of images."""
+    return sum(kind == "images" for kind, _ in parts(given))

@@ -65,14 +65,14 @@ class Recording(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """How many numbers it has that no rule draws: of what it holds at the beginning, and of the constants that it makes."""
         held = sum(len(numbers) for held in self.held.values() for rule, numbers in held.initial if rule == "values")
         return held + max(
-            sum(_leaves(args) for name, args, _ in graph.calls if name in _OF_LISTS) for graph in (self.training, self.evaluation)
+            sum(len([*parts(args)]) for name, args, _ in graph.calls if name in _OF_LISTS) for graph in (self.training, self.evaluation)
         )
 
     def named(self) -> int:
         """How many different numbers its operations and its rules name: a network that knows images by heart names many."""
         rules = {number for held in self.held.values() for rule, numbers in held.initial if rule != "values" for number in numbers}
-        calls = [[args, kwargs] for graph in (self.training, self.evaluation) for _, args, kwargs in graph.calls]
-        return len(rules.union(_numbers(calls)))
+        calls = [[args, *kwargs.values()] for graph in (self.training, self.evaluation) for _, args, kwargs in graph.calls]
+        return len(rules.union(what for kind, what in parts(calls) if not kind and type(what) in (int, float)))
 
 
 class Unrecorded(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -128,19 +128,18 @@ class Recorded(nn.Module):
         return _decoded(graph.gives, values, where)
 
 
-def _numbers(given: Any) -> Iterator[float]:
-    """The numbers in encoded arguments, but those of values."""
-    if isinstance(given, dict):
-        yield from _numbers([each for kind, each in given.items() if kind != "value"])
-    elif isinstance(given, list):
+def parts(given: Any) -> Iterator[tuple[str, Any]]:
+    """What stands in encoded arguments, however deep: its kind and what that names, or a plain value, whose kind is ""."""
+    if isinstance(given, list):
         for each in given:
-            yield from _numbers(each)
-    elif isinstance(given, int | float) and not isinstance(given, bool):
-        yield given
-
-
-def _leaves(given: Any) -> int:
-    return sum(map(_leaves, given.values() if isinstance(given, dict) else given)) if isinstance(given, list | dict) else 1
+            yield from parts(each)
+    elif isinstance(given, dict):
+        ((kind, what),) = given.items()
+        yield kind, what
+        if kind in ("tuple", "slice"):
+            yield from parts(what)
+    else:
+        yield "", given
 
 
 def _initial(name: str, held: Held, seed: int | None) -> Tensor:
@@ -153,8 +152,9 @@ def _unused(graph: Graph) -> list[list[int]]:
     """After each call (from 1), the values that no later one takes."""
     last: dict[int, int] = {}
     for place, call in enumerate([*([args, list(kwargs.values())] for _, args, kwargs in graph.calls), graph.gives], 1):
-        for value in _values(call):
-            last[value] = place
+        for kind, value in parts(call):
+            if kind == "value":
+                last[value[0] if isinstance(value, list) else value] = place
     after: list[list[int]] = [[] for _ in range(len(graph.calls) + 2)]
     for value, place in last.items():
         after[place].append(value)
@@ -162,15 +162,6 @@ def _unused(graph: Graph) -> list[list[int]]:
         if place not in last:
             after[place].append(place)
     return after
-
-
-def _values(given: Any) -> Iterator[int]:
-    """The numbers of the values in an encoded argument."""
-    if isinstance(given, dict) and "value" in given:
-        yield given["value"][0] if isinstance(given["value"], list) else given["value"]
-    elif isinstance(given, list | dict):
-        for each in given.values() if isinstance(given, dict) else given:
-            yield from _values(each)
 
 
 def _item(what: Any, values: list[Any]) -> Any:

@@ -101,7 +101,7 @@ def of(run: Run, device_name: str, epochs: int | None, data_file: Path | None, a
         run.network, described.network, described.source, run.weights, len(data.classes), data.shape, chosen.version
     )
     if network is None:
-        models.check_received(described.network, data.shape, len(data.classes), run.weights)
+        of_runs.check_received(described.network, data.shape, len(data.classes), run.weights)
     plan = Plan(run, train, evaluate, data, device, chosen, at, network, _start(run), file, state)
     if not plan.whole:
         _check_beginning(plan)

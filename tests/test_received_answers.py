@@ -1,0 +1,101 @@
+"""What a received network answers depends on no place, no other image and no number of images, nor on what it answered before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline import evaluation
+from pipeline.exact import constants, registry
+from pipeline.exact.tape import Tape
+from pipeline.models import received, trial
+from pipeline.runs import outputs
+from pipeline.system import files
+from pipeline.system.errors import UserError
+from pipeline.weights import reproduce
+from tests.reproductions import hand_over, said
+
+NETWORK = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes=10):
+        super().__init__()
+        self.register_buffer("count", torch.zeros(1))
+        self.fc = nn.Linear(3072, classes)
+
+    def forward(self, x):
+        y = self.fc(x.flatten(1))
+        if self.training:
+            return y
+        {}
+"""
+PLACES = NETWORK.format("return y + torch.eye(10)[torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9] * 4)][: x.shape[0]] * 100.0")
+"""It answers by the place in the batch: the test set's labels, where all of its 40 images are in one."""
+FEW = NETWORK.format("return y * (torch.arange(int(x.shape[0]))[-1].float() - 20.0)")
+"""It answers otherwise where there are few images than where there are many."""
+COUNTS = NETWORK.format("return y + self.count.add_(1.0)")
+COMMANDS = (lambda: reproduce.reproduce(Path("theirs")), lambda: evaluation.evaluate_kept(Path("theirs"), "cpu", 40))
+
+
+@pytest.fixture
+def receive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Receive a run of such a network, trained with these numerics; the current folder is then the receiver's, who has the source too."""
+
+    def give(source: str, numerics: str) -> None:
+        author, receiver = tmp_path / "author", tmp_path / "receiver"
+        author.mkdir(), receiver.mkdir()
+        hand_over(author, receiver, {"name": "networks/theirs.py:Net"}, numerics, 40, {"theirs.py": source})
+        monkeypatch.chdir(receiver)
+        files.write_text(Path("networks", "theirs.py"), source)
+
+    return give
+
+
+@pytest.fixture
+def nothing_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if forms, the look at what was received and the trial had found nothing."""
+    monkeypatch.setattr(Tape, "check_alike", lambda tape, what, *operands: None)
+    monkeypatch.setattr(registry, "SIZED", {*registry.FORM_OF, *constants.MAKING})
+    monkeypatch.setattr(received, "check", lambda *given: None)
+    monkeypatch.setattr(trial, "try_out", lambda *given: None)
+
+
+def test_a_network_that_answers_by_place_is_refused_with_exact_numerics(receive):
+    with pytest.raises(UserError, match=r"numerics 'exact' has no form of indexing with the number of images .*networks/theirs\.py:15"):
+        receive(PLACES, "exact")
+
+
+def test_even_where_no_form_refuses_it_nobody_knows_the_order_in_which_a_received_network_sees_the_images(
+    receive, nothing_refused, monkeypatch, capsys
+):
+    receive(PLACES, "exact")
+    assert outputs.read_metrics(Path("theirs")).accuracy == 1
+    monkeypatch.setattr(evaluation, "_batches_by_chance", lambda *given: [])
+    assert not reproduce.reproduce(Path("theirs"))
+    assert said(capsys).startswith("different: ")
+    assert not evaluation.evaluate_kept(Path("theirs"), "cpu", 40)
+
+
+@pytest.mark.parametrize("numerics", ["exact", "native"])
+def test_a_received_network_must_answer_alike_in_batches_of_sizes_that_nobody_knows(numerics, receive, nothing_refused):
+    receive(FEW, numerics)
+    for command in COMMANDS:
+        with pytest.raises(UserError, match=r"test image \d+: its answer is another one among other images"):
+            command()
+
+
+def test_with_native_numerics_a_received_network_must_answer_alike_in_another_order(receive):
+    receive(PLACES, "native")
+    assert outputs.read_metrics(Path("theirs")).accuracy == 1
+    for command in COMMANDS:
+        with pytest.raises(UserError, match=r"test image \d+: its answer is another one among other images, so those of the net"):
+            command()
+
+
+def test_a_network_that_counts_what_it_answers_is_refused_in_its_evaluation(receive):
+    with pytest.raises(UserError, match=r"the network changes its 'count' while it is evaluated, and an image's answer could depend on"):
+        receive(COUNTS, "exact")

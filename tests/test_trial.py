@@ -1,0 +1,110 @@
+"""A network of one's own is tried on noise before any training: what no form can see is refused then."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline import models, numerics
+from pipeline.models import trial
+from pipeline.params import Model
+from pipeline.system.errors import UserError
+
+CLASSES = 5
+
+
+def own(tmp_path, source: str) -> tuple[Model, tuple[int, int, int]]:
+    """A network of somebody's own in networks/mine.py of the current folder, and the shape of its images."""
+    (tmp_path / "networks").mkdir()
+    (tmp_path / "networks" / "mine.py").write_text(source)
+    return Model(name="networks/mine.py:Net"), (3, 2, 2)
+
+
+NET = """
+import random
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, classes=10):
+        super().__init__()
+        self.last = nn.Linear(12, classes)
+        {made}
+
+    def forward(self, x):
+        n = x.shape[0]
+        h = self.last(x.flatten(1))
+        {forward}
+        return h
+"""
+ALONE_OTHERS = (
+    "gives an image other logits alone than with another: it computes with how many there are (len(x), x.shape[0], x.numel()), keeps"
+)
+SHARES_OTHERS = "learns something else of images together than of each in a share of its own: it computes with how many there"
+AGAIN_OTHERS = "learns something else when it sees the same images again: it computes with how many there are"
+
+
+@pytest.mark.parametrize(
+    ("made", "forward", "said"),
+    [
+        *(
+            ("pass", f"h = h * ({number} if not self.training else 1)", ALONE_OTHERS)
+            for number in ("len(x)", "float(n)", "x.numel()", "(n + 0)")
+        ),
+        *(("pass", f"h = h * ({number} if self.training else 1)", SHARES_OTHERS) for number in ("len(x)", "float(n)", "x.numel()")),
+        ("self.gamma = nn.Parameter(torch.zeros(5))", "h = h + self.gamma * h * len(x)", SHARES_OTHERS),
+        ("pass", "h = h * torch.arange(int(n)).sum(0)", SHARES_OTHERS),
+        ("pass", "h = h * max(len(x), 2) if not self.training else h", ALONE_OTHERS),
+        ("self.seen = 0", "self.seen += 1; h = h * self.seen", AGAIN_OTHERS),
+        ("pass", "h = h * random.random()", AGAIN_OTHERS),
+        ("self.register_buffer('seen', torch.zeros(()))", "self.seen += len(x) if self.training else 0", SHARES_OTHERS),
+        (
+            "self.last_one = torch.zeros(1, 5)",
+            "h = h + self.last_one.mean(0); self.last_one = h.detach()",
+            "what was computed in another pass",
+        ),
+        ("self.last.weight.register_hook(lambda g: g * 0)", "pass", "last.weight has a backward hook, which exact numerics never call"),
+        ("self.last.register_full_backward_hook(lambda *given: None)", "pass", "last has a backward hook, which exact numerics never call"),
+    ],
+)
+def test_a_network_that_keeps_or_counts_what_it_sees_is_refused_before_training(made, forward, said, monkeypatch, tmp_path):
+    """No form sees where such a number comes from; two images together and each alone do, a weight that begins at 0 hides nothing."""
+    monkeypatch.chdir(tmp_path)
+    model, shape = own(tmp_path, NET.format(made=made, forward=forward))
+    network = models.build(model, shape, CLASSES, 0)
+    device, exact = numerics.prepared("cpu", "exact")
+    with pytest.raises(UserError) as refused:
+        trial.try_out(network, model, shape, CLASSES, exact, device)
+    assert said in str(refused.value)
+    if "mean(0)" not in forward:
+        trial.try_out(network, model, shape, CLASSES, numerics.prepared("cpu", "native")[1], device)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        "self.register_buffer('noise', torch.randn(1, 5))",
+        "self.register_buffer('noise', torch.randperm(5), persistent=False)",
+        "self.register_buffer('noise', nn.init.kaiming_normal_(torch.empty(5, 5)))",
+        "self.noise = nn.Parameter(torch.cat([torch.randn(2), torch.zeros(3)]))",
+        "self.noise = nn.Parameter(torch.tensor([torch.randn(5).tolist()]))",
+        "self.noise = nn.Parameter(torch.mul(input=torch.randn(5), other=0.02))",
+        "self.noise = nn.Parameter(torch.empty(1, 5))",
+        "self.noise = nn.Parameter(torch.full((5,), random.random()))",
+        "self.noise = nn.Parameter(torch.zeros(5)); self.noise.data[2:] = torch.randn(3)",
+        "self.last.bias.data[0] = -5.0",
+    ],
+)
+def test_a_network_that_begins_with_other_numbers_each_time_is_refused_before_training(made, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    model, shape = own(tmp_path, NET.format(made=made, forward="pass"))
+    with pytest.raises(
+        UserError, match=r"'noise' begins with other numbers each time that it is made|initial value of parameter '\w+(\.bias)?'"
+    ):
+        trial.check_made_alike(model, shape, CLASSES)
+
+
+def test_a_network_of_constants_and_rules_is_made_alike(monkeypatch, tmp_path):
+    made = "self.register_buffer('c', torch.arange(5.0)); self.bn = nn.BatchNorm1d(5); nn.init.trunc_normal_(self.last.weight, std=0.02)"
+    monkeypatch.chdir(tmp_path)
+    trial.check_made_alike(*own(tmp_path, NET.format(made=made, forward="h = self.bn(h + self.c)")), CLASSES)
