@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from pipeline import models
+from pipeline.exact.engine import Exact
+from pipeline.exact.group import ALONE
+from pipeline.exact.masks import Draws
 from pipeline.machine import check
 from pipeline.models import of_runs
 from pipeline.params import Model
 from pipeline.system.errors import UserError
+from tests.chaos import Chaos
 from tests.conftest import ROOT
 from tools import commit, markers, networks, ways
 from tools.miniatures import MINIATURES
@@ -65,6 +72,24 @@ def test_six_networks_have_one_hash_over_all_ways_and_native_has_several():
         assert len({way.rpartition(", ")[2] for way in of["exact"]}) >= 2, "releases of PyTorch"
         assert len({found for found, _ in of["native"].values()}) > 1
     assert markers.read(ROOT / ways.PAGE, ways.NAME) == ways.table(seen)
+
+
+@pytest.mark.parametrize("name", ways.MODELS)
+def test_a_step_of_the_six_networks_has_one_hash_whatever_a_library_does_to_exact_sums(name):
+    network = models.build(ways.MODELS[name], (3, ways.SIZE, ways.SIZE), 10, 0).train()
+    images = torch.randint(0, 256, (3, 3, ways.SIZE, ways.SIZE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    draws = Draws(0, torch.zeros(1, dtype=torch.int64))
+
+    def step() -> list[torch.Tensor]:
+        its = copy.deepcopy(network)
+        loss, gradients = Exact().loss_and_gradients(its, images, torch.arange(3), ALONE, 3, draws=draws)
+        return [loss, *(each for each in gradients if each is not None), *its.buffers()]
+
+    wanted = step()
+    with Chaos(0) as chaos:
+        found = step()
+    assert chaos.shuffled > 50
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 def test_of_sources_that_are_no_commits_nothing_is_measured(monkeypatch):
