@@ -160,4 +160,5 @@ def test_gpus_without_fast_float64_multiply_by_digits(capability, slow, monkeypa
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert hardware.multiplies_by_digits(SimpleNamespace(is_cuda=True, device="cuda:0")) is slow
     assert hardware.multiplies_by_digits(torch.zeros(1)) is False
+    monkeypatch.setattr(hardware, "is_from_intel", lambda: False)
     assert type(convolution((1, 1), (1, 1), (1, 1), 1, torch.zeros(1, 3, 8, 8), torch.Size((4, 3, 3, 3)), TERMS)) is ConvolutionByRows
