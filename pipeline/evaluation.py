@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,12 @@ if TYPE_CHECKING:
 
 SAME_ANSWER = 0.01
 """By how much native numerics may change a confidence, or a loss and the part that it is of 1 + loss, where other images are around."""
+OTHERWISE = 1000
+"""One in how many images, and one more, native numerics may predict otherwise: where two classes are nearly as likely."""
 SIZES = 6
-"""How many batches of drawn sizes a received network answers again, besides one image and two."""
+"""How many batches of drawn sizes a received network answers again, besides one image, two, and as many as `predict` takes."""
+BATCH, BATCH_BYTES = 256, 2**23
+"""Images, and their bytes, that `predict` computes at once. With exact numerics an image's bits do not depend on it."""
 BATCHES = Evaluate(batch_size=1000)
 """For who evaluates without settings of his own."""
 
@@ -146,9 +151,22 @@ def _report(metrics: Metrics, name: str) -> None:
     print(f"fingerprint {metrics.fingerprint}")
 
 
+def at_once(shape: models.Shape) -> int:
+    """How many images of such a shape `predict` computes at once."""
+    return max(1, min(BATCH, BATCH_BYTES // math.prod(shape)))
+
+
+def may_change(answers: int) -> int:
+    """How many of so many answers of native numerics may name another class with the same weights."""
+    return 1 + answers // OTHERWISE
+
+
 def _batches_by_chance(chance: np.random.Generator, images: int, most: int) -> list[Tensor]:
-    """Some images in batches that nobody knows: one alone, a pair, and SIZES others of up to `most`, small ones as likely as large ones."""
-    sizes = [1, 2, *(int(size) for size in min(images, most) ** chance.random(SIZES))]
+    """Some images in batches that nobody knows: one alone, a pair, `most`, and SIZES others up to that, small ones as likely as large ones.
+
+    `most` is the receiver's own: what is said of a run's evaluation comes with the run.
+    """
+    sizes = [1, 2, most, *(int(size) for size in most ** chance.random(SIZES))]
     return [torch.from_numpy(chance.choice(images, min(size, images), replace=False)) for size in sizes]
 
 
@@ -201,13 +219,18 @@ def evaluate(
         if not np.isfinite(loss):
             raise UserError(f"the test loss is {loss}: the weights are of no use; train again with a smaller lr")
         if received:
-            again = list(by_chance.split(settings.batch_size)) * (not exact) + _batches_by_chance(chance, len(batches), settings.batch_size)
+            again = list(by_chance.split(settings.batch_size)) * (not exact) + _batches_by_chance(chance, len(batches), at_once(data.shape))
+            changed, answered = 0, sum(map(len, again))
             for some in again:
-                others, _, confident = scored(some.to(device))
+                others, other, confident = scored(some.to(device))
                 apart = ((others - losses[some]).abs() / (1 + losses[some])).maximum((confident - confidence[some]).abs())
                 if (differs := ~(apart <= (0.0 if exact else SAME_ANSWER))).any():
                     raise UserError(f"test image {int(some[differs.cpu()][0])}: its answer is another one among other images, so those of "
                                     "the network are no evidence")  # fmt: skip
+                changed += int((other != predicted[some]).sum())
+            if changed > (0 if exact else may_change(answered)):
+                raise UserError(f"{changed} of {answered} answers name another class among other images, so those of the network are no "
+                                "evidence")  # fmt: skip
     hits = predicted.cpu().numpy() == data.test_labels
     of_class = [hits[data.test_labels == i] for i in range(len(data.classes))]
     metrics = Metrics(

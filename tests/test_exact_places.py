@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.exact import parts
 from pipeline.exact.engine import Exact
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.group import ALONE
@@ -133,7 +135,18 @@ def square(x: Tensor) -> Tensor:
         (assigned(ROWS > 0, 1.0), "assignment by a tensor that is not made from the images"),
         (assigned(True, 1.0), "assignment by True or False"),
         (assigned((slice(None), False), 1.0), "assignment by True or False"),
+        (lambda x: torch.tensor(x).sum(0) + x, "tensor of what is made from the images"),
+        (lambda x: torch.tensor(data=x).sum(0) + x, "tensor of what is made from the images"),
+        (lambda x: torch.tensor([x[:, 0], x[:, 1]]).sum(0) + x, "tensor of what is made from the images"),
+        (lambda x: OWN.new_tensor(x).sum(0) + x, "new_tensor of what is made from the images"),
+        (lambda x: x.new_tensor(x.detach()).sum(0) + x, "new_tensor of what is made from the images"),
         (lambda x: x.t()[True].sum(2), "indexing by True or False"),
+        (lambda x: x.view(-1, 2, 2, 2)[:, (0, 1), :, (0, 1)].mean(1), "indexing by tuple"),
+        (lambda x: x[:, range(2)].mean(0), "indexing by range"),
+        (lambda x: x.t()[np.int64(0)], "indexing by int64"),
+        (lambda x: x[:, np.zeros(2, int)], "indexing by ndarray"),
+        (lambda x: x + nn.Parameter(ROWS)[(0, 0), :1], "indexing by tuple"),
+        (assigned((slice(None), (0, 1)), 1.0), "assignment by tuple"),
         (
             lambda x: put_by_mask(torch.zeros(WIDTH, IMAGES), x.t() > 0, 1.0).t(),
             "assignment of what is made from the images to what is not",
@@ -163,6 +176,13 @@ def test_what_differs_from_place_to_place_or_between_images_is_refused_in_traini
         Exact().loss_and_gradients(network, images, labels, ALONE, IMAGES)
     with pytest.raises(Unsupported, match=said):
         Exact().logits(network.eval(), images)
+
+
+def test_an_axis_that_has_not_as_many_rows_of_each_image_is_not_the_images_whatever_a_form_says(monkeypatch):
+    monkeypatch.setattr(parts, "_axis_of_part", lambda tape, x, index: 0 if x.shape[1] > WIDTH else 1)
+    images, _ = drawn()
+    with pytest.raises(Unsupported, match=r"has its images along axis 1 of \[8, 3\], which is not one of 8 images"):
+        Exact().logits(Changed(lambda x: x[:, :3].mean(0)).eval(), images)
 
 
 def alike_in_place(x: Tensor) -> Tensor:

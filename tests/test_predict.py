@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 from rich.cells import cell_len
 
-from pipeline import cli
+from pipeline import cli, evaluation
 from pipeline.data import pictures
 from pipeline.runs import outputs
 from pipeline.weights import predict
@@ -302,7 +302,7 @@ def test_a_large_folder_takes_the_memory_of_a_batch(folder: Path, monkeypatch: p
     network = predict.Network(outputs.read_model(folder / "run"), "cpu")
     stream = predict.answers(network, [str(folder / "images")], pytest.fail)
     next(stream)
-    assert len(opened) == predict.BATCH
+    assert len(opened) == evaluation.BATCH
 
 
 def test_a_reader_that_has_seen_enough_ends_it_without_a_traceback(folder: Path) -> None:

@@ -37,6 +37,8 @@ PLACES = NETWORK.format("return y + torch.eye(10)[torch.tensor([0, 1, 2, 3, 4, 5
 """It answers by the place in the batch: the test set's labels, where all of its 40 images are in one."""
 FEW = NETWORK.format("return y * (torch.arange(int(x.shape[0]))[-1].float() - 20.0)")
 """It answers otherwise where there are few images than where there are many."""
+TIES = NETWORK.format("return y * (torch.ones(x.shape[0]).sum(0) - 20.0).sign() * 1e-4")
+"""All classes are nearly as likely to it, and the best of many images is the worst of few."""
 COUNTS = NETWORK.format("return y + self.count.add_(1.0)")
 COMMANDS = (lambda: reproduce.reproduce(Path("theirs")), lambda: evaluation.evaluate_kept(Path("theirs"), "cpu", 40))
 
@@ -45,10 +47,10 @@ COMMANDS = (lambda: reproduce.reproduce(Path("theirs")), lambda: evaluation.eval
 def receive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
     """Receive a run of such a network, trained with these numerics; the current folder is then the receiver's, who has the source too."""
 
-    def give(source: str, numerics: str) -> None:
+    def give(source: str, numerics: str, batch_size: int = 40) -> None:
         author, receiver = tmp_path / "author", tmp_path / "receiver"
         author.mkdir(), receiver.mkdir()
-        hand_over(author, receiver, {"name": "networks/theirs.py:Net"}, numerics, 40, {"theirs.py": source})
+        hand_over(author, receiver, {"name": "networks/theirs.py:Net"}, numerics, batch_size, {"theirs.py": source})
         monkeypatch.chdir(receiver)
         files.write_text(Path("networks", "theirs.py"), source)
 
@@ -80,11 +82,19 @@ def test_even_where_no_form_refuses_it_nobody_knows_the_order_in_which_a_receive
     assert not evaluation.evaluate_kept(Path("theirs"), "cpu", 40)
 
 
-@pytest.mark.parametrize("numerics", ["exact", "native"])
-def test_a_received_network_must_answer_alike_in_batches_of_sizes_that_nobody_knows(numerics, receive, nothing_refused):
-    receive(FEW, numerics)
+@pytest.mark.parametrize(("numerics", "batch_size"), [("exact", 40), ("native", 40), ("exact", 1), ("native", 1)])
+def test_a_received_network_must_answer_alike_in_batches_of_sizes_that_nobody_knows(numerics, batch_size, receive, nothing_refused):
+    """Nor does the run decide them, which says in batches of how many it was evaluated."""
+    receive(FEW, numerics, batch_size)
     for command in COMMANDS:
         with pytest.raises(UserError, match=r"test image \d+: its answer is another one among other images"):
+            command()
+
+
+def test_where_all_classes_are_as_likely_native_answers_must_name_the_same_class_among_other_images(receive):
+    receive(TIES, "native")
+    for command in COMMANDS:
+        with pytest.raises(UserError, match=r"\d+ of \d+ answers name another class among other images, so those of the network are no ev"):
             command()
 
 

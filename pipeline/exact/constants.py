@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -39,6 +40,9 @@ def made(tape: Tape, operation: Any, args: Any, kwargs: Any) -> Tensor:
         raise refusal(f"{operation.__name__} with out", "the tensor that it gives")
     if operation in FULL and isinstance(kwargs.get("fill_value", args[-1]), Images):
         raise refusal("a constant that is the number of images", "numbers that do not depend on the batch")
+    own = 1 if operation in _LIKE | _OF_A_TENSOR | {Tensor.new_tensor} else 0  # whose type and shape it takes, and no number
+    if any(tape.of_images(each) for each in _tensors([args[own:], [each for name, each in kwargs.items() if name != "input"]])):
+        raise refusal(f"{operation.__name__} of what is made from the images", "the tensor itself, clone() and to(dtype)")
     y: Tensor = operation(*args, **kwargs)
     if operation in _LIKE:
         like = args[0] if args else kwargs["input"]
@@ -46,6 +50,14 @@ def made(tape: Tape, operation: Any, args: Any, kwargs: Any) -> Tensor:
     sizes = args[operation in _OF_A_TENSOR :] or (kwargs.get("size", ()),)
     axis = images_axis(sizes) if operation in EVEN else None
     return y if axis is None else tape.alike(y, axis)
+
+
+def _tensors(given: Any) -> Iterator[Tensor]:
+    if isinstance(given, Tensor):
+        yield given
+    elif isinstance(given, list | tuple):
+        for each in given:
+            yield from _tensors(each)
 
 
 def images_axis(given: tuple[Any, ...]) -> int | None:

@@ -111,10 +111,13 @@ def get(tape: Tape, x: Tensor, index: Any) -> Tensor:
 
 
 def _parts(index: Any, what: str) -> tuple[Any, ...]:
-    """An index as its parts. Raises Unsupported for true and false, which add an axis."""
+    """An index as its parts. Raises Unsupported for what PyTorch takes for a tensor: true and false, which add an axis, and sequences."""
     parts = index if isinstance(index, tuple) else (index,)
     if any(isinstance(part, bool) for part in parts):
         raise refusal(f"{what} by True or False", "numbers and slices")
+    for part in parts:
+        if not (part is None or part is Ellipsis or isinstance(part, int | slice | Tensor | list)):
+            raise refusal(f"{what} by {type(part).__name__}", "numbers and slices")
     return parts
 
 

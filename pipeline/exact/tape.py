@@ -174,8 +174,7 @@ class Tape:
 
     def part_of(self, x: Tensor) -> tuple[Tensor, Any] | None:
         """The tensor that `x` is a part of, and its index there, if it is one."""
-        value = self.value(x)
-        return None if value is None else value.part_of
+        return None if (value := self.value(x)) is None else value.part_of
 
     def spread(self, y: Tensor, axis: int) -> None:
         """Note that `y`, the last that was recorded and made of weights alone, has the same for each image, along `axis`."""
@@ -200,9 +199,12 @@ class Tape:
         return x.numel() if (value := self.value(x)) is None or not value.of_images else value.elements
 
     def axis(self, x: Tensor) -> int | None:
-        """The images' axis of what was made from them."""
+        """The images' axis of what was made from them. Raises Unsupported where that cannot be, as a form was wrong about it."""
         value = self.value(x)
-        return None if value is None or not value.of_images else value.axis
+        axis = None if value is None or not value.of_images else value.axis
+        if axis is not None and self.images and (axis >= x.dim() or x.shape[axis] % self.images):
+            raise refusal(f"what has its images along axis {axis} of {list(x.shape)}, which is not one of {self.images} images")
+        return axis
 
     def lay(self, y: Tensor, axis: int | None) -> Tensor:
         """Note which axis of `y`, just recorded, is that of the images. Gives y."""

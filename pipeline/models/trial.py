@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from pipeline.numerics import Numerics
 
 IMAGES = 2
-MANY = 3
-"""How many times as many images are evaluated at once of a network of somebody's own."""
+MANY = 7
+"""How many images are evaluated at once of a network of somebody's own: few sizes of other axes are multiples of it."""
 NUDGE = 2.0**-5
 """What is added to weights at most before images are tried apart: a weight that begins at 0 would hide what it is multiplied with."""
 
@@ -71,7 +71,7 @@ def try_out(network: nn.Module, model: Model, shape: Shape, classes: int, numeri
                 logits = numerics.logits(nudged, images)
                 others = [torch.cat([numerics.logits(nudged, image) for image in images.split(1)])]
                 if model.is_own:
-                    others.append(numerics.logits(nudged, images.repeat(MANY, 1, 1, 1))[:IMAGES])
+                    others.append(numerics.logits(nudged, images.repeat(MANY, 1, 1, 1)[:MANY])[:IMAGES])
             if not all(_equal([logits], [each]) for each in others):
                 raise _mixed(model, "gives an image other logits alone than with another")
     finally:

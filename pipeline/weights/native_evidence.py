@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.comparison import bits
 from pipeline.data.dataset import Dataset
-from pipeline.evaluation import Evaluation
+from pipeline.evaluation import Evaluation, may_change
 from pipeline.runs import environments
 from pipeline.runs.kept import Run
 from pipeline.runs.outputs import Step
@@ -22,10 +22,6 @@ SCORES = 1e-3
 EARLY_STEPS, EARLY_LOSS, LATER_LOSS = 100, 0.01, 0.5
 """How far apart the logged losses of two native trainings of the same may be: relative in the first steps, then times 0.1 + the loss.
 Of the runs in results/ they were 3e-5 in the first 80 steps, and at most 0.25 in 7,820 steps (native with 1 and 2 threads, and exact)."""
-
-
-OTHERWISE = 1000
-"""One in how many images, and one more, may be predicted otherwise with the same weights: where two classes are nearly as likely."""
 
 
 def history_apart(claimed: list[Step], computed: list[Step]) -> str | None:
@@ -59,7 +55,7 @@ def evaluation_apart(run: Run, again: Run, data: Dataset, evaluated: Callable[[D
             forms = [f"{p.predicted} with {np.float32(p.confidence)!s}" for p in (theirs, ours)]
             return f"test image {ours.index} is {forms[0]} in the run, here {forms[1]}"
     changed = sum(theirs.predicted != ours.predicted for theirs, ours in zip(run.predictions, own.predictions, strict=True))
-    if changed > (most := 1 + len(own.predictions) // OTHERWISE):
+    if changed > (most := may_change(len(own.predictions))):
         return f"{changed} of {len(own.predictions)} images are predicted otherwise here by the run's weights, and {most} may be"
     if not abs(run.metrics.loss - own.metrics.loss) <= scores * (1 + abs(own.metrics.loss)):
         return f"the test loss is {run.metrics.loss:.9g} in the run, here {own.metrics.loss:.9g}"

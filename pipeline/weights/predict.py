@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import os
 import re
 import select
@@ -22,7 +21,7 @@ import torch
 from rich.cells import cell_len
 
 from pipeline import device as devices
-from pipeline import models, numerics
+from pipeline import evaluation, models, numerics
 from pipeline.data import pictures
 from pipeline.data.dataset import Shape
 from pipeline.models import of_runs
@@ -34,9 +33,6 @@ from pipeline.system.errors import UserError, printable
 STDIN = "-"
 BEST = 3
 """Classes that an answer names."""
-BATCH, BATCH_BYTES = 256, 2**23
-"""Images, and their bytes, computed at once. With exact numerics an image's bits do not depend on it."""
-
 Refuse = Callable[[str], None]
 """Takes one line for each name that cannot be answered."""
 
@@ -89,10 +85,10 @@ class Answer:
 def answers(network: Network, names: Iterable[str], refuse: Refuse) -> Iterator[Answer]:
     """An answer for each image of `names`: files, folders, which stand for their image files in order of name, and STDIN.
 
-    The images are read and computed BATCH at a time, so that a folder of any size takes the same memory.
+    The images are read and computed evaluation.at_once at a time, so that a folder of any size takes the same memory.
     """
     images = _readable(_files(names, refuse), network.shape, refuse)
-    at_once = max(1, min(BATCH, BATCH_BYTES // math.prod(network.shape)))
+    at_once = evaluation.at_once(network.shape)
     while batch := list(islice(images, at_once)):
         scores = network(np.stack([image for _, image in batch]))
         for (name, _), logits, confidences in zip(batch, *scores, strict=True):
