@@ -6,6 +6,7 @@ import math
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -108,6 +109,27 @@ torch.add(x, x, alpha=2)
 torch.sub(x, x, alpha=0.5)
 1 - x
 torch.div(x, 0.3, rounding_mode='floor')
+x + torch.arange(4)
+x + torch.arange(0.5, 4)
+x + torch.arange(-1, 1, 0.5)
+x + torch.arange(end=4)
+x + torch.arange(1, end=5)
+x + torch.arange(start=0.25, end=2.25, step=0.5)
+x + torch.arange(2, step=-0.5, end=0)
+x + torch.arange(2, 0, -0.5, dtype=torch.float64)
+x + torch.arange(0, 2, 0.5, dtype=torch.int64)
+x + torch.arange(2**25, 2**25 + 4)
+x + torch.arange(2.0**25, 2.0**25 + 4, 1)
+x + torch.arange(0, 2, 0.0)
+x + torch.arange(0, float('inf'), 0.5)
+x + torch.arange(0.5, 0.5).sum()
+x + torch.zeros(4).add_(torch.ones(4), alpha=0.5)
+x + torch.zeros(4).add_(0.5, torch.ones(4))
+x + torch.zeros(4).add_(torch.ones(4), alpha=1)
+x + torch.arange(4) // 3
+x + torch.arange(4) % 3
+x + torch.arange(4.0) % 0.3
+x + torch.arange(4.0) // 0.3
 torch.div(x, 0.3, rounding_mode='trunc')
 1 / (x + 2)
 x / x.abs()
@@ -273,3 +295,10 @@ def test_a_form_computes_what_pytorch_does_with_these_arguments_or_refuses_them(
     assert found.shape == wanted.shape
     assert found.dtype == wanted.dtype
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize(("first", "last", "step"), [(0.1, 777.3, 0.0137), (-3, 3, 0.001), (-1, 1, 2 / 224), (5, -5.5, -0.3)])
+def test_arange_of_numbers_that_are_not_whole_rounds_each_product_and_each_sum_in_float64(first, last, step):
+    found = given(f"torch.arange({first}, {last}, {step})", ROWS, True)
+    count = np.arange(len(torch.arange(first, last, step)), dtype=np.float64)
+    assert np.array_equal(found.numpy(), (count * step + first).astype(np.float32))

@@ -140,7 +140,7 @@ def test_an_addition_passes_the_gradient_to_both():
 
 
 @pytest.mark.parametrize("batch_innermost", [True, False])
-@pytest.mark.parametrize("shape", [(3, -1), (-1, 20), (3, 4, 5, 1), (15, 4), (60,)])
+@pytest.mark.parametrize("shape", [(3, -1), (-1, 20), (3, 4, 5, 1), (-1, 4), (-1,)])
 def test_a_change_of_shape_moves_values_in_row_major_order_and_back(shape, batch_innermost):
     plain = torch.arange(60.0).view(3, 5, 2, 2)
     x = plain.movedim(0, -1).contiguous().movedim(-1, 0) if batch_innermost else plain

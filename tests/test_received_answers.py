@@ -39,6 +39,8 @@ FEW = NETWORK.format("return y * (torch.arange(int(x.shape[0]))[-1].float() - 20
 """It answers otherwise where there are few images than where there are many."""
 TIES = NETWORK.format("return y * (torch.ones(x.shape[0]).sum(0) - 20.0).sign() * 1e-4")
 """All classes are nearly as likely to it, and the best of many images is the worst of few."""
+DRAWS = NETWORK.format("return y + torch.nn.functional.dropout(torch.ones(24), 0.5, True).sum(0)")
+"""It draws, which one process does otherwise than the next."""
 COUNTS = NETWORK.format("return y + self.count.add_(1.0)")
 COMMANDS = (lambda: reproduce.reproduce(Path("theirs")), lambda: evaluation.evaluate_kept(Path("theirs"), "cpu", 40))
 
@@ -95,6 +97,13 @@ def test_where_all_classes_are_as_likely_native_answers_must_name_the_same_class
     receive(TIES, "native")
     for command in COMMANDS:
         with pytest.raises(UserError, match=r"\d+ of \d+ answers name another class among other images, so those of the network are no ev"):
+            command()
+
+
+def test_a_received_network_that_draws_while_it_answers_is_refused(receive):
+    receive(DRAWS, "native")
+    for command in COMMANDS:
+        with pytest.raises(UserError, match=r"the network draws random numbers while it is evaluated"):
             command()
 
 

@@ -21,7 +21,7 @@ from pipeline import numerics
 from pipeline.exact.initialisation import initial_values
 from pipeline.exact.masks import Draws
 from pipeline.models import received, recording
-from pipeline.models.recorded import Recorded, Recording
+from pipeline.models.recorded import OPERATIONS, Recorded, Recording
 from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.system.errors import UserError
 from pipeline.system.tensors import fingerprint
@@ -138,9 +138,20 @@ def test_a_tensor_that_is_made_on_a_named_device_is_on_that_of_the_images():
     assert received.read(content, weights(network), CLASSES, SHAPE, "network.json") is not None
 
 
+def test_memory_that_nobody_filled_is_zeros_to_a_received_network_with_any_numerics(monkeypatch):
+    class Empty(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)[:, :CLASSES] * torch.empty(x.shape[0], 1)
+
+    module = Recorded(read(recording.record(Empty(), SHAPE, EXACT, CPU), Empty())).eval()
+    monkeypatch.setitem(OPERATIONS, "torch.empty", lambda *sizes: torch.full(sizes, 7.0))  # what was there before
+    images = torch.full((2, *SHAPE), 255, dtype=torch.uint8)
+    assert not numerics.select("native", CPU).logits(module, images).any()
+
+
 def test_a_number_that_is_that_of_the_images_is_it_for_any_number():
     network = built(Asking)
-    network.ask = (lambda self, y: y.view(2 * len(y), -1).view(-1, 10)).__get__(network)
+    network.ask = (lambda self, y: y.view(2 * y.shape[0], -1).view(-1, 10)).__get__(network)
     native = numerics.select("native", CPU)
     again = Recorded(read(recording.record(network, SHAPE, native, CPU), network), seed=5)
     images, _ = batch(7)
@@ -224,6 +235,7 @@ TAMPERED: dict[str, tuple[Callable[[Any], None], str]] = {
         "conv2d takes 730230144 numbers with their margins"),
     "a pool": (added(["torch.nn.functional.avg_pool2d", [{"value": 0}, 71, 1, 20], {}]), "avg_pool2d has 5041 parts, and 5000 are"),
     "a pool of many": (added(["torch.nn.functional.adaptive_avg_pool2d", [{"value": 0}, 71], {}]), "avg_pool2d has 5041 parts"),
+    "parts again and again": (added(*[["torch.unbind", [{"held": "fc1.weight"}], {}]] * 100), "its operations have 20056 parts, and 20000"),
     "the number of images as a bound": (added(["torch.clamp", [{"value": 0}, 0, {"images": 1}], {}]), "call 13 takes the number of images"),
     "a multiple of it in a sum": (added(["torch.add", [{"value": 0}, {"images": 2}], {}]), "call 13 takes the number of images otherwise"),
     "a constant of it": (added(["torch.full", [{"tuple": [5]}, {"images": 2}], {}]), "call 13 takes the number of images otherwise"),

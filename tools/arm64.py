@@ -30,7 +30,7 @@ TORCH = "2.10.0"
 PROCESSOR = "neoverse-n1"
 """What QEMU plays: a processor of servers that PyTorch's wheel computes on, without SVE, with which a step takes ten times as long."""
 DEBIAN = ("python3", "libstdc++6", "qemu-user-static:amd64")
-PYTHON = ("numpy", "safetensors", "msgspec", "ruamel.yaml", "typer", "requests")
+PYTHON = ("numpy", "pillow", "safetensors", "msgspec", "ruamel.yaml", "typer", "requests")
 """What the pipeline imports for goldens and the demo, beside PyTorch."""
 GOLDENS = """
 import sys

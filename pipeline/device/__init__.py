@@ -23,7 +23,8 @@ from pipeline.system.errors import UserError, shown
 
 __all__ = [
     "CPU", "Stopwatch", "accelerators", "as_cuda_graph", "available", "build", "collectives", "cpu_limit", "describe", "driver_too_old",
-    "driver_version", "failures_explained", "needed_driver", "peak_memory_bytes", "prepare", "select", "synchronise", "threads",
+    "driver_version", "failures_explained", "generator_states", "needed_driver", "peak_memory_bytes", "prepare", "select", "synchronise",
+    "threads",
 ]  # fmt: skip
 
 CPU = "cpu"
@@ -107,6 +108,11 @@ def cpu_limit() -> int:
         if quota_us > 0:
             return max(1, min(limit, -(-quota_us // period_us)))
     return limit
+
+
+def generator_states() -> list[torch.Tensor]:
+    """The states of PyTorch's generators of random numbers, of all devices in use."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
 
 
 def collectives(device: torch.device) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,8 @@ _LIKE = {torch.zeros_like, torch.ones_like, torch.full_like}
 _OF_A_TENSOR = {Tensor.new_zeros, Tensor.new_ones, Tensor.new_full}
 EVEN = {torch.zeros, torch.ones, torch.full, *_OF_A_TENSOR}
 """Operations that make a tensor of given sizes with the same number everywhere."""
+LARGEST_WHOLE = 2**24
+"""Whole numbers up to this are float32s."""
 FULL = {torch.full, Tensor.new_full}
 """Those of them whose last argument is the number."""
 OF_CONSTANTS = {
@@ -32,6 +35,17 @@ OF_CONSTANTS = {
     )),
 }  # fmt: skip
 """Operations that are PyTorch's own on constants."""
+_SUMS, _QUOTIENTS = {Tensor.add_, Tensor.__iadd__}, {Tensor.__floordiv__, Tensor.__mod__}
+
+
+def computed(operation: Any, args: Any, kwargs: Any) -> Any:
+    """What one of OF_CONSTANTS gives. Raises Unsupported where more than one thing rounds, whose bits depend on instructions."""
+    if operation in _SUMS and (len(args) > 2 or kwargs.get("alpha", 1) != 1):
+        raise refusal(f"{operation.__name__} with alpha", "the product, and then the sum")
+    given = operation(*args, **kwargs)
+    if operation in _QUOTIENTS and given.is_floating_point():
+        raise refusal(f"{operation.__name__} of floats", "it of whole numbers")
+    return given
 
 
 def made(tape: Tape, operation: Any, args: Any, kwargs: Any) -> Tensor:
@@ -43,13 +57,32 @@ def made(tape: Tape, operation: Any, args: Any, kwargs: Any) -> Tensor:
     own = 1 if operation in _LIKE | _OF_A_TENSOR | {Tensor.new_tensor} else 0  # whose type and shape it takes, and no number
     if any(tape.of_images(each) for each in _tensors([args[own:], [each for name, each in kwargs.items() if name != "input"]])):
         raise refusal(f"{operation.__name__} of what is made from the images", "the tensor itself, clone() and to(dtype)")
-    y: Tensor = operation(*args, **kwargs)
+    y: Tensor = (_arange if operation is torch.arange else operation)(*args, **kwargs)
     if operation in _LIKE:
         like = args[0] if args else kwargs["input"]
         return tape.alike(y, tape.axis(like), like) if tape.of_images(like) else y
     sizes = args[operation in _OF_A_TENSOR :] or (kwargs.get("size", ()),)
     axis = images_axis(sizes) if operation in EVEN else None
     return y if axis is None else tape.alike(y, axis)
+
+
+def _arange(*args: Any, start: Any = None, end: Any = None, step: Any = None, dtype: Any = None, **named: Any) -> Tensor:
+    """torch.arange; of numbers that are not whole, start + i step in float64, each operation rounded, and then to `dtype`.
+
+    PyTorch's own bits depend there on threads and instructions.
+    """
+    given: list[Any] = [start, end, step]
+    places = [1] if len(args) == 1 and end is None else [place for place in range(3) if given[place] is None]
+    for place, value in zip(places, args, strict=False):
+        given[place] = value
+    first, last, by = 0 if given[0] is None else given[0], given[1], 1 if given[2] is None else given[2]
+    whole = all(float(value).is_integer() and abs(value) <= LARGEST_WHOLE for value in (first, last, by))
+    if whole or not by or not all(map(math.isfinite, (first, last, by))):
+        return torch.arange(first, last, by, dtype=dtype, **named)
+    if dtype is not None and not dtype.is_floating_point:
+        raise refusal(f"arange of {dtype} by numbers that are not whole", "whole numbers, or floats")
+    count = torch.arange(max(0, math.ceil((float(last) - float(first)) / float(by))), dtype=torch.float64, **named)
+    return count.mul_(float(by)).add_(float(first)).to(dtype or torch.get_default_dtype())
 
 
 def _tensors(given: Any) -> Iterator[Tensor]:

@@ -212,7 +212,7 @@ class Forms(TorchFunctionMode):
         elif func is F.relu and len(args) == 2:
             inplace, args = args[1], args[:1]
         if func in constants.OF_CONSTANTS and all(tape.value(x) is None for x in _tensors((args, kwargs))):
-            return func(*args, **kwargs)
+            return constants.computed(func, args, kwargs)
         if inplace:
             return self._in_place(IN_PLACE.get(func, func), args, kwargs)
         if (form := FORM_OF.get(func)) is not None:

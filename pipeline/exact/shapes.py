@@ -55,13 +55,13 @@ def reshape(tape: Tape, x: Tensor, *given: Any, shape: Any = None) -> Tensor:
     if any(isinstance(part, torch.dtype) for part in given):
         raise refusal("a view as another type", "changes of shape")
     wanted = sizes(given if shape is None else (shape,))
-    counts = [axis for axis, size in enumerate(wanted) if isinstance(size, Images)]
+    asked, counts = [*wanted], [axis for axis, size in enumerate(wanted) if isinstance(size, Images)]
     if -1 in wanted:
         known = -math.prod(wanted)
         if x.numel() and (known < 1 or x.numel() % known):
             raise RuntimeError(f"shape {wanted} is invalid for input of size {list(x.shape)}")
         wanted[wanted.index(-1)] = x.numel() // known if x.numel() else _rows_of_none(tape, x, wanted)
-    y = _reshaped(tape, x, wanted)
+    y = _reshaped(tape, x, wanted, asked)
     if (counts and tape.axis(y) not in (None, *counts)) or len(counts) > 1 or (counts and not tape.of_images(x)):
         raise refusal("a change of shape with the number of images along another axis than theirs", "sizes that do not depend on the batch")
     return y
@@ -72,7 +72,8 @@ def _rows_of_none(tape: Tape, x: Tensor, wanted: Sequence[int]) -> int:
     return 0 if wanted[0] == -1 else tape.elements(x) // max(1, -math.prod(size for size in wanted if size))
 
 
-def _reshaped(tape: Tape, x: Tensor, wanted: list[int]) -> Tensor:
+def _reshaped(tape: Tape, x: Tensor, wanted: list[int], asked: Sequence[int] | None = None) -> Tensor:
+    """`x` in the shape `wanted`, for which a network has `asked`, if it did."""
     if math.prod(wanted) != x.numel():
         raise RuntimeError(f"shape {wanted} is invalid for input of size {list(x.shape)}")
     if wanted == list(x.shape):
@@ -86,6 +87,9 @@ def _reshaped(tape: Tape, x: Tensor, wanted: list[int]) -> Tensor:
         of_image = tape.elements(x) // max(1, math.prod(x.shape[:axis]))
         if wanted[:axis] != list(x.shape[:axis]) or len(wanted) <= axis or of_image % max(1, math.prod(wanted[axis + 1 :])):
             axis = None
+    size = asked[axis] if asked and axis is not None and tape.images else -1
+    if size not in (-1, tape.images, x.shape[axis or 0]) and not isinstance(size, Images):  # only some numbers of images would fit
+        raise refusal(f"a change of shape from {list(x.shape)} to {wanted} with {size} for the images' axis", "-1, or x.shape[0]")
     return tape.record(_in_shape(x, wanted), (x,), lambda g: (_in_shape(g, list(x.shape)),), shares=x, axis=axis)
 
 
@@ -105,7 +109,8 @@ def unflatten(tape: Tape, x: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
     wanted = list(sizes)
     if -1 in wanted:
         wanted[wanted.index(-1)] = x.shape[dim] // -math.prod(wanted)
-    return _reshaped(tape, x, [*x.shape[:dim], *wanted, *x.shape[dim + 1 :]])
+    before, after = x.shape[:dim], x.shape[dim + 1 :]
+    return _reshaped(tape, x, [*before, *wanted, *after], [*before, *sizes, *after])
 
 
 def contiguous(tape: Tape, x: Tensor, memory_format: Any = None) -> Tensor:

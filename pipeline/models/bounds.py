@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from pipeline import device as devices
 from pipeline.exact import registry
 from pipeline.exact.arguments import pair
 from pipeline.exact.errors import Unsupported
@@ -30,6 +31,8 @@ LARGEST = 2**26
 MOST_PARTS, LONGEST_NAME = 64, 1000
 """Of the name of a weight or buffer: modules in modules, and characters."""
 MOST_CALLS = 5000
+MOST_ALL_PARTS = 4 * MOST_CALLS
+"""Of all operations that give or go through several, of two images and of three."""
 MOST_NUMBERS = 2**28
 """Numbers that the values of two images may hold at a time: 1 GiB of float32."""
 LEAST = 2**8
@@ -74,10 +77,17 @@ class _Bounded(TorchFunctionMode):
 
 @contextlib.contextmanager
 def unchanged(network: nn.Module) -> Iterator[None]:
-    """Around what a network answers: raises UserError where it has changed what it holds, for an answer could depend on those before it."""
+    """Around what a network answers: raises UserError where it has changed what it holds, for an answer could depend on those before it.
+
+    Or where it has drawn: what is drawn may be known in one process, and another number in the next.
+    """
     held = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     versions = {name: tensor._version for name, tensor in held.items()}
+    state = devices.generator_states()
     yield
+    if any(not torch.equal(a, b) for a, b in zip(state, devices.generator_states(), strict=True)):
+        raise UserError("the network draws random numbers while it is evaluated, so its answers are no evidence; draw where self.training "
+                        "is true")  # fmt: skip
     if changed := [name for name, tensor in held.items() if tensor._version != versions[name]]:
         raise UserError(f"the network changes its '{changed[0]}' while it is evaluated, and an image's answer could depend on those before "
                         "it; change it where self.training is true")  # fmt: skip
@@ -128,14 +138,21 @@ def _numbers(given: Any) -> int:
 
 
 class Bounded(TorchFunctionMode):
-    """Raises ValueError before an operation gives too many parts, and after one within another that gives too many numbers."""
+    """Raises ValueError before operations give too many parts, one or all, and after one within another that gives too many numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._parts = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.conv2d and (numbers := _with_margins(*args, **kwargs)) > MOST_NUMBERS:
             raise ValueError(f"{resolve_name(func)} takes {numbers} numbers with their margins, and {MOST_NUMBERS} are the most")
-        if func in _PARTS and (parts := _PARTS[func](*args, **kwargs)) > MOST_CALLS:
+        if (parts := _PARTS[func](*args, **kwargs) if func in _PARTS else 0) > MOST_CALLS:
             raise ValueError(f"{resolve_name(func)} has {parts} parts, and {MOST_CALLS} are the most")
+        self._parts += parts
+        if self._parts > MOST_ALL_PARTS:
+            raise ValueError(f"its operations have {self._parts} parts, and {MOST_ALL_PARTS} are the most")
         if func in registry.COMPOSED:
             with contextlib.suppress(Unsupported), self:  # native numerics may have it
                 return registry.COMPOSED[func](*args, **kwargs)

@@ -23,6 +23,7 @@ _ALL = {*registry.FORM_OF, *registry.COMPOSED, *registry.IN_PLACE, *constants.MA
 NAMES: dict[Any, str] = {each: str(resolve_name(each)) for each in _ALL - _OF_VALUES}
 """Of each operation that may be recorded PyTorch's own name."""
 OPERATIONS = {name: each for each, name in NAMES.items()}
+_EMPTY = NAMES[torch.empty]
 _OF_LISTS = {NAMES[each] for each in (torch.tensor, Tensor.new_tensor)}
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")}
 LAYOUTS = {name: getattr(torch, name) for name in ("contiguous_format", "channels_last", "preserve_format")}
@@ -122,6 +123,9 @@ class Recorded(nn.Module):
                 *(_decoded(each, values, where) for each in args),
                 **{key: _decoded(each, values, where) for key, each in kwargs.items()},
             ))  # fmt: skip
+            if name == _EMPTY:  # to native numerics it would be what somebody left in memory
+                with torch._C.DisableTorchFunction():
+                    values[place].zero_()
             seen(place, values[place], unused[place])
             for other in unused[place]:
                 values[other] = None
