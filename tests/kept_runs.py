@@ -93,6 +93,7 @@ def write_outputs(
     actual: Sequence[int] | None = None,
     confidence: float = 0.5,
     metrics: dict[str, Any] | None = None,
+    network: bytes | None = None,
     **trained: Any,
 ) -> None:
     """Write the four outputs of a run; `metrics` holds what is not as the predictions say, `trained` is what `provenance` takes."""
@@ -111,7 +112,9 @@ def write_outputs(
         numerics=training.numerics,
         fingerprint=fingerprint(layers),
     )
-    outputs.write_training(folder, layers, [Step(1 + 10 * i, 1 + 2 * i // len(curve), loss) for i, loss in enumerate(curve)], training)
+    outputs.write_training(
+        folder, layers, [Step(1 + 10 * i, 1 + 2 * i // len(curve), loss) for i, loss in enumerate(curve)], training, network
+    )
     rows = [Prediction(i, classes[a], classes[p], confidence) for i, (a, p) in enumerate(zip(true, guessed, strict=True))]
     outputs.write_evaluation(folder, replaced(counted, metrics), rows)
 

@@ -94,6 +94,13 @@ def test_other_code_is_shown_but_does_not_make_runs_different(compare: Compare) 
     assert "apart by: the code that trained them" in out
 
 
+def test_other_operations_in_network_json_are_shown(compare: Compare) -> None:
+    code, out, _ = compare(keep(network=b"{}"), keep(network=b"[]"))
+    assert code == 0
+    assert "apart by: the operations in their network.json, with which predict answers" in " ".join(out.split())
+    assert "network.json" not in compare(keep(network=b"{}"), keep(network=b"{}", threads=1))[1]
+
+
 @pytest.mark.fault(82)
 def test_native_runs_whose_accuracies_may_or_may_not_lie_more_than_the_margin_apart_are_undecided(compare: Compare) -> None:
     hits = [i for i, guess in enumerate(guesses(1000)) if guess == i % 10]

@@ -140,6 +140,8 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
     """For `undecided`: how many test images more would decide, were they predicted like these; None where no number that is known would."""
     code_differs: bool
     """Shown only: what counts is what the code made."""
+    networks_differ: bool
+    """Shown only, of the same network's weights: with which operations predict answers counts where it is computed again (reproduce)."""
     inequality: Inequality | None
     """None where weights, histories, predictions and metrics are equal."""
     weights: Weights

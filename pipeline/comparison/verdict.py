@@ -105,6 +105,7 @@ def compare(first: Run, other: Run, settings: Compare, *, second: int = 2) -> Pa
         deciding_images=deciding_images,
         differences=differences,
         code_differs=first.identity.code != other.identity.code,
+        networks_differ=not weights.unlike and None not in (first.network, other.network) and first.network != other.network,
         inequality=inequality,
         weights=weights,
         losses=losses,

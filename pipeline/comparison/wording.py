@@ -73,6 +73,8 @@ def details(pair: Pair, report: Report) -> list[str]:
     shown = [f"{d.field} {known(d.first)} and {known(d.second)}" for d in pair.differences if not d.decides]
     if pair.code_differs:
         shown.append("the code that trained them")
+    if pair.networks_differ:
+        shown.append("the operations in their network.json, with which predict answers")
     if shown:
         lines.append("apart by: " + ", ".join(shown))
     return [*lines, _weights(pair), _losses(pair), _predictions(pair)]
