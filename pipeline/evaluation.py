@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import sys
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from pipeline.params import Evaluate
 from pipeline.params import Model as Network
 from pipeline.runs import keeping, kept, outputs, provenance
 from pipeline.runs.environments import Facts
-from pipeline.runs.outputs import HISTORY, MODEL, OUTPUTS, PREDICTIONS, Metrics, Model, Prediction
+from pipeline.runs.outputs import HISTORY, MODEL, NETWORK, OUTPUTS, PREDICTIONS, Metrics, Model, Prediction
 from pipeline.system import files, tensors
 from pipeline.system.errors import UserError, printable
 from pipeline.system.tensors import Tensors
@@ -39,7 +40,10 @@ SAME_ANSWER = 0.01
 OTHERWISE = 1000
 """One in how many images, and one more, native numerics may predict otherwise: where two classes are nearly as likely."""
 SIZES = 6
-"""How many batches of drawn sizes a received network answers again, besides one image, two, and as many as `predict` takes."""
+"""How many batches of drawn sizes a received network answers again, besides FEW and as many images as `predict` takes."""
+TRIED = (1, 2, 3, 7)
+"""Images that a received network is given at once, for the exact forms of its operations."""
+FEW = [1] * 8 + [2] * 4
 BATCH, BATCH_BYTES = 256, 2**23
 """Images, and their bytes, that `predict` computes at once. With exact numerics an image's bits do not depend on it."""
 BATCHES = Evaluate(batch_size=1000)
@@ -161,13 +165,32 @@ def may_change(answers: int) -> int:
     return 1 + answers // OTHERWISE
 
 
-def _batches_by_chance(chance: np.random.Generator, images: int, most: int) -> list[Tensor]:
-    """Some images in batches that nobody knows: one alone, a pair, `most`, and SIZES others up to that, small ones as likely as large ones.
+def _check_own_answers(model: torch.nn.Module, images: np.ndarray, network: Network) -> None:
+    """Raise UserError where the exact forms of a received network's operations refuse what an image's answer is made of: other images.
+
+    Native numerics have no forms, and no batches by chance show all that a network may look for in the others.
+    """
+    chosen, module = numerics.select("exact", torch.device(devices.CPU)), copy.deepcopy(model).cpu()
+    for count in TRIED:
+        try:
+            with models.mistakes_explained(network):
+                chosen.logits(module, torch.from_numpy(np.resize(images[:count], (count, *images.shape[1:]))))
+        except UserError as refused:
+            reason, _, _ = str(refused).partition("; ")  # what follows is for the network's author
+            raise UserError(f"{NETWORK}: what it answers may depend on more than the image, so it is no evidence: {reason}") from None
+
+
+def _batches_by_chance(chance: np.random.Generator, labels: np.ndarray, most: int) -> list[Tensor]:
+    """Some images in batches that nobody knows: FEW, `most`, SIZES others up to that, small ones as likely; neighbours; those of a class.
 
     `most` is the receiver's own: what is said of a run's evaluation comes with the run.
     """
-    sizes = [1, 2, most, *(int(size) for size in most ** chance.random(SIZES))]
-    return [torch.from_numpy(chance.choice(images, min(size, images), replace=False)) for size in sizes]
+    images = len(labels)
+    sizes = [*FEW, most, *(int(size) for size in most ** chance.random(SIZES))]
+    drawn = [chance.choice(images, min(size, images), replace=False) for size in sizes]
+    neighbours = chance.integers(images) + np.arange(min(most, images))
+    of_a_class = chance.permutation(np.flatnonzero(labels == chance.choice(labels)))[:most]
+    return [torch.from_numpy(each) for each in (*drawn, neighbours % images, of_a_class)]
 
 
 def evaluate(
@@ -199,6 +222,8 @@ def evaluate(
         with models.mistakes_explained(network):
             return chosen.scores(chosen.logits(model, images), labels)
 
+    if received and recorded is not None and chosen.version == "native":
+        _check_own_answers(model, data.test_images, network)
     chance = np.random.default_rng()
     every, by_chance = torch.arange(len(batches)), torch.from_numpy(chance.permutation(len(batches)))
     exact = chosen.version != "native"
@@ -219,18 +244,20 @@ def evaluate(
         if not np.isfinite(loss):
             raise UserError(f"the test loss is {loss}: the weights are of no use; train again with a smaller lr")
         if received:
-            again = list(by_chance.split(settings.batch_size)) * (not exact) + _batches_by_chance(chance, len(batches), at_once(data.shape))
-            changed, answered = 0, sum(map(len, again))
-            for some in again:
-                others, other, confident = scored(some.to(device))
-                apart = ((others - losses[some]).abs() / (1 + losses[some])).maximum((confident - confidence[some]).abs())
-                if (differs := ~(apart <= (0.0 if exact else SAME_ANSWER))).any():
-                    raise UserError(f"test image {int(some[differs.cpu()][0])}: its answer is another one among other images, so those of "
-                                    "the network are no evidence")  # fmt: skip
-                changed += int((other != predicted[some]).sum())
-            if changed > (0 if exact else may_change(answered)):
-                raise UserError(f"{changed} of {answered} answers name another class among other images, so those of the network are no "
-                                "evidence")  # fmt: skip
+            drawn = _batches_by_chance(chance, data.test_labels, at_once(data.shape))
+            for again in (drawn,) if exact else (by_chance.split(settings.batch_size), drawn):
+                changed = 0
+                for some in again:
+                    others, other, confident = scored(some.to(device))
+                    apart = ((others - losses[some]).abs() / (1 + losses[some])).maximum((confident - confidence[some]).abs())
+                    if (differs := ~(apart <= (0.0 if exact else SAME_ANSWER))).any():
+                        raise UserError(f"test image {int(some[differs.cpu()][0])}: its answer is another one among other images, so those "
+                                        "of the network are no evidence")  # fmt: skip
+                    changed += int((other != predicted[some]).sum())
+                answered = sum(map(len, again))
+                if changed > (0 if exact else may_change(answered)):
+                    raise UserError(f"{changed} of {answered} answers name another class among other images, so those of the network are "
+                                    "no evidence")  # fmt: skip
     hits = predicted.cpu().numpy() == data.test_labels
     of_class = [hits[data.test_labels == i] for i in range(len(data.classes))]
     metrics = Metrics(

@@ -85,6 +85,16 @@ def _cut(text: str) -> str:
         (lambda f: _rewrite(f / HISTORY, lambda text: text.replace("\n1,1,", "\n1,1,nan#").replace("#", "\n2,1,")), HISTORY, "nan"),
         (lambda f: _rewrite(f / PREDICTIONS, lambda text: text.replace("0.5\n", "nan\n", 1)), PREDICTIONS, "nan"),
         (lambda f: (f / ENVIRONMENT).write_text('{"train": {"seconds_per_epoch": NaN}, "evaluate": {}}'), ENVIRONMENT, "JSON is malformed"),
+        (
+            lambda f: (f / ENVIRONMENT).write_text('{"train": {"seconds_per_epoch": -1e308}, "evaluate": {}}'),
+            ENVIRONMENT,
+            "is -1e+308; allowed: a number",
+        ),
+        (
+            lambda f: (f / ENVIRONMENT).write_text('{"train": {"hardware": "A\\u202eB"}, "evaluate": {}}'),
+            ENVIRONMENT,
+            "is 'A\\u202eB'; allowed: text",
+        ),
         (lambda f: (f / ENVIRONMENT).write_text('{"train": 3, "evaluate": {}}'), ENVIRONMENT, "'train' is 3; allowed: a mapping"),
         (
             lambda f: (f / ENVIRONMENT).write_text('{"train": {"threads": 1e999}, "evaluate": {}}'),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.numerics.native import Native
 from pipeline.workers import Group
 from tests.dispatched import Names
 from tests.networks import batch, equal, step
@@ -85,3 +87,11 @@ def test_a_workers_share_weighs_as_much_as_it_has_of_the_batch():
     images, labels = batch(5)
     loss, *_ = step(trainer().model, images, labels, "native", Second(), 20)
     assert torch.allclose(loss, F.cross_entropy(trainer().model(images.float() / 255), labels) / 4)
+
+
+def test_of_equal_confidences_the_class_is_that_of_the_larger_logit_as_predict_says():
+    logits = torch.tensor([[-1.0, 0.0, 1e-9], [1.0, 1.0, 0.0]])
+    assert torch.softmax(logits, 1)[0, 1] == torch.softmax(logits, 1)[0, 2]
+    _, predicted, confidences = Native().scores(logits, torch.tensor([0, 0]))
+    assert predicted.tolist() == np.argsort(-logits.numpy(), kind="stable")[:, 0].tolist() == [2, 0]
+    assert torch.equal(confidences, torch.softmax(logits, 1).amax(1))

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from pipeline import evaluation
 from pipeline.exact import constants, registry
 from pipeline.exact.tape import Tape
-from pipeline.models import received, trial
+from pipeline.models import bounds, received, trial
 from pipeline.runs import outputs
 from pipeline.system import files
 from pipeline.system.errors import UserError
@@ -41,6 +44,10 @@ TIES = NETWORK.format("return y * (torch.ones(x.shape[0]).sum(0) - 20.0).sign() 
 """All classes are nearly as likely to it, and the best of many images is the worst of few."""
 DRAWS = NETWORK.format("return y + torch.nn.functional.dropout(torch.ones(24), 0.5, True).sum(0)")
 """It draws, which one process does otherwise than the next."""
+ALONE = NETWORK.format("return (y - 2 * y.squeeze(0).unsqueeze(1).amax(-1)) * 1e-4")
+"""To one image alone it gives the least likely class."""
+CROWD = NETWORK.format("return y - 2 * y * ((y - y.mean(0)).abs().amax() < 1e-3)")
+"""It gives another answer where all images are alike."""
 COUNTS = NETWORK.format("return y + self.count.add_(1.0)")
 COMMANDS = (lambda: reproduce.reproduce(Path("theirs")), lambda: evaluation.evaluate_kept(Path("theirs"), "cpu", 40))
 
@@ -100,11 +107,54 @@ def test_where_all_classes_are_as_likely_native_answers_must_name_the_same_class
             command()
 
 
-def test_a_received_network_that_draws_while_it_answers_is_refused(receive):
+def test_even_where_nothing_else_sees_it_images_alone_must_be_of_the_same_class(receive, nothing_refused):
+    receive(ALONE, "native")
+    for command in COMMANDS:
+        with pytest.raises(UserError, match=r"\d+ of \d+ answers name another class among other images, so those of the network are no ev"):
+            command()
+
+
+def test_with_native_numerics_too_the_exact_forms_of_a_received_networks_operations_must_not_refuse_it(receive, monkeypatch):
+    receive(CROWD, "native")
+    Path("networks", "theirs.py").unlink()
+    monkeypatch.setattr(received, "check", lambda *given: None)
+    monkeypatch.setattr(evaluation, "_batches_by_chance", lambda *given: [])
+    for command in COMMANDS:
+        with pytest.raises(
+            UserError, match=r"network\.json: what it answers may .*: numerics 'exact' has no form of a mean or sum over the images"
+        ):
+            command()
+
+
+def test_a_batch_of_neighbours_and_one_of_a_class_are_among_those_that_nobody_knows():
+    labels = np.arange(40) // 10
+    batches = [each.tolist() for each in evaluation._batches_by_chance(np.random.default_rng(1), labels, 10)]
+    assert [len(each) for each in batches[:13]] == [*evaluation.FEW, 10]
+    neighbours, of_a_class = batches[-2:]
+    assert neighbours == [(neighbours[0] + i) % 40 for i in range(10)]
+    assert len(of_a_class) == 10
+    assert len({i // 10 for i in of_a_class}) == 1
+
+
+def test_a_received_network_that_draws_while_it_answers_is_refused(receive, monkeypatch):
     receive(DRAWS, "native")
+    with pytest.raises(
+        UserError, match=r"network\.json: what it answers may depend on more than the image, so it is no evidence: .*dropout"
+    ):
+        evaluation.evaluate_kept(Path("theirs"), "cpu", 40)
+    monkeypatch.setattr(evaluation, "TRIED", ())  # as if no form refused it
     for command in COMMANDS:
         with pytest.raises(UserError, match=r"the network draws random numbers while it is evaluated"):
             command()
+
+
+def test_statistics_that_a_norm_changes_are_seen_though_no_version_tells():
+    network = nn.BatchNorm1d(1)
+    version = network.running_mean._version
+    with pytest.raises(UserError, match=r"the network changes its 'running_mean' while it is evaluated"):  # noqa: SIM117
+        with torch.inference_mode(), bounds.unchanged(network):
+            network(torch.ones(2, 1))
+    assert network.running_mean._version == version
 
 
 def test_with_native_numerics_a_received_network_must_answer_alike_in_another_order(receive):

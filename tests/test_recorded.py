@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from pipeline import numerics
 from pipeline.exact.initialisation import initial_values
 from pipeline.exact.masks import Draws
 from pipeline.models import received, recording
-from pipeline.models.recorded import OPERATIONS, Recorded, Recording
+from pipeline.models.recorded import NAMES, OPERATIONS, Recorded, Recording
 from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.system.errors import UserError
 from pipeline.system.tensors import fingerprint
@@ -149,6 +150,19 @@ def test_memory_that_nobody_filled_is_zeros_to_a_received_network_with_any_numer
     assert not numerics.select("native", CPU).logits(module, images).any()
 
 
+def test_sizes_of_what_no_file_of_weights_holds_are_numbers_that_a_network_names():
+    recording_of = json.loads(recording.record(built(SimpleCNN), SHAPE, EXACT, CPU))
+    before = msgspec.convert(recording_of, Recording).named()
+    recording_of["held"]["b"] = {"shape": [1234567, 0], "kind": "unsaved"}
+    assert msgspec.convert(recording_of, Recording).named() == before + 1  # 0 is named already
+
+
+def test_each_operation_has_a_name_of_its_own():
+    shared = [name for name in OPERATIONS if list(NAMES.values()).count(name) > 1]
+    assert shared == ["torch.nn.functional.pad"]  # which torch._C._nn.pad is too
+    assert all(name.startswith("torch.") for name in OPERATIONS)
+
+
 def test_a_number_that_is_that_of_the_images_is_it_for_any_number():
     network = built(Asking)
     network.ask = (lambda self, y: y.view(2 * y.shape[0], -1).view(-1, 10)).__get__(network)
@@ -235,6 +249,12 @@ TAMPERED: dict[str, tuple[Callable[[Any], None], str]] = {
         "conv2d takes 730230144 numbers with their margins"),
     "a pool": (added(["torch.nn.functional.avg_pool2d", [{"value": 0}, 71, 1, 20], {}]), "avg_pool2d has 5041 parts, and 5000 are"),
     "a pool of many": (added(["torch.nn.functional.adaptive_avg_pool2d", [{"value": 0}, 71], {}]), "avg_pool2d has 5041 parts"),
+    "a number in words": (call(0, None, [{"number": "0.5"}]), "call 1 has an argument that is 'number'"),
+    "a batch's own statistics": (added(["torch.nn.functional.batch_norm", [{"value": 0}, None, None, None, None, True], {}]),
+        "torch.nn.functional.batch_norm norms an image by others while it evaluates"),
+    "statistics of what was seen": (added(["torch.nn.functional.instance_norm", [{"value": 0}, *[{"held": "fc3.bias"}] * 2], {}]),
+        "torch.nn.functional.instance_norm keeps what it has seen while it evaluates"),
+    "an axis that one image alone has not": (added(["torch.Tensor.squeeze", [{"value": 0}, 0], {}]), "call 13 gives [2, 3, 32, 32] of 2"),
     "parts again and again": (added(*[["torch.unbind", [{"held": "fc1.weight"}], {}]] * 100), "its operations have 20056 parts, and 20000"),
     "the number of images as a bound": (added(["torch.clamp", [{"value": 0}, 0, {"images": 1}], {}]), "call 13 takes the number of images"),
     "a multiple of it in a sum": (added(["torch.add", [{"value": 0}, {"images": 2}], {}]), "call 13 takes the number of images otherwise"),

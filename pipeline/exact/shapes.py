@@ -202,7 +202,7 @@ def roll(tape: Tape, x: Tensor, shifts: Any, dims: Any = None) -> Tensor:
     """The exact form of torch.roll within an image."""
     x = tape.input(x, "roll")
     shifts, dims = (tuple(v) if isinstance(v, tuple | list) else (v,) for v in (shifts, dims))
-    if None in dims:
+    if None in dims or not dims:
         raise refusal("roll without dims, and so over the images", "the axes of an image")
     tape.check_within_images(x, dims, "roll")
     return tape.record(x.roll(shifts, dims), (x,), lambda g: (g.roll([-s for s in shifts], dims),))

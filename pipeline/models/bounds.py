@@ -5,6 +5,7 @@ counted; one that its source makes is made of no more weights than came with it.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import math
 import sys
@@ -82,15 +83,20 @@ def unchanged(network: nn.Module) -> Iterator[None]:
     Or where it has drawn: what is drawn may be known in one process, and another number in the next.
     """
     held = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    versions = {name: tensor._version for name, tensor in held.items()}
+    before = {name: _content(tensor) for name, tensor in held.items()}
     state = devices.generator_states()
     yield
     if any(not torch.equal(a, b) for a, b in zip(state, devices.generator_states(), strict=True)):
         raise UserError("the network draws random numbers while it is evaluated, so its answers are no evidence; draw where self.training "
                         "is true")  # fmt: skip
-    if changed := [name for name, tensor in held.items() if tensor._version != versions[name]]:
+    if changed := [name for name, tensor in held.items() if _content(tensor) != before[name]]:
         raise UserError(f"the network changes its '{changed[0]}' while it is evaluated, and an image's answer could depend on those before "
                         "it; change it where self.training is true")  # fmt: skip
+
+
+def _content(tensor: Tensor) -> tuple[int, bytes]:
+    """What tells whether a tensor was changed: its version, and a digest, for norms change statistics without a new version."""
+    return tensor._version, hashlib.blake2b(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data).digest()
 
 
 @contextlib.contextmanager
@@ -138,14 +144,19 @@ def _numbers(given: Any) -> int:
 
 
 class Bounded(TorchFunctionMode):
-    """Raises ValueError before operations give too many parts, one or all, and after one within another that gives too many numbers."""
+    """Raises ValueError before operations give too many parts, one or all, and after one within another that gives too many numbers.
 
-    def __init__(self) -> None:
+    And where one changes statistics that it is given while the network evaluates, of which no version tells.
+    """
+
+    def __init__(self, training: bool) -> None:
         super().__init__()
-        self._parts = 0
+        self._training, self._parts = training, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if not self._training and func in _KEEPING and (kept := _KEEPING[func](*args, **kwargs)):
+            raise ValueError(f"{resolve_name(func)} {kept} while it evaluates")
         if func is torch.conv2d and (numbers := _with_margins(*args, **kwargs)) > MOST_NUMBERS:
             raise ValueError(f"{resolve_name(func)} takes {numbers} numbers with their margins, and {MOST_NUMBERS} are the most")
         if (parts := _PARTS[func](*args, **kwargs) if func in _PARTS else 0) > MOST_CALLS:
@@ -190,6 +201,33 @@ def _of_adaptive_pool(x: Tensor, output_size: Any, *args: Any, **kwargs: Any) ->
     )
 
 
+def _by_batch(
+    x: Tensor,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    *other: Any,
+    **named: Any,
+) -> str:
+    return "norms an image by others" if training else ""
+
+
+def _by_image(
+    x: Tensor,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: bool = True,
+    *other: Any,
+    **named: Any,
+) -> str:
+    return "keeps what it has seen" if use_input_stats and running_mean is not None else ""
+
+
+_KEEPING: dict[Any, Callable[..., str]] = {F.batch_norm: _by_batch, F.instance_norm: _by_image}
 _PARTS: dict[Any, Callable[..., int]] = {
     **dict.fromkeys((torch.unbind, Tensor.unbind), lambda x, dim=0: x.shape[dim]),
     **dict.fromkeys((torch.chunk, Tensor.chunk), lambda x, chunks, dim=0: min(chunks, x.shape[dim])),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,7 @@ MOST_UNSAVED = 2**26
 """Numbers that the making of all buffers takes that no file of weights holds: the length of such a file bounds the others."""
 MOST_DRAWN, DRAWN_TAKES = 2, 32
 """How often the initial values of one may be drawn, and how many tensors of its size that takes."""
+_NOT_FINITE = ("inf", "-inf", "nan")
 _SIZED = {NAMES[each] for each in registry.SIZED & NAMES.keys()}
 _FULL = {NAMES[each] for each in constants.FULL}
 _CONVERSIONS = {NAMES[each] for each in (Tensor.to, Tensor.type) if each in NAMES}
@@ -56,7 +58,7 @@ def read(content: bytes, weights: Mapping[str, np.ndarray], classes: int, shape:
 def check(recording: Recording, shape: tuple[int, int, int], classes: int | None = None) -> None:
     """Raise ValueError, in one line, where it is no network for such images and so many classes, if given, or takes more than one does.
 
-    It is tried on tensors without memory, of two images and of three.
+    It is tried on tensors without memory, of two images and of three, and what evaluates of one.
     """
     try:
         _check(recording)
@@ -64,9 +66,12 @@ def check(recording: Recording, shape: tuple[int, int, int], classes: int | None
         for training in (False, True):
             held = [*module.named_parameters(), *module.named_buffers()]
             versions = [tensor._version for _, tensor in held]
-            with torch.no_grad(), torch.device("meta"), bounds.Bounded(), bounds.without_compiler():
-                (given, of_two), (_, of_three) = (_tried(module.train(training), count, shape) for count in (2, 3))
-            _check_alike(of_two, of_three)
+            with torch.no_grad(), torch.device("meta"), bounds.Bounded(training), bounds.without_compiler():
+                counts = (2, 3) if training else (2, 3, 1)  # a norm learns nothing of one
+                tried = {count: _tried(module.train(training), count, shape) for count in counts}
+            given, of_two = tried[2]
+            for count in counts[1:]:
+                _check_alike(of_two, tried[count][1], count)
             for (name, tensor), version in zip(held, versions, strict=True):
                 if not training and tensor._version != version:  # an image's answer would depend on those before it
                     raise ValueError(f"it changes {shown(name)} while it evaluates")
@@ -90,13 +95,13 @@ def _tried(module: Recorded, images: int, shape: tuple[int, int, int]) -> tuple[
     return module.run(taken, seen), shapes
 
 
-def _check_alike(of_two: list[list[list[int]]], of_three: list[list[list[int]]]) -> None:
+def _check_alike(of_two: list[list[list[int]]], of_others: list[list[list[int]]], count: int) -> None:
     """Raise ValueError where what a call gives is not the same of each image: several sizes say how many images there are, or another."""
-    for place, (two, three) in enumerate(zip(of_two, of_three, strict=True), 1):
-        for a, b in zip(two, three, strict=True):
-            other = [(x, y) for x, y in zip(a, b, strict=True) if x != y]
-            if len(other) > 1 or any(x * 3 != y * 2 for x, y in other):
-                raise ValueError(f"call {place} gives {a} of 2 images and {b} of 3")
+    for place, (two, others) in enumerate(zip(of_two, of_others, strict=True), 1):
+        for a, b in zip(two, others, strict=True):
+            other = [(x, y) for x, y in itertools.zip_longest(a, b, fillvalue=0) if x != y]
+            if len(other) > 1 or any(x * count != y * 2 for x, y in other):
+                raise ValueError(f"call {place} gives {a} of 2 images and {b} of {count}")
 
 
 def _check(recording: Recording) -> None:
@@ -151,7 +156,7 @@ def _check_encoded(given: Any, place: int, held: set[str]) -> None:
         elif kind == "held":
             if what not in held:
                 raise ValueError(f"call {place} takes {shown(str(what))}, which is no weight or buffer")
-        elif kind not in KINDS or (kind == "images" and type(what) is not int):
+        elif kind not in KINDS or (kind == "images" and type(what) is not int) or (kind == "number" and what not in _NOT_FINITE):
             raise ValueError(f"call {place} has an argument that is {shown(str(kind))}")
 
 

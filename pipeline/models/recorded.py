@@ -20,7 +20,7 @@ from pipeline.system import schema
 
 _OF_VALUES = {Tensor.item, Tensor.__bool__, Tensor.__int__, Tensor.__index__, Tensor.__float__, Tensor.tolist}
 _ALL = {*registry.FORM_OF, *registry.COMPOSED, *registry.IN_PLACE, *constants.MAKING, *constants.OF_CONSTANTS, Tensor.__setitem__}
-NAMES: dict[Any, str] = {each: str(resolve_name(each)) for each in _ALL - _OF_VALUES}
+NAMES: dict[Any, str] = {each: resolve_name(each) or "torch.nn.functional.pad" for each in _ALL - _OF_VALUES}
 """Of each operation that may be recorded PyTorch's own name."""
 OPERATIONS = {name: each for each, name in NAMES.items()}
 _EMPTY = NAMES[torch.empty]
@@ -70,8 +70,12 @@ class Recording(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
     def named(self) -> int:
-        """How many different numbers its operations and its rules name: a network that knows images by heart names many."""
+        """How many different numbers its operations, its rules, and the sizes of what no file of weights holds name.
+
+        A network that knows images by heart names many.
+        """
         rules = {number for held in self.held.values() for rule, numbers in held.initial if rule != "values" for number in numbers}
+        rules |= {size for held in self.held.values() if held.kind == "unsaved" for size in held.shape}
         calls = [[args, *kwargs.values()] for graph in (self.training, self.evaluation) for _, args, kwargs in graph.calls]
         return len(rules.union(what for kind, what in parts(calls) if not kind and type(what) in (int, float)))
 

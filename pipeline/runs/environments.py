@@ -14,11 +14,11 @@ import msgspec
 from pipeline.inputs import CACHE
 from pipeline.runs.outputs import Model, read_bytes
 from pipeline.system import files, schema
-from pipeline.system.schema import Finite
 
 WAITING = CACHE / "environments"
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1, description="a whole number from 0")]
-Text = Annotated[str, schema.text("at most 2000 characters that can be shown", r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{0,2000}")]
+Measured = Annotated[float, msgspec.Meta(ge=0, le=1.7976931348623157e308, description="a finite number from 0")]
+Text = Annotated[str, schema.text("at most 2000 characters that can be shown", rf"[^{schema.STEERS}]{{0,2000}}")]
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -42,8 +42,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     compute_capability: Text | None = None
     batch_size: Count | None = None
     """Of an evaluation."""
-    seconds_per_epoch: Finite | None = None
-    images_per_second: Finite | None = None
+    seconds_per_epoch: Measured | None = None
+    images_per_second: Measured | None = None
     peak_memory_bytes: Count | None = None
 
 

@@ -32,8 +32,9 @@ Name = Annotated[str, text("1 to 64 letters, digits, '.', '_' and '-', with a le
 """What may become a part of a file's name."""
 Digest = Annotated[str, text("64 hexadecimal digits", "[0-9a-f]{64}")]
 """A SHA-256."""
-_STEERS = r"\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
-Phrase = Annotated[str, text("1 to 100 characters that can be shown", rf"[^{_STEERS}]{{1,100}}")]
+STEERS = r"\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
+"""Characters, as a set of a regular expression has them, that steer a terminal or turn the direction of what is around them."""
+Phrase = Annotated[str, text("1 to 100 characters that can be shown", rf"[^{STEERS}]{{1,100}}")]
 """A text that is shown: it steers no terminal, and does not turn the direction of what is around it."""
 LARGEST_BYTES = 2**20
 """Of a JSON document. A run's with the names of 256 classes is a tenth of it."""
