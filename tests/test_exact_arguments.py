@@ -140,6 +140,9 @@ x + torch.arange(0, 2, 0.5, dtype=torch.int64)
 x + torch.arange(2**25, 2**25 + 4)
 x + torch.arange(2.0**25, 2.0**25 + 4, 1)
 x + torch.arange(0, 2, 0.0)
+x + torch.arange(0, 4, dtype=torch.bfloat16).float()
+x + torch.arange(257, 261, dtype=torch.bfloat16).float()
+x + torch.arange(0.5, 4, dtype=torch.float16).float()
 x + torch.arange(0, float('inf'), 0.5)
 x + torch.arange(0.5, 0.5).sum()
 x + torch.zeros(4).add_(torch.ones(4), alpha=0.5)
@@ -321,3 +324,8 @@ def test_arange_of_numbers_that_are_not_whole_rounds_each_product_and_each_sum_i
     found = given(f"torch.arange({first}, {last}, {step})", ROWS, True)
     count = np.arange(len(torch.arange(first, last, step)), dtype=np.float64)
     assert np.array_equal(found.numpy(), (count * step + first).astype(np.float32))
+
+
+def test_arange_of_a_half_rounds_whole_numbers_once():
+    found = given("torch.arange(-2**24, 2**24, 1001, dtype=torch.bfloat16)", ROWS, True)
+    assert torch.equal(found, torch.from_numpy(np.arange(-(2**24), 2**24, 1001)).to(torch.bfloat16))

@@ -142,6 +142,8 @@ def square(x: Tensor) -> Tensor:
         (lambda x: x.new_tensor(x.detach()).sum(0) + x, "new_tensor of what is made from the images"),
         (lambda x: x.view(WIDTH * 2, -1, 1).mean(0), r"a change of shape from \[8, 8\] to \[16, 4, 1\] with 16 for the images' axis"),
         (lambda x: x.flatten().unflatten(0, (32, -1)).mean(0), r"a change of shape from \[64\] to \[32, 2\] with 32 for the images' axis"),
+        (lambda x: x.unflatten(1, (x.shape[0], -1)).mean(1), "with the number of images along another axis than theirs"),
+        (lambda x: x.roll((WIDTH,), ()), "roll without dims, and so over the images"),
         (lambda x: x.t()[True].sum(2), "indexing by True or False"),
         (lambda x: x.view(-1, 2, 2, 2)[:, (0, 1), :, (0, 1)].mean(1), "indexing by tuple"),
         (lambda x: x[:, range(2)].mean(0), "indexing by range"),

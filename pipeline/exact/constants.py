@@ -22,6 +22,7 @@ _LIKE = {torch.zeros_like, torch.ones_like, torch.full_like}
 _OF_A_TENSOR = {Tensor.new_zeros, Tensor.new_ones, Tensor.new_full}
 EVEN = {torch.zeros, torch.ones, torch.full, *_OF_A_TENSOR}
 """Operations that make a tensor of given sizes with the same number everywhere."""
+HALVES = (torch.float16, torch.bfloat16)
 LARGEST_WHOLE = 2**24
 """Whole numbers up to this are float32s."""
 FULL = {torch.full, Tensor.new_full}
@@ -77,6 +78,8 @@ def _arange(*args: Any, start: Any = None, end: Any = None, step: Any = None, dt
         given[place] = value
     first, last, by = 0 if given[0] is None else given[0], given[1], 1 if given[2] is None else given[2]
     whole = all(float(value).is_integer() and abs(value) <= LARGEST_WHOLE for value in (first, last, by))
+    if whole and dtype in HALVES:
+        return torch.arange(first, last, by, **named).to(dtype)
     if whole or not by or not all(map(math.isfinite, (first, last, by))):
         return torch.arange(first, last, by, dtype=dtype, **named)
     if dtype is not None and not dtype.is_floating_point:

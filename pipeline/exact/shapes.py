@@ -55,16 +55,13 @@ def reshape(tape: Tape, x: Tensor, *given: Any, shape: Any = None) -> Tensor:
     if any(isinstance(part, torch.dtype) for part in given):
         raise refusal("a view as another type", "changes of shape")
     wanted = sizes(given if shape is None else (shape,))
-    asked, counts = [*wanted], [axis for axis, size in enumerate(wanted) if isinstance(size, Images)]
+    asked = [*wanted]
     if -1 in wanted:
         known = -math.prod(wanted)
         if x.numel() and (known < 1 or x.numel() % known):
             raise RuntimeError(f"shape {wanted} is invalid for input of size {list(x.shape)}")
         wanted[wanted.index(-1)] = x.numel() // known if x.numel() else _rows_of_none(tape, x, wanted)
-    y = _reshaped(tape, x, wanted, asked)
-    if (counts and tape.axis(y) not in (None, *counts)) or len(counts) > 1 or (counts and not tape.of_images(x)):
-        raise refusal("a change of shape with the number of images along another axis than theirs", "sizes that do not depend on the batch")
-    return y
+    return _reshaped(tape, x, wanted, asked)
 
 
 def _rows_of_none(tape: Tape, x: Tensor, wanted: Sequence[int]) -> int:
@@ -72,12 +69,10 @@ def _rows_of_none(tape: Tape, x: Tensor, wanted: Sequence[int]) -> int:
     return 0 if wanted[0] == -1 else tape.elements(x) // max(1, -math.prod(size for size in wanted if size))
 
 
-def _reshaped(tape: Tape, x: Tensor, wanted: list[int], asked: Sequence[int] | None = None) -> Tensor:
+def _reshaped(tape: Tape, x: Tensor, wanted: list[int], asked: Sequence[int] = ()) -> Tensor:
     """`x` in the shape `wanted`, for which a network has `asked`, if it did."""
     if math.prod(wanted) != x.numel():
         raise RuntimeError(f"shape {wanted} is invalid for input of size {list(x.shape)}")
-    if wanted == list(x.shape):
-        return x
     axis = tape.axis(x)
     if axis == 0 and tape.elements(x) % max(1, math.prod(wanted[1:])):
         raise refusal(
@@ -87,9 +82,14 @@ def _reshaped(tape: Tape, x: Tensor, wanted: list[int], asked: Sequence[int] | N
         of_image = tape.elements(x) // max(1, math.prod(x.shape[:axis]))
         if wanted[:axis] != list(x.shape[:axis]) or len(wanted) <= axis or of_image % max(1, math.prod(wanted[axis + 1 :])):
             axis = None
+    counts = [place for place, size in enumerate(asked) if isinstance(size, Images)]
+    if counts and (axis not in (None, *counts) or len(counts) > 1 or not tape.of_images(x)):
+        raise refusal("a change of shape with the number of images along another axis than theirs", "sizes that do not depend on the batch")
     size = asked[axis] if asked and axis is not None and tape.images else -1
     if size not in (-1, tape.images, x.shape[axis or 0]) and not isinstance(size, Images):  # only some numbers of images would fit
         raise refusal(f"a change of shape from {list(x.shape)} to {wanted} with {size} for the images' axis", "-1, or x.shape[0]")
+    if wanted == list(x.shape):
+        return x
     return tape.record(_in_shape(x, wanted), (x,), lambda g: (_in_shape(g, list(x.shape)),), shares=x, axis=axis)
 
 
