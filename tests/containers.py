@@ -103,11 +103,12 @@ def fingerprint(folder: Path) -> str:
 
 
 class Container:
-    """A started container on a checkout, by default one that trains."""
+    """A started container on a checkout, by default one that trains; without a folder one that shows the demo."""
 
-    def __init__(self, image: str, folder: Path) -> None:
+    def __init__(self, image: str, folder: Path | None = None) -> None:
         self.name = f"pipeline-test-{uuid.uuid4().hex[:12]}"
-        docker("run", "--detach", "--name", self.name, *LIMITS, "--user", CALLER, "--volume", f"{folder}:/workspace", image)
+        mounted = ["--user", CALLER, "--volume", f"{folder}:/workspace"] if folder else []
+        docker("run", "--detach", "--name", self.name, *LIMITS, *mounted, image)
 
     def __enter__(self) -> "Container":
         return self

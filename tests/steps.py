@@ -66,19 +66,19 @@ def trained_fingerprint(name: str = "exact", steps: int = 8, **arguments: Any) -
 
 
 def network_fingerprint() -> str:
-    """ResNet-20's after two steps on three images: a hash of losses, weights and buffers."""
+    """That of a narrow ResNet-20 after two steps on three images: a hash of losses, weights and buffers."""
     from pipeline.machine import check
     from pipeline.params import Model
 
-    subject = check.Subject(Model(name="networks/resnet20.py:ResNet20"), (3, 32, 32), 10, 0, "cpu")
+    subject = check.Subject(Model(name="networks/resnet20.py:ResNet20", arguments={"width": 4}), (3, 32, 32), 10, 0, "cpu")
     return check.trained(check.built(subject), subject)[0]
 
 
 if __name__ == "__main__":
-    import os
     import sys
 
-    if threads := os.environ.get("THREADS"):
-        torch.set_num_threads(int(threads))
-    for each in sys.argv[1:]:
-        print(network_fingerprint() if each == "ResNet-20" else trained_fingerprint(each))
+    for each in sys.argv[1:]:  # such as exact:2, which is with two threads
+        name, _, threads = each.partition(":")
+        if threads:
+            torch.set_num_threads(int(threads))
+        print(network_fingerprint() if name == "ResNet-20" else trained_fingerprint(name))

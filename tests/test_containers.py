@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.machine import demo
 from tests import folders, reproductions
-from tests.containers import CALLER, DOCKER, LIMITS, STRANGER, docker, fingerprint, run
+from tests.containers import CALLER, DOCKER, LIMITS, STRANGER, Container, docker, fingerprint, run
 from tests.settings import set_params
 
 pytestmark = pytest.mark.docker
@@ -115,8 +115,9 @@ def test_make_run_cpu_runs_the_checkouts_own_code_as_the_caller(cpu_image, make_
 
 
 def test_without_a_mount_the_image_shows_the_demo_from_the_copy_it_holds(cpu_image):
-    shown = docker("run", "--rm", *LIMITS, "--cpus", "1", cpu_image)
-    assert f"every fingerprint is the one in the README: {demo.FINGERPRINT}\n" in shown.stdout
+    """Its stages, and the first other way; the rest of the demo is tests/test_stages.py's."""
+    with Container(cpu_image) as shown:
+        shown.says(f"  {demo.FINGERPRINT}  the stages\n  {demo.FINGERPRINT}  ")
 
 
 # --- what is refused, in one line ---------------------------------------------------------------------------------

@@ -22,7 +22,9 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from pipeline import device as devices
 from pipeline.exact import registry
 from pipeline.exact.arguments import pair
+from pipeline.exact.convolutions import convolution
 from pipeline.exact.errors import Unsupported
+from pipeline.exact.reductions import TERMS, Convolution
 from pipeline.system.errors import UserError
 
 MOST_MORE_TENSORS = 1000
@@ -170,6 +172,10 @@ class Bounded(TorchFunctionMode):
         given = func(*args, **kwargs)
         if (numbers := _numbers(given)) > MOST_NUMBERS:
             raise ValueError(f"{resolve_name(func)} gives {numbers} numbers for two images, and {MOST_NUMBERS} are the most")
+        if func in _WINDOWS and (numbers := _WINDOWS[func](given, *args, **kwargs)) > MOST_NUMBERS:
+            raise ValueError(
+                f"{resolve_name(func)} takes {numbers} numbers with the windows that it copies, and {MOST_NUMBERS} are the most"
+            )
         return given
 
 
@@ -187,6 +193,21 @@ def _with_margins(
     else:
         margins = [2 * each for each in pair(padding)]
     return x.shape[:2].numel() * math.prod(size + each for size, each in zip(x.shape[2:], margins, strict=True))
+
+
+def _of_convolution(
+    y: Tensor, x: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> int:
+    """Numbers of the windows that the exact form copies, in float64, if it does."""
+    if y.dim() != 4 or isinstance(padding, str):  # which adds no more than the kernel
+        return 0
+    way = convolution(pair(stride), pair(padding), pair(dilation), groups, x, weight.shape, TERMS)
+    return 2 * len(y) * y.shape[2:].numel() * x.shape[1] * weight.shape[2:].numel() if type(way) is Convolution else 0
+
+
+def _of_mean_windows(y: Tensor, x: Tensor, kernel_size: Any, *args: Any, **kwargs: Any) -> int:
+    """Those that the exact form stacks, in float64: a row of the kernel each, over the whole width."""
+    return 2 * pair(kernel_size)[0] * y.shape[:3].numel() * x.shape[3]
 
 
 def _of_pool(x: Tensor, kernel_size: Any, *args: Any, **kwargs: Any) -> int:
@@ -228,6 +249,7 @@ def _by_image(
 
 
 _KEEPING: dict[Any, Callable[..., str]] = {F.batch_norm: _by_batch, F.instance_norm: _by_image}
+_WINDOWS: dict[Any, Callable[..., int]] = {torch.conv2d: _of_convolution, F.avg_pool2d: _of_mean_windows}
 _PARTS: dict[Any, Callable[..., int]] = {
     **dict.fromkeys((torch.unbind, Tensor.unbind), lambda x, dim=0: x.shape[dim]),
     **dict.fromkeys((torch.chunk, Tensor.chunk), lambda x, chunks, dim=0: min(chunks, x.shape[dim])),
