@@ -6,11 +6,26 @@ from collections.abc import Iterable
 from operator import index
 from typing import Any
 
+from torch import Tensor
+
 
 def pair(value: Any) -> tuple[int, int]:
     """One number for both directions, or one for each, as two."""
     first, second = value if isinstance(value, tuple | list) else (value, value)
     return index(first), index(second)
+
+
+def check_from(least: int, what: str, *values: Any) -> None:
+    """Raise RuntimeError, as PyTorch does, where a number of some, or of some pairs, is below the least that `what` may have."""
+    if any(each < least for value in values for each in (value if isinstance(value, tuple) else (value,))):
+        raise RuntimeError(f"{what} below {least}: {', '.join(map(str, values))}")
+
+
+def check_shape(what: str, shape: tuple[int, ...], *tensors: Tensor | None) -> None:
+    """Raise RuntimeError, as PyTorch does, where one of the tensors that `what` takes, if given, has another shape than this."""
+    for each in tensors:
+        if each is not None and tuple(each.shape) != shape:
+            raise RuntimeError(f"{what} with a weight, bias or statistics {list(each.shape)}, and {list(shape)} is what it takes")
 
 
 def sizes(given: Iterable[Any]) -> list[int]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.exact import arithmetic, blocks, hardware, transcendental
+from pipeline.exact.arguments import check_from, check_shape
 from pipeline.exact.errors import refusal
 from pipeline.exact.tape import Gradient, Tape
 from pipeline.exact.trees import over_images, tree
@@ -26,6 +27,7 @@ def batch_norm(
     x = arithmetic.floats(tape, x, "batch_norm")
     if x.dim() < 2 or tape.axis(x) != 0:
         raise refusal(f"batch_norm of {x.dim()} dimensions, or where the images are not the first axis", "the images first")
+    check_shape("batch_norm", (x.shape[1],), running_mean, running_var, weight, bias)
     rows = tape.elements(x) // max(1, math.prod(x.shape[1:]))  # of x for each image
     count = tape.batch_images * rows * math.prod(x.shape[2:])
     learning = training and tape.learns
@@ -136,6 +138,7 @@ def layer_norm(tape: Tape, x: Tensor, normalized_shape: Sequence[int] | int, wei
     shape = [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
     if not shape or list(x.shape[x.dim() - len(shape) :]) != shape:
         raise RuntimeError(f"layer_norm: normalized_shape={shape}, but the input is {list(x.shape)}")
+    check_shape("layer_norm", tuple(shape), weight, bias)
     return _affine(tape, normalised(tape, x, len(shape), eps), weight, bias)
 
 
@@ -143,6 +146,8 @@ def group_norm(tape: Tape, x: Tensor, num_groups: int, weight: Tensor | None = N
                eps: float = 1e-5) -> Tensor:  # fmt: skip
     """The exact form of group_norm."""
     x = arithmetic.floats(tape, x, "group_norm")
+    check_from(1, "group_norm in groups", num_groups)
+    check_shape("group_norm", (x.shape[1],), weight, bias)
     if x.shape[1] % num_groups:
         raise RuntimeError(f"group_norm: {x.shape[1]} channels cannot be parted into {num_groups} groups")
     parted = (x.shape[0], num_groups, x.shape[1] // num_groups, *x.shape[2:])

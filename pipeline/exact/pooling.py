@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.exact import arithmetic, layout, normalisation, tiles
 from pipeline.exact.activations import Rectified, rectified
-from pipeline.exact.arguments import pair
+from pipeline.exact.arguments import check_from, pair
 from pipeline.exact.errors import refusal
 from pipeline.exact.later import Later
 from pipeline.exact.tape import Tape
@@ -70,6 +70,8 @@ class _Windows:
     def __init__(self, x: Tensor, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> None:
         self.kernel, self.padding, self.dilation = pair(kernel_size), pair(padding), pair(dilation)
         self.stride = self.kernel if stride is None or stride == [] else pair(stride)
+        check_from(1, "pooling with a kernel, stride or dilation", self.kernel, self.stride, self.dilation)
+        check_from(0, "pooling with a padding", self.padding)
         self.size = x.shape[2:]
         self.counts = [self._count(i, ceil_mode) for i in (0, 1)]
         if min(self.counts) < 1 or any(2 * self.padding[i] > self.kernel[i] for i in (0, 1)):
@@ -130,6 +132,8 @@ def avg_pool2d(tape: Tape, x: Tensor, kernel_size: Any, stride: Any = None, padd
     for i in (0, 1):
         sums = tree(torch.stack([place.double() for place in windows.along(sums, i)]), 0)
     divisors = windows.divisors(x, count_include_pad)
+    if divisor_override == 0:
+        raise RuntimeError("avg_pool2d: divisor must be not zero")
     if divisor_override is not None:
         divisors.fill_(divisor_override)
     of_places = divisors.float()
@@ -150,6 +154,11 @@ def adaptive_avg_pool2d(tape: Tape, x: Tensor, output_size: Any) -> Tensor:
     if x.dim() != 4:
         raise refusal(f"adaptive_avg_pool2d of {x.dim()} dimensions", "4")
     given = output_size if isinstance(output_size, tuple | list) else (output_size, output_size)
+    if len(given) != 2:
+        raise RuntimeError(f"adaptive_avg_pool2d: output_size must be 2, and is {len(given)}")
+    check_from(0, "adaptive_avg_pool2d to sizes", *(size for size in given if size is not None))
+    if 0 in given:
+        raise refusal("adaptive_avg_pool2d to nothing", "sizes from 1")
     sizes = [x.shape[2 + i] if given[i] is None else int(given[i]) for i in (0, 1)]
     if sizes == [1, 1]:
         return normalisation.mean(tape, x, (2, 3), keepdim=True)
@@ -173,7 +182,8 @@ def adaptive_avg_pool2d(tape: Tape, x: Tensor, output_size: Any) -> Tensor:
 def adaptive_max_pool2d(tape: Tape, x: Tensor, output_size: Any, return_indices: bool = False) -> Tensor:
     """The exact form of torch.nn.functional.adaptive_max_pool2d where its windows are alike."""
     sizes = pair(output_size)
-    if x.dim() != 4 or any(x.shape[2 + i] % sizes[i] for i in (0, 1)):
+    check_from(0, "adaptive_max_pool2d to sizes", sizes)
+    if x.dim() != 4 or 0 in sizes or any(x.shape[2 + i] % sizes[i] for i in (0, 1)):
         raise refusal(f"adaptive_max_pool2d from {tuple(x.shape[2:])} to {sizes}", "sizes that divide the image's")
     return max_pool2d(tape, x, (x.shape[2] // sizes[0], x.shape[3] // sizes[1]), return_indices=return_indices)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.exact import arithmetic, grid, layout
-from pipeline.exact.arguments import pair
+from pipeline.exact.arguments import check_from, check_shape, pair
 from pipeline.exact.convolutions import convolution
 from pipeline.exact.errors import Unsupported, refusal
 from pipeline.exact.reductions import BYTE_TERMS, TERMS, Convolution, Matmul, Operand
@@ -54,15 +54,20 @@ def conv2d(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None, st
         raise refusal(f"conv2d on {x.dim()} dimensions with a weight of {weight.dim()}", "4, with 4")
     if not weight.numel():
         raise refusal(f"conv2d with a weight of {tuple(weight.shape)}", "at least one channel and one place")
-    dilation = pair(dilation)
+    stride, dilation = pair(stride), pair(dilation)
+    check_from(1, "conv2d with a stride, dilation or groups", stride, dilation, groups)
+    check_shape("conv2d", (len(weight),), bias)
     if isinstance(padding, str):
+        if padding not in ("same", "valid") or (padding == "same" and stride != (1, 1)):
+            raise RuntimeError(f"conv2d with padding={padding!r} and stride={stride}, which PyTorch has not")
         reach = [dilation[i] * (weight.shape[2 + i] - 1) for i in (0, 1)]
         if padding == "same" and any(r % 2 for r in reach):
             raise refusal(f"conv2d with padding='same' and an even kernel, {tuple(weight.shape[2:])}", "a padding in pixels")
         padding = (reach[0] // 2, reach[1] // 2) if padding == "same" else 0
     if (places := weight.shape[2:].numel()) > TERMS:
         raise refusal(f"conv2d with a kernel of {places} places", f"at most {TERMS}")
-    operation = convolution(pair(stride), pair(padding), dilation, groups, x, weight.shape, _terms(x))
+    check_from(0, "conv2d with a padding", pair(padding))
+    operation = convolution(stride, pair(padding), dilation, groups, x, weight.shape, _terms(x))
     if operation.image_terms(x.shape, weight.shape) < 1:
         raise refusal(f"conv2d with a kernel larger than its images, {tuple(weight.shape)} on {tuple(x.shape)}", "smaller ones")
     return _weighted_sum(tape, operation, tape.input(x, "conv2d"), weight, bias)

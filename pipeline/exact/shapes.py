@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.exact import arithmetic, layout
-from pipeline.exact.arguments import sizes
+from pipeline.exact.arguments import check_from, sizes
 from pipeline.exact.arithmetic import SpreadWeight
 from pipeline.exact.constants import images_axis
 from pipeline.exact.errors import refusal
@@ -186,6 +186,8 @@ _squeezed = _moved("squeeze", lambda x, dims: x.squeeze(dims), lambda g, x, dims
 def squeeze(tape: Tape, x: Tensor, dim: int | Sequence[int] | None = None) -> Tensor:
     """The exact form of squeeze; the images' axis stays, also where there is one image."""
     asked = range(x.dim()) if dim is None else [dim] if isinstance(dim, int) else dim
+    if wrong := [d for d in asked if not -x.dim() <= d < max(1, x.dim())]:
+        raise IndexError(f"squeeze of dimension {wrong[0]} of {x.dim()}")
     dims = [d % x.dim() for d in asked]
     return _squeezed(tape, x, tuple(d for d in dims if x.shape[d] == 1 and d != tape.axis(x)))  # type: ignore[no-any-return]
 
@@ -283,5 +285,6 @@ def pixel_shuffle(tape: Tape, x: Tensor, upscale_factor: int) -> Tensor:
 def channel_shuffle(tape: Tape, x: Tensor, groups: int) -> Tensor:
     """The exact form of torch.nn.functional.channel_shuffle."""
     n, channels, *places = x.shape
+    check_from(1, "channel_shuffle in groups", groups)
     parted = reshape(tape, x, [n, groups, channels // groups, *places])
     return reshape(tape, transpose(tape, parted, 1, 2), [n, channels, *places])
