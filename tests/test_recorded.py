@@ -255,6 +255,7 @@ TAMPERED: dict[str, tuple[Callable[[Any], None], str]] = {
     "statistics of what was seen": (added(["torch.nn.functional.instance_norm", [{"value": 0}, *[{"held": "fc3.bias"}] * 2], {}]),
         "torch.nn.functional.instance_norm keeps what it has seen while it evaluates"),
     "an axis that one image alone has not": (added(["torch.Tensor.squeeze", [{"value": 0}, 0], {}]), "call 13 gives [2, 3, 32, 32] of 2"),
+    "many axes": (added(["torch.Tensor.view", [{"value": 0}, {"tuple": [-1, *[1] * 16]}], {}]), "Tensor.view gives 17 axes, and 16"),
     "windows of a mean": (added(["torch.Tensor.repeat", [{"value": 0}, 1, 1, 30, 30], {}],
         ["torch.nn.functional.avg_pool2d", [{"value": 13}, {"tuple": [128, 1]}, 1], {}]),
         "avg_pool2d takes 1228308480 numbers with the windows that it copies, and 268435456 are the most"),

@@ -223,3 +223,20 @@ def test_a_run_that_is_swapped_while_it_is_computed_again_gets_no_verdict(origin
     monkeypatch.setattr(evaluation, "evaluate", swapping)
     with pytest.raises(UserError, match="run: was changed while it was computed again"):
         reproduce.reproduce(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"), [("run.json", '"seed":0', '"seed":7'), ("environment.json", '"threads":', '"threads":1')]
+)
+def test_what_a_run_says_of_itself_may_not_change_either(name, before, after, original, here, monkeypatch):
+    run = claim(original["exact"], here / "run")
+
+    def changing(*arguments, evaluate=evaluation.evaluate, **named):
+        text = "".join((run / name).read_text().split(" ")).replace(before, after, 1)
+        assert after in text
+        (run / name).write_text(text)
+        return evaluate(*arguments, **named)
+
+    monkeypatch.setattr(evaluation, "evaluate", changing)
+    with pytest.raises(UserError, match="run: was changed while it was computed again"):
+        reproduce.reproduce(run)

@@ -34,6 +34,8 @@ LARGEST = 2**26
 MOST_PARTS, LONGEST_NAME = 64, 1000
 """Of the name of a weight or buffer: modules in modules, and characters."""
 MOST_CALLS = 5000
+MOST_AXES = 16
+"""Of a value: PyTorch's sums take time with the square of the axes."""
 MOST_ALL_PARTS = 4 * MOST_CALLS
 """Of all operations that give or go through several, of two images and of three."""
 MOST_NUMBERS = 2**28
@@ -172,6 +174,8 @@ class Bounded(TorchFunctionMode):
         given = func(*args, **kwargs)
         if (numbers := _numbers(given)) > MOST_NUMBERS:
             raise ValueError(f"{resolve_name(func)} gives {numbers} numbers for two images, and {MOST_NUMBERS} are the most")
+        if (axes := max((each.dim() for each in tensors(given)), default=0)) > MOST_AXES:
+            raise ValueError(f"{resolve_name(func)} gives {axes} axes, and {MOST_AXES} are the most")
         if func in _WINDOWS and (numbers := _WINDOWS[func](given, *args, **kwargs)) > MOST_NUMBERS:
             raise ValueError(
                 f"{resolve_name(func)} takes {numbers} numbers with the windows that it copies, and {MOST_NUMBERS} are the most"

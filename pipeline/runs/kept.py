@@ -115,9 +115,10 @@ def load(folder: Path) -> Run:
 def unchanged(run: Run) -> bool:
     """Whether a run's folder still holds what was read of it."""
     try:
-        return sums_of(read_parts(run.folder)) == run.sums
+        now = load(run.folder)
     except UserError:
         return False
+    return (now.identity, now.environment, now.sums) == (run.identity, run.environment, run.sums)
 
 
 def read_parts(folder: Path) -> dict[str, bytes]:
