@@ -125,7 +125,7 @@ def evaluate_kept(folder: Path, device_name: str, batch_size: int) -> bool:
         raise UserError(f"{dataset.DATASET} holds '{data.name}' ({data.digest:.12}...), but {folder} was evaluated on "
                         f"'{theirs.name}' ({theirs.digest:.12}...): set data in params.yaml and run "
                         "`python -m pipeline download`")  # fmt: skip
-    dataset.check_shape(data, theirs, folder)
+    dataset.check_described(data, str(dataset.DATASET), theirs, folder)
     if len(run.predictions) != len(data.test_labels):
         raise UserError(f"{folder / PREDICTIONS}: {len(run.predictions)} predictions of the {len(data.test_labels)} test images of "
                         f"'{data.name}': damaged; {outputs.again(folder)}")  # fmt: skip
@@ -140,6 +140,8 @@ def evaluate_kept(folder: Path, device_name: str, batch_size: int) -> bool:
         print(said, file=sys.stderr)
     _report(evaluation.metrics, data.name)
     pairs = list(zip(evaluation.predictions, run.predictions, strict=True))
+    if any(a.actual != b.actual for a, b in pairs):
+        raise UserError(f"{folder / PREDICTIONS}: not of the test images of '{data.name}', whose labels are others; changed by hand")
     changed = sum(a.predicted != b.predicted for a, b in pairs)
     equal = not changed and all(np.float32(a.confidence) == np.float32(b.confidence) for a, b in pairs)  # the file has the shortest form
     same = evaluation.metrics == run.metrics and equal

@@ -105,7 +105,17 @@ def iadd(m, x):
     return m.last(y + x)
 
 
+def masked(m, x):
+    x = m.first(x.flatten(1))
+    mask = x > 0.5
+    mask[:, 0] = True
+    x = m.one(x)
+    x[mask] = 0.25
+    return m.last(x)
+
+
 IN_PLACE = {
+    "the mask of an assignment": masked,
     "F.relu": added(lambda x: F.relu(x, inplace=True)),
     "torch.relu_": added(torch.relu_),
     "Tensor.relu_": added(lambda x: x.relu_()),
@@ -139,6 +149,30 @@ def test_reading_a_tensor_whose_memory_was_changed_by_way_of_another_is_refused(
         return m.last(x if change == "view" else view.flatten(1))
 
     with pytest.raises(Unsupported, match=r"(linear|flatten) of a tensor whose memory another operation has changed in place"):
+        Exact().logits(twelve(forward), batch(2)[0])
+
+
+def test_what_is_detached_shows_the_same_memory():
+    def forward(m, x):
+        x = m.first(x.flatten(1))
+        torch.relu_(x.detach())
+        return m.last(x)
+
+    with pytest.raises(Unsupported, match=r"linear of a tensor whose memory another operation has changed in place"):
+        Exact().logits(twelve(forward), batch(2)[0])
+
+
+def test_a_mask_of_which_a_part_was_changed_is_refused():
+    def forward(m, x):
+        x = m.first(x.flatten(1))
+        mask = x > 0.5
+        part = mask[:, 0]
+        part[:] = True
+        x = m.one(x)
+        x[mask] = 0.25
+        return m.last(x)
+
+    with pytest.raises(Unsupported, match=r"an index of a tensor whose memory another operation has changed in place"):
         Exact().logits(twelve(forward), batch(2)[0])
 
 

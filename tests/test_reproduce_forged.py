@@ -203,3 +203,26 @@ def test_an_evaluation_that_gives_other_predictions_than_a_run_records_is_exit_c
 def test_different_is_exit_code_3(original, here):
     done = command("reproduce", str(claim(original["exact"], here / "forged", history=loss_changed(3))), folder=here)
     assert (done.returncode, done.stdout.splitlines()[-1][:28]) == (3, "different: first at step 3, ")
+
+
+def of_other_order(provenance):
+    """The classes in another order: the same set, with other names for most images."""
+    first, second, *others = provenance.data.classes
+    return structs.replace(provenance, data=structs.replace(provenance.data, classes=(second, first, *others)))
+
+
+def test_evaluate_run_too_holds_a_run_to_the_order_of_the_classes_and_to_the_labels(original, here):
+    copy = claim(original["exact"], here / "order", provenance=of_other_order)
+    with pytest.raises(UserError, match=r"order calls the classes 'class1, class0, .*use the data set with the run's names"):
+        evaluation.evaluate_kept(copy, "cpu", 7)
+
+    def turned(predictions):
+        one = next(p for p in predictions if p.actual != p.predicted)
+        other = next(p for p in predictions if p.actual != p.predicted and one.predicted not in (p.actual,) and p.actual != one.actual
+                     and p.predicted != one.actual and one.predicted != p.actual)  # fmt: skip
+        names = {one.index: other.actual, other.index: one.actual}
+        return [structs.replace(p, actual=names.get(p.index, p.actual)) for p in predictions]
+
+    copy = claim(original["exact"], here / "labels", predictions=turned)
+    with pytest.raises(UserError, match=r"predictions\.csv: not of the test images of 'drawn', whose labels are others; changed by hand"):
+        evaluation.evaluate_kept(copy, "cpu", 7)

@@ -114,8 +114,13 @@ class Dataset:
         tensors.write(path, self.tensors(), ("dataset", json.dumps({"name": self.name, "classes": self.classes})))
 
 
-def check_shape(data: Dataset, wanted: Description, run: Path) -> None:
-    """Raise UserError where a run of these images and labels says that the images have another shape."""
+def check_described(data: Dataset, where: str, wanted: Description, run: Path) -> None:
+    """Raise UserError where a run of these images and labels, which are in `where`, calls the classes otherwise, or says another shape."""
+    if data.classes != wanted.classes:
+        raise UserError(
+            f"{run} calls the classes {', '.join(wanted.classes)!r:.200}, but {where}, with the same images and labels, "
+            f"{', '.join(data.classes)!r:.200}; use the data set with the run's names, if the run was not changed by hand"
+        )
     if data.shape != wanted.shape:
         raise UserError(f"{run}: images of {list(wanted.shape)}, but those with its digest are of {list(data.shape)}; changed by hand")
 

@@ -89,6 +89,7 @@ def narrow(tape: Tape, x: Tensor, dim: int, start: int, length: int) -> Tensor:
 def get(tape: Tape, x: Tensor, index: Any) -> Tensor:
     """The exact form of x[index]: by numbers and slices, or of a weight or constant by a constant tensor of integers."""
     x = tape.input(x, "indexing")
+    index = _newest(tape, index)
     parts = _parts(index, "indexing")
     if tape.value(x) is None:
         if tape.of_images(*(part for part in parts if isinstance(part, Tensor))):
@@ -108,6 +109,13 @@ def get(tape: Tape, x: Tensor, index: Any) -> Tensor:
     tape.lay(tape.record(y, (x,), backward, shares=x), _axis_of_part(tape, x, parts))
     tape.show(y, x, index)
     return y
+
+
+def _newest(tape: Tape, index: Any) -> Any:
+    """An index with what operations in place have made of its tensors."""
+    if isinstance(index, tuple):
+        return tuple(_newest(tape, part) for part in index)
+    return tape.input(index, "an index") if isinstance(index, Tensor) else index
 
 
 def _parts(index: Any, what: str) -> tuple[Any, ...]:
@@ -160,6 +168,7 @@ class Gathered(Sums):
 def put(tape: Tape, x: Tensor, index: Any, value: Any) -> Tensor:
     """X with `value` at `index`: what x[index] = value makes of it."""
     x = tape.input(x, "assignment to a part")
+    index = _newest(tape, index)
     given = tape.input(value, "assignment to a part") if isinstance(value, Tensor) else None
     _check_part(tape, x, index, value if given is None else given)
     y = x.clone()

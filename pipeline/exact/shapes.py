@@ -149,7 +149,7 @@ def clone(tape: Tape, x: Tensor, memory_format: Any = None) -> Tensor:
 def detach(tape: Tape, x: Tensor) -> Tensor:
     """The exact form of Tensor.detach: no gradient goes back."""
     x = tape.input(x, "detach")
-    return tape.record(x.detach().clone(), (x,), lambda g: (None,))
+    return tape.record(x.detach(), (x,), lambda g: (None,), shares=x)
 
 
 def _inverse(order: Sequence[int], dims: int) -> list[int]:

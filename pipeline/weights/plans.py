@@ -162,12 +162,7 @@ def _data_set(run: Run, path: Path | None) -> Dataset:
         data, where = dataset.load(file), str(file)
     if data.digest != wanted.digest:
         raise UserError(f"{_needs(run)}, but {where} is '{data.name}' ({data.digest:.12}...): {_remedy(wanted)}")
-    if data.classes != wanted.classes:
-        raise UserError(
-            f"{run.folder} calls the classes {', '.join(wanted.classes)!r:.200}, but {where}, with the same images and labels, "
-            f"{', '.join(data.classes)!r:.200}; use the data set with the run's names, if the run was not changed by hand"
-        )
-    dataset.check_shape(data, wanted, run.folder)
+    dataset.check_described(data, where, wanted, run.folder)
     return replace(data, name=wanted.name)
 
 
