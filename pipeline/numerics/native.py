@@ -66,10 +66,8 @@ class Native:
 
     def scores(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For float32 logits [N, C] and int64 labels [N]: losses float64 [N], predicted classes int64 [N], confidences float32 [N]."""
-        predicted, confidences = (
-            logits.argmax(1),
-            torch.softmax(logits, 1).amax(1),
-        )  # of equal confidences the larger logit's, as in predict
+        confidences = torch.softmax(logits, 1).amax(1)
+        predicted = logits.argmax(1)  # of equal confidences the larger logit's, as predict has it
         return F.cross_entropy(logits, labels, reduction="none").double(), predicted, confidences
 
     def probabilities(self, logits: Tensor) -> Tensor:

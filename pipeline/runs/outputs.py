@@ -29,8 +29,8 @@ PREDICTIONS = "predictions.csv"
 PARTS = (MODEL, HISTORY, METRICS, PREDICTIONS)
 NETWORK = "network.json"
 """A fifth part: the network as data (models/recorded.py). Runs that were made before there was one have none."""
-_MOST = {".json": schema.LARGEST_BYTES, ".csv": 2**25}
-"""Bytes that are read of a part, by its kind; in CSV some two million rows, which take a GiB of memory."""
+_MOST = {".json": schema.LARGEST_BYTES, ".csv": 2**26}
+"""Bytes that are read of a part, by its kind; in CSV some five million rows, which take two GiB of memory."""
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 Row = TypeVar("Row")
