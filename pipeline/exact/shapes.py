@@ -66,7 +66,7 @@ def reshape(tape: Tape, x: Tensor, *given: Any, shape: Any = None) -> Tensor:
 
 def _rows_of_none(tape: Tape, x: Tensor, wanted: Sequence[int]) -> int:
     """What -1 stands for in a reshape of no images: what it would be of one; 0 for the images' own axis."""
-    return 0 if wanted[0] == -1 else tape.elements(x) // max(1, -math.prod(size for size in wanted if size))
+    return 0 if wanted.index(-1) == (tape.axis(x) or 0) else tape.elements(x) // max(1, -math.prod(size for size in wanted if size))
 
 
 def _reshaped(tape: Tape, x: Tensor, wanted: list[int], asked: Sequence[int] = ()) -> Tensor:
