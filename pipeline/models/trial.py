@@ -50,14 +50,14 @@ def try_out(network: nn.Module, model: Model, shape: Shape, classes: int, numeri
     state = torch.get_rng_state()
     try:
         with mistakes_explained(model):
-            with torch.no_grad():
-                copy.deepcopy(network).eval()(images.float() / 255)  # what PyTorch itself refuses
             _check_logits(numerics.heads(copy.deepcopy(network), images), model, classes)
             step(copy.deepcopy(network), ALONE)
             if numerics.version == "native":
                 numerics.logits(copy.deepcopy(network).eval(), images)
                 return
             _refuse_hooks(network, model)
+            with torch.no_grad():
+                copy.deepcopy(network).eval()(images.float() / 255)  # which PyTorch itself may refuse
             nudged = _nudged(network)
             if model.is_own:
                 held = {name: buffer.clone() for name, buffer in nudged.named_buffers()}
