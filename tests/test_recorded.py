@@ -250,8 +250,9 @@ TAMPERED: dict[str, tuple[Callable[[Any], None], str]] = {
     "a pool": (added(["torch.nn.functional.avg_pool2d", [{"value": 0}, 71, 1, 20], {}]), "avg_pool2d has 5041 parts, and 5000 are"),
     "a pool of many": (added(["torch.nn.functional.adaptive_avg_pool2d", [{"value": 0}, 71], {}]), "avg_pool2d has 5041 parts"),
     "a number in words": (call(0, None, [{"number": "0.5"}]), "call 1 has an argument that is 'number'"),
-    "a batch's own statistics": (added(["torch.nn.functional.batch_norm", [{"value": 0}, None, None, None, None, True], {}]),
-        "torch.nn.functional.batch_norm norms an image by others while it evaluates"),
+    "a batch's statistics": (added(
+        ["torch.nn.functional.batch_norm", [{"value": 0}, *[{"held": "fc3.bias"}] * 2, None, None, True], {}]),
+        "torch.nn.functional.batch_norm keeps what it has seen while it evaluates"),
     "statistics of what was seen": (added(["torch.nn.functional.instance_norm", [{"value": 0}, *[{"held": "fc3.bias"}] * 2], {}]),
         "torch.nn.functional.instance_norm keeps what it has seen while it evaluates"),
     "an axis that one image alone has not": (added(["torch.Tensor.squeeze", [{"value": 0}, 0], {}]), "call 13 gives [2, 3, 32, 32] of 2"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from operator import index
 from typing import Any
 
@@ -31,3 +31,21 @@ def check_shape(what: str, shape: tuple[int, ...], *tensors: Tensor | None) -> N
 def sizes(given: Iterable[Any]) -> list[int]:
     """Sizes or dimensions that are given one by one, or as one list."""
     return [each if isinstance(each, int) else index(each) for part in given for each in (part if isinstance(part, Iterable) else (part,))]
+
+
+def leaves(given: Any) -> Iterator[Any]:
+    """What stands in lists, tuples, dictionaries and slices."""
+    if isinstance(given, tuple | list):
+        for each in given:
+            yield from leaves(each)
+    elif isinstance(given, dict):
+        yield from leaves(tuple(given.values()))
+    elif isinstance(given, slice):
+        yield from (given.start, given.stop, given.step)
+    else:
+        yield given
+
+
+def tensors(given: Any) -> Iterator[Tensor]:
+    """The tensors among them."""
+    return (each for each in leaves(given) if isinstance(each, Tensor))

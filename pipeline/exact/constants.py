@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pipeline.exact.arguments import tensors
 from pipeline.exact.errors import refusal
 from pipeline.exact.tape import Tape
 from pipeline.exact.values import Images
@@ -56,7 +56,7 @@ def made(tape: Tape, operation: Any, args: Any, kwargs: Any) -> Tensor:
     if operation in FULL and isinstance(kwargs.get("fill_value", args[-1]), Images):
         raise refusal("a constant that is the number of images", "numbers that do not depend on the batch")
     own = 1 if operation in _LIKE | _OF_A_TENSOR | {Tensor.new_tensor} else 0  # whose type and shape it takes, and no number
-    if any(tape.of_images(each) for each in _tensors([args[own:], [each for name, each in kwargs.items() if name != "input"]])):
+    if any(tape.of_images(each) for each in tensors([args[own:], [each for name, each in kwargs.items() if name != "input"]])):
         raise refusal(f"{operation.__name__} of what is made from the images", "the tensor itself, clone() and to(dtype)")
     y: Tensor = (_arange if operation is torch.arange else operation)(*args, **kwargs)
     if operation in _LIKE:
@@ -86,14 +86,6 @@ def _arange(*args: Any, start: Any = None, end: Any = None, step: Any = None, dt
         raise refusal(f"arange of {dtype} by numbers that are not whole", "whole numbers, or floats")
     count = torch.arange(max(0, math.ceil((float(last) - float(first)) / float(by))), dtype=torch.float64, **named)
     return count.mul_(float(by)).add_(float(first)).to(dtype or torch.get_default_dtype())
-
-
-def _tensors(given: Any) -> Iterator[Tensor]:
-    if isinstance(given, Tensor):
-        yield given
-    elif isinstance(given, list | tuple):
-        for each in given:
-            yield from _tensors(each)
 
 
 def images_axis(given: tuple[Any, ...]) -> int | None:

@@ -6,7 +6,7 @@ import inspect
 import operator
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import FrameType
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from pipeline.exact import activations, arithmetic, attention, constants, masks, normalisation, parts, pooling, precision, products, shapes
+from pipeline.exact.arguments import leaves, tensors
 from pipeline.exact.errors import Unsupported, refusal
 from pipeline.exact.tape import Tape
 from pipeline.exact.values import Images, Shape
@@ -199,7 +200,7 @@ class Forms(TorchFunctionMode):
 
     def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
         tape = self._tape
-        for each in _leaves((args, kwargs)):
+        for each in leaves((args, kwargs)):
             if isinstance(each, Tensor) and tape.is_of_another_pass(each):
                 raise refusal("what was computed in another pass", "what this pass computes, and buffers")
             if isinstance(each, Images) and func not in SIZED:
@@ -211,12 +212,12 @@ class Forms(TorchFunctionMode):
             kwargs = {name: value for name, value in kwargs.items() if name != "inplace"}
         elif func is F.relu and len(args) == 2:
             inplace, args = args[1], args[:1]
-        if func in constants.OF_CONSTANTS and all(tape.value(x) is None for x in _tensors((args, kwargs))):
+        if func in constants.OF_CONSTANTS and all(tape.value(x) is None for x in tensors((args, kwargs))):
             return constants.computed(func, args, kwargs)
         if inplace:
             return self._in_place(IN_PLACE.get(func, func), args, kwargs)
         if (form := FORM_OF.get(func)) is not None:
-            if func in IMAGES_FIRST and (x := next(_tensors((args, kwargs)), None)) is not None:
+            if func in IMAGES_FIRST and (x := next(tensors((args, kwargs)), None)) is not None:
                 tape.check_images_first(x, resolve_name(func).rpartition(".")[2])
             try:
                 return _uncompiled(form)(tape, *args, **kwargs)
@@ -264,23 +265,6 @@ class Forms(TorchFunctionMode):
         if isinstance(given, int):
             return Images(given) if dim is not None and dim % x.dim() == axis else given
         return Shape([*given[:axis], Images(given[axis]), *given[axis + 1 :]])
-
-
-def _leaves(given: Any) -> Iterator[Any]:
-    """What stands in lists, tuples, dictionaries and slices."""
-    if isinstance(given, tuple | list):
-        for each in given:
-            yield from _leaves(each)
-    elif isinstance(given, dict):
-        yield from _leaves(tuple(given.values()))
-    elif isinstance(given, slice):
-        yield from (given.start, given.stop, given.step)
-    else:
-        yield given
-
-
-def _tensors(given: Any) -> Iterator[Tensor]:
-    return (each for each in _leaves(given) if isinstance(each, Tensor))
 
 
 _LIBRARIES = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parent}{os.sep}")

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from pipeline import device as devices
 from pipeline.exact import registry
-from pipeline.exact.arguments import pair
+from pipeline.exact.arguments import pair, tensors
 from pipeline.exact.convolutions import convolution
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.reductions import TERMS, Convolution
@@ -159,8 +159,8 @@ class Bounded(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not self._training and func in _KEEPING and (kept := _KEEPING[func](*args, **kwargs)):
-            raise ValueError(f"{resolve_name(func)} {kept} while it evaluates")
+        if not self._training and func in _STATISTICS and _changes_statistics(*_STATISTICS[func], args, kwargs):
+            raise ValueError(f"{resolve_name(func)} keeps what it has seen while it evaluates")
         if func is torch.conv2d and (numbers := _with_margins(*args, **kwargs)) > MOST_NUMBERS:
             raise ValueError(f"{resolve_name(func)} takes {numbers} numbers with their margins, and {MOST_NUMBERS} are the most")
         if (parts := _PARTS[func](*args, **kwargs) if func in _PARTS else 0) > MOST_CALLS:
@@ -181,6 +181,11 @@ class Bounded(TorchFunctionMode):
                 f"{resolve_name(func)} takes {numbers} numbers with the windows that it copies, and {MOST_NUMBERS} are the most"
             )
         return given
+
+
+def _changes_statistics(name: str, default: bool, args: Any, kwargs: Any) -> bool:
+    given = kwargs.get("running_mean", args[1] if len(args) > 1 else None)
+    return given is not None and kwargs.get(name, args[5] if len(args) > 5 else default)
 
 
 def _of_split(x: Tensor, split_size_or_sections: Any, dim: int = 0, **other: Any) -> int:
@@ -226,33 +231,8 @@ def _of_adaptive_pool(x: Tensor, output_size: Any, *args: Any, **kwargs: Any) ->
     )
 
 
-def _by_batch(
-    x: Tensor,
-    running_mean: Any = None,
-    running_var: Any = None,
-    weight: Any = None,
-    bias: Any = None,
-    training: bool = False,
-    *other: Any,
-    **named: Any,
-) -> str:
-    return "norms an image by others" if training else ""
-
-
-def _by_image(
-    x: Tensor,
-    running_mean: Any = None,
-    running_var: Any = None,
-    weight: Any = None,
-    bias: Any = None,
-    use_input_stats: bool = True,
-    *other: Any,
-    **named: Any,
-) -> str:
-    return "keeps what it has seen" if use_input_stats and running_mean is not None else ""
-
-
-_KEEPING: dict[Any, Callable[..., str]] = {F.batch_norm: _by_batch, F.instance_norm: _by_image}
+_STATISTICS = {F.batch_norm: ("training", False), F.instance_norm: ("use_input_stats", True)}
+"""Norms, and the argument, the sixth, that has them change the running statistics that they are given, with its default."""
 _WINDOWS: dict[Any, Callable[..., int]] = {torch.conv2d: _of_convolution, F.avg_pool2d: _of_mean_windows}
 _PARTS: dict[Any, Callable[..., int]] = {
     **dict.fromkeys((torch.unbind, Tensor.unbind), lambda x, dim=0: x.shape[dim]),
@@ -262,12 +242,3 @@ _PARTS: dict[Any, Callable[..., int]] = {
     **dict.fromkeys((torch.split, Tensor.split, torch.functional.split), _of_split),
 }
 """How many parts an operation gives, or goes through one after the other, of its arguments."""
-
-
-def tensors(given: Any) -> Iterator[Tensor]:
-    """The tensors in lists, tuples and dictionaries."""
-    if isinstance(given, Tensor):
-        yield given
-    elif isinstance(given, list | tuple | dict):
-        for each in given.values() if isinstance(given, dict) else given:
-            yield from tensors(each)

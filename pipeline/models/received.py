@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.exact import constants, fillings, registry
+from pipeline.exact.arguments import tensors
 from pipeline.models import bounds
 from pipeline.models.recorded import KINDS, NAMES, OPERATIONS, Held, Recorded, Recording, Unrecorded, parts
 from pipeline.system import schema
@@ -90,7 +91,7 @@ def _tried(module: Recorded, images: int, shape: tuple[int, int, int]) -> tuple[
 
     def seen(place: int, given: Any, ended: list[int]) -> None:
         counted(place, given, ended)
-        shapes.append([list(tensor.shape) for tensor in bounds.tensors(given)])
+        shapes.append([list(tensor.shape) for tensor in tensors(given)])
 
     return module.run(taken, seen), shapes
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from pipeline.exact import initialisation, registry
+from pipeline.exact.arguments import tensors
 from pipeline.models import received
-from pipeline.models.bounds import MOST_CALLS, tensors
+from pipeline.models.bounds import MOST_CALLS
 from pipeline.models.recorded import DTYPES, LAYOUTS, NAMES, Graph, Held, Recording, Unrecorded
 from pipeline.system import schema
 
