@@ -14,7 +14,7 @@ from tests.steps import CPU, ints
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK", 5)
+    monkeypatch.setattr(blocks, "size", lambda: 5)
 
 
 def drawn(*shape: int) -> torch.Tensor:
@@ -49,7 +49,7 @@ def test_a_function_of_each_element_gives_the_same_a_part_after_the_other(lies, 
 def test_a_function_of_rows_gives_the_same_a_row_after_the_other(lies, monkeypatch):
     x = IN_MEMORY[lies]()
     y = x + 1
-    monkeypatch.setattr(blocks, "BLOCK", 2 * max(1, x.numel()) // 3)  # two of three rows
+    monkeypatch.setattr(blocks, "size", lambda: 2 * max(1, x.numel()) // 3)  # two of three rows
     asked = []
 
     def function(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -66,7 +66,7 @@ def test_the_goldens_are_met_in_small_parts(case, small_blocks):
 
 
 def test_recipes_meet_their_goldens_in_small_parts(monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK", 1000)
+    monkeypatch.setattr(blocks, "size", lambda: 1000)
     assert goldens_recipes.recipes(goldens_recipes.Pipeline(CPU)) == goldens_recipes.GOLDEN.read_text().splitlines()
 
 
@@ -83,7 +83,7 @@ def test_an_update_in_small_parts_is_that_of_the_whole(kind, decay, monkeypatch)
         return [weight.detach(), *of.state[weight].values()]
 
     whole = weights()
-    monkeypatch.setattr(blocks, "BLOCK", 5)
+    monkeypatch.setattr(blocks, "size", lambda: 5)
     assert all(torch.equal(a, b) for a, b in zip(weights(), whole, strict=True))
 
 

@@ -290,7 +290,7 @@ def test_both_give_the_goldens_of_the_forms(of):
 
 
 def test_forms_that_are_computed_in_small_parts_give_the_goldens(monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK", 2)
+    monkeypatch.setattr(blocks, "size", lambda: 2)
     assert first_difference(lines(of_pipeline), GOLDEN.read_text().splitlines()) is None
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from pipeline.exact import transcendental
+from pipeline.exact import blocks, transcendental
 from pipeline.exact.arithmetic import add, chosen, divide, floats, in_double, multiply, number, unary, where
 from pipeline.exact.errors import refusal
 from pipeline.exact.later import Later
@@ -13,17 +16,17 @@ from pipeline.exact.tape import Tape
 
 
 def _sigmoid(x: Tensor) -> Tensor:
-    e = transcendental.exp(-x.abs())
-    return torch.where(x >= 0, torch.ones_like(e), e) / (1 + e)
+    e = transcendental.exp(x.abs().neg_())
+    return torch.maximum(transcendental.at_least_zero(x), e).div_(e + 1.0)  # 1 / (1 + e), or e / (1 + e)
 
 
 def _tanh(x: Tensor) -> Tensor:
-    e = transcendental.exp(-2 * x.abs())
-    return torch.where(x < 0, e - 1, 1 - e) / (1 + e)
+    e = transcendental.exp(x.abs().mul_(-2.0))
+    return (1 - e).div_(e + 1.0).mul_(x.sign()).add_(0.0)  # 0 of negatives, too, has no sign
 
 
 def _softplus(x: Tensor) -> Tensor:
-    return x.clamp_min(0) + transcendental.log(1 + transcendental.exp(-x.abs()))
+    return x.clamp_min(0) + transcendental.log(transcendental.exp(x.abs().neg_()).add_(1.0))
 
 
 sigmoid = unary("sigmoid", in_double(_sigmoid), lambda g, x, y: g * (y * (1 - y)))
@@ -42,21 +45,38 @@ _elu = unary(
     lambda g, x, y, alpha, scale, rate: torch.where(x > 0, g * number(g, scale), g * number(g, rate) * (y + number(y, alpha * scale))),
 )
 _softplused = unary("softplus", in_double(_softplus), lambda g, x, y: g * in_double(_sigmoid)(x))
-_of_gelu = unary("gelu", lambda x: x * in_double(transcendental.normal_probability)(x), lambda g, x, y: g * in_double(_gelu_slope)(x))
-_of_silu = unary("silu", lambda x: x * in_double(_sigmoid)(x), lambda g, x, y: g * _silu_slope(x))
-
-
 def _expm1(x: Tensor) -> Tensor:
     return (transcendental.exp(x.double()) - 1).float()
 
 
-def _gelu_slope(x: Tensor) -> Tensor:
-    return transcendental.normal_probability(x) + x * transcendental.normal_density(x)
+def _probability_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
+    probability = transcendental.normal_probability(x)
+    return probability, probability + x * transcendental.normal_density(x)
 
 
-def _silu_slope(x: Tensor) -> Tensor:
+def _sigmoid_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
     s = in_double(_sigmoid)(x)
-    return s * (1 + x * (1 - s))
+    return s, s * (1 + x * (1 - s))
+
+
+def _weighed(name: str, weigh: Callable[[Tensor], Tensor], weigh_and_slope: Callable[[Tensor], Sequence[Tensor]]) -> Any:
+    """A form of x times a weight of it. Where somebody learns from x, the slope is computed beside the weight, and kept in place of x."""
+
+    def form(tape: Tape, x: Tensor) -> Tensor:
+        x = floats(tape, x, name)
+        weight, slope = weigh_and_slope(x) if tape.learns_from(x) else (weigh(x), None)
+        return tape.record(x * weight, (x,), lambda g: (None if slope is None else g * slope,))
+
+    form.__doc__ = f"The exact form of {name}."
+    return form
+
+
+_of_gelu = _weighed(
+    "gelu",
+    in_double(transcendental.normal_probability),
+    lambda x: blocks.several(lambda part: _probability_and_slope(part.double()), x),
+)
+silu = _weighed("silu", in_double(_sigmoid), _sigmoid_and_slope)
 
 
 def hardtanh(tape: Tape, x: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
@@ -124,11 +144,6 @@ def gelu(tape: Tape, x: Tensor, approximate: str = "none") -> Tensor:
     if approximate != "none":
         raise refusal(f"gelu with approximate={approximate!r}", "approximate='none'")
     return _of_gelu(tape, x)  # type: ignore[no-any-return]
-
-
-def silu(tape: Tape, x: Tensor) -> Tensor:
-    """The exact form of silu: x sigmoid(x)."""
-    return _of_silu(tape, x)  # type: ignore[no-any-return]
 
 
 def mish(tape: Tape, x: Tensor) -> Tensor:

@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from pipeline.exact import hardware, layout
 
-BLOCK = 2**18
-"""Numbers of a part: 2 MB in float64, which the cores share."""
+BLOCK = 2**16
+"""Numbers of a part for each thread: half a megabyte in float64, of which some fit a core's own cache."""
+
+
+def size() -> int:
+    """Numbers of a part, which the threads share."""
+    return BLOCK * torch.get_num_threads()
 
 
 def are_worth_it(x: Tensor) -> bool:
     """Whether a tensor is much larger than a part, on a CPU."""
-    return x.numel() > 2 * BLOCK and hardware.is_cpu(x)
+    return x.numel() > 2 * size() and hardware.is_cpu(x)
 
 
 def elementwise(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """What `function` gives for each element of x, float32, rounded to that once."""
-    if are_worth_it(x):
-        axes = layout.order(x)
-        flat = x.permute(axes)
-        if flat.is_contiguous():
-            y = torch.empty_like(x)
-            for part, of_part in zip(flat.view(-1).split(BLOCK), y.permute(axes).view(-1).split(BLOCK), strict=True):
-                of_part.copy_(function(part))
-            return y
-    return function(x).float()
+    return several(lambda part: (function(part),), x)[0]
+
+
+def several(function: Callable[[Tensor], Sequence[Tensor]], x: Tensor) -> list[Tensor]:
+    """The tensors that `function` gives for each element of x, float32, rounded to that once."""
+    axes = layout.order(x)
+    flat = x.permute(axes)
+    if not are_worth_it(x) or not flat.is_contiguous():
+        return [y.float() for y in function(x)]
+    results: list[Tensor] = []
+    first = 0
+    for part in flat.view(-1).split(size()):
+        given = function(part)
+        results = results or [torch.empty_like(x) for _ in given]
+        for y, of_part in zip(results, given, strict=True):
+            y.permute(axes).view(-1)[first : first + len(part)].copy_(of_part)
+        first += len(part)
+    return results
 
 
 def by_rows(function: Callable[..., Tensor], *tensors: Tensor, apart: bool = True) -> Tensor:
@@ -36,7 +50,7 @@ def by_rows(function: Callable[..., Tensor], *tensors: Tensor, apart: bool = Tru
     x = tensors[0]
     if not apart or not hardware.is_cpu(x):
         return function(*tensors).float()
-    at_once = max(1, BLOCK * len(x) // max(1, x.numel()))
+    at_once = max(1, size() * len(x) // max(1, x.numel()))
     if at_once >= len(x):
         return function(*tensors).float()
     y = torch.empty_like(x)

@@ -61,6 +61,8 @@ def channel_magnitudes(x: Tensor) -> Tensor:
     """The largest magnitude of each channel of each image in `x` [N, O, ...], or FLOOR: float32 [N, O]; NaN where there is one."""
     if not x.numel():
         return x.new_full(x.shape[:2], FLOOR)
+    if x.dim() == 2:
+        return x.abs().clamp_min_(FLOOR)
     # An axis at a time, from the innermost one, of what lies in the order of memory: a fifth of the time of all at once.
     order = layout.order(x)
     high = low = x.permute(order)

@@ -75,7 +75,7 @@ class _Optimizer(torch.optim.Optimizer):
         if not blocks.are_worth_it(parameter) or not all(each.is_contiguous() for each in whole.values()):
             self._update(parameter, gradient, state, group)
             return
-        for parts in zip(*(each.view(-1).split(blocks.BLOCK) for each in whole.values()), strict=True):
+        for parts in zip(*(each.view(-1).split(blocks.size()) for each in whole.values()), strict=True):
             some = dict(zip(whole, parts, strict=True))
             self._update(some["parameter"], some["gradient"], {**state, **some}, {**group, **some})
 
