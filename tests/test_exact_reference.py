@@ -22,6 +22,7 @@ from pipeline.exact.engine import Exact
 from pipeline.exact.group import ALONE
 from pipeline.exact.initialisation import initial_values
 from pipeline.exact.masks import Draws
+from pipeline.exact.pixels import seen
 from pipeline.exact.registry import Forms
 from pipeline.exact.tape import Memory, Tape, Value
 from tests import reference, reference_forms, reference_layers, reference_tape
@@ -230,9 +231,9 @@ def of_pipeline(case: str, kind: str = "drawn", device: str = "cpu") -> Results:
         tape = Tape(xs[0], weights, images, draws=Draws(SEED, torch.full((1,), STEP, device=device)))
         for x in xs:
             x.exact = Value(tape._token, True, x.dtype != torch.uint8, Memory())
-            x.exact.elements = x.numel() // images
+            x.exact.elements, x.exact.bytes = x.numel() // images, x.dtype == torch.uint8
         with Forms(tape):
-            y = CASES[case][0](f := Stock(), *xs, *ws)
+            y = CASES[case][0](f := Stock(), *seen(tape, xs), *ws)
         y = tape.input(y, "a test")
         tape.walk_back([(y, torch.from_numpy(gradient(case, kind, tuple(y.shape))).to(device))])
         gradients: dict[str, Any] = tape.add_up()

@@ -43,7 +43,10 @@ def test_weights_to_which_all_classes_are_alike_are_no_evidence_of_whatever_the_
     pixels, labels = np.zeros((images, 1, 8, 8), np.uint8), np.zeros(images, np.uint8)
     data = Dataset("drawn", ("0", "1", "2", "3"), pixels, labels, pixels, labels)
 
+    asked = []
+
     def evaluated(of: Dataset) -> Evaluation:
+        asked.append(of)
         loss = 1.0 if of is data else math.log(4)
         metrics = Metrics(**{name: getattr(METRICS, name) for name in METRICS.__struct_fields__} | {"loss": loss})
         return Evaluation(metrics, [Prediction(i, "0", "1", 0.25) for i in range(images)], 1.0)
@@ -52,6 +55,7 @@ def test_weights_to_which_all_classes_are_alike_are_no_evidence_of_whatever_the_
     given = native_evidence.evaluation_apart(theirs, run(*["0"] * images), data, evaluated)
     most = 1 + images // 1000
     assert given == (None if fits else f"{changed} of {images} images are predicted otherwise here by the run's weights, and {most} may be")
+    assert len(asked) <= 1 + most, "so many are evaluated again"
 
 
 @pytest.mark.parametrize(

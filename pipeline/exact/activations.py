@@ -29,8 +29,8 @@ def _softplus(x: Tensor) -> Tensor:
     return x.clamp_min(0) + transcendental.log(transcendental.exp(x.abs().neg_()).add_(1.0))
 
 
-sigmoid = unary("sigmoid", in_double(_sigmoid), lambda g, x, y: g * (y * (1 - y)))
-tanh = unary("tanh", in_double(_tanh), lambda g, x, y: g * (1 - y * y))
+sigmoid = unary("sigmoid", in_double(_sigmoid), lambda g, x, y: g * (y * (1 - y)), "rounded")
+tanh = unary("tanh", in_double(_tanh), lambda g, x, y: g * (1 - y * y), "rounded")
 _bounded = unary("hardtanh", lambda x, low, high: x.clamp(low, high), lambda g, x, y, low, high: chosen((x > low).logical_and(x < high), g))
 _leaky = unary(
     "leaky_relu",
@@ -45,6 +45,8 @@ _elu = unary(
     lambda g, x, y, alpha, scale, rate: torch.where(x > 0, g * number(g, scale), g * number(g, rate) * (y + number(y, alpha * scale))),
 )
 _softplused = unary("softplus", in_double(_softplus), lambda g, x, y: g * in_double(_sigmoid)(x))
+
+
 def _expm1(x: Tensor) -> Tensor:
     return (transcendental.exp(x.double()) - 1).float()
 
@@ -133,9 +135,9 @@ def selu(tape: Tape, x: Tensor) -> Tensor:
 
 
 def softplus(tape: Tape, x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
-    """The exact form of softplus with the usual beta; its threshold only guards against overflow, which there is none of."""
-    if beta != 1:
-        raise refusal(f"softplus with beta={beta}", "beta=1")
+    """The exact form of softplus with the usual beta; beyond its usual threshold softplus is x, as float32s."""
+    if beta != 1 or threshold != 20:
+        raise refusal(f"softplus with beta={beta}, threshold={threshold}", "beta=1, threshold=20")
     return _softplused(tape, x)  # type: ignore[no-any-return]
 
 
@@ -153,7 +155,7 @@ def mish(tape: Tape, x: Tensor) -> Tensor:
 
 def relu(tape: Tape, x: Tensor) -> Tensor:
     """The exact form of torch.relu."""
-    x = floats(tape, x, "relu")
+    x = floats(tape, x, "relu", whole=True)
     if tape.value(x) is None:
         return torch.relu(x)
     later = Rectified(x)

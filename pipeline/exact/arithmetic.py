@@ -13,33 +13,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.exact import blocks, grid, transcendental
+from pipeline.exact import blocks, grid, pixels, transcendental
 from pipeline.exact.errors import refusal
 from pipeline.exact.sums import Sums
 from pipeline.exact.tape import Gradient, Tape
 from pipeline.exact.trees import tree
 
 Operand = Tensor | float
-BYTE_MAXIMUM = 255.0
 
 
-def floats(tape: Tape, x: Any, what: str) -> Tensor:
-    """What to compute with for `x`: float32. Bytes of images become byte / 255; constants of other types keep theirs."""
+def floats(tape: Tape, x: Any, what: str, whole: bool = False) -> Tensor:
+    """What to compute with for `x`: float32. Bytes of images become byte / 255; with `whole` constants of whole numbers keep their type."""
     if not isinstance(x, Tensor):
         raise refusal(f"{what} of {type(x).__name__}")
     x = tape.input(x, what)
     assert isinstance(x, Tensor)
-    if x.dtype == torch.uint8 and tape.of_images(x):
-        y = x.float().div_(x.new_full((), BYTE_MAXIMUM, dtype=torch.float32))
-        return tape.record(y, (x,), lambda g: (None,))
-    if x.dtype != torch.float32 and (tape.of_images(x) or x.dtype.is_floating_point):
+    if tape.is_bytes(x):
+        return tape.record(pixels.as_floats(x), (x,), lambda g: (None,))
+    if x.dtype != torch.float32 and (not whole or tape.of_images(x) or x.dtype.is_floating_point):
         raise refusal(f"{what} of {x.dtype}", "float32")
     return x
 
 
 def number(like: Tensor, value: float) -> Tensor:
-    """A Python number as a tensor beside `like`, of its type."""
-    return torch.full((), value, dtype=like.dtype, device=like.device)
+    """A Python number as a tensor beside `like`, of its type, or of float32 where that is one of whole numbers and the number is not."""
+    return torch.full((), value, dtype=torch.result_type(like, value), device=like.device)
 
 
 def spread(tape: Tape, y: Tensor, x: Tensor, g: Tensor) -> Gradient:
@@ -91,7 +89,7 @@ def _binary(name: str, compute: Callable[[Tensor, Tensor], Tensor], gradients: C
     def form(tape: Tape, a: Operand, b: Operand, **named: Any) -> Tensor:
         if named.pop("alpha", 1) != 1 or named:
             raise refusal(f"{name} with {', '.join(named) or 'a factor'}", f"{name} of two operands")
-        a, b = (floats(tape, x, name) if isinstance(x, Tensor) else x for x in (a, b))
+        a, b = (floats(tape, x, name, whole=True) if isinstance(x, Tensor) else x for x in (a, b))
         given = [x for x in (a, b) if isinstance(x, Tensor)]
         if not given or not all(isinstance(x, Tensor | int | float) for x in (a, b)):
             raise refusal(f"{name} of {type(a).__name__} and {type(b).__name__}")
@@ -146,11 +144,16 @@ def reverse_divide(tape: Tape, a: Operand, b: Operand) -> Tensor:
     return divide(tape, b, a)  # type: ignore[no-any-return]
 
 
-def unary(name: str, compute: Callable[..., Tensor], gradient: Callable[..., Tensor]) -> Any:
-    """A form of one operand and numbers: `compute(x, *numbers)`, `gradient(g, x, y, *numbers)`."""
+def unary(name: str, compute: Callable[..., Tensor], gradient: Callable[..., Tensor], whole: str = "refused") -> Any:
+    """A form of one operand and numbers: `compute(x, *numbers)`, `gradient(g, x, y, *numbers)`.
+
+    A constant of whole numbers is "refused", "kept" as it is, or first "rounded" to float32, as PyTorch does each.
+    """
 
     def form(tape: Tape, x: Tensor, *numbers: Any) -> Tensor:
-        x = floats(tape, x, name)
+        x = floats(tape, x, name, whole != "refused")
+        if whole == "rounded":
+            x = _as_float32(x, x)
         y = compute(x, *numbers)
         return tape.record(y, (x,), lambda g: (gradient(g, x, y, *numbers) if tape.learns_from(x) else None,))
 
@@ -168,18 +171,19 @@ def in_double(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor
     return lambda x: blocks.elementwise(lambda part: function(part.double()), x)
 
 
-exp = unary("exp", in_double(transcendental.exp_of_any), lambda g, x, y: g * y)
-log = unary("log", in_double(transcendental.log_of_any), lambda g, x, y: g / (x + 0))
-sqrt = unary("sqrt", transcendental.square_root, lambda g, x, y: g / (y + y + 0))
-absolute = unary("abs", torch.abs, lambda g, x, y: g * x.sign())
-negative = unary("negation", torch.neg, lambda g, x, y: g.neg())
-square = unary("square", lambda x: x * x, lambda g, x, y: g * (x + x))
+exp = unary("exp", in_double(transcendental.exp_of_any), lambda g, x, y: g * y, "rounded")
+log = unary("log", in_double(transcendental.log_of_any), lambda g, x, y: g / (x + 0), "rounded")
+sqrt = unary("sqrt", transcendental.square_root, lambda g, x, y: g / (y + y + 0), "rounded")
+absolute = unary("abs", torch.abs, lambda g, x, y: g * x.sign(), "kept")
+negative = unary("negation", torch.neg, lambda g, x, y: g.neg(), "kept")
+square = unary("square", lambda x: x * x, lambda g, x, y: g * (x + x), "kept")
 _clamped = unary(
     "clamp",
     lambda x, low, high: x.clamp(low, high),
     lambda g, x, y, low, high: chosen(
         (x >= (-torch.inf if low is None else low)).logical_and(x <= (torch.inf if high is None else high)), g
     ),
+    "kept",
 )
 
 
@@ -201,7 +205,7 @@ def power(tape: Tape, x: Tensor, exponent: float) -> Tensor:
         raise refusal(f"a power of {exponent}", "0.5 and the whole numbers from 1 to 8")
     if exponent == 0.5:
         return sqrt(tape, x)  # type: ignore[no-any-return]
-    x = floats(tape, x, "a power")
+    x = floats(tape, x, "a power", whole=True)
     if exponent == 1:
         return multiply(tape, x, 1.0)  # type: ignore[no-any-return]  # a tensor of its own
     y = x
@@ -215,7 +219,7 @@ def where(tape: Tape, condition: Tensor, a: Operand, b: Operand) -> Tensor:
     condition = tape.input(condition, "where")
     like = next((each for each in (a, b) if isinstance(each, Tensor)), torch.empty((), device=condition.device))
     tape.check_alike("where", condition, a, b)
-    a, b = (floats(tape, x, "where") if isinstance(x, Tensor) else number(like, x) for x in (a, b))
+    a, b = (floats(tape, x, "where", whole=True) if isinstance(x, Tensor) else number(like, x) for x in (a, b))
     y = torch.where(condition, a, b)
 
     def backward(g: Tensor) -> tuple[Gradient, ...]:
@@ -233,18 +237,23 @@ def masked_fill(tape: Tape, x: Tensor, mask: Tensor, value: float) -> Tensor:
     """The exact form of Tensor.masked_fill."""
     if isinstance(value, Tensor):
         raise refusal("masked_fill with a tensor", "a number")
-    x, mask = floats(tape, x, "masked_fill"), tape.input(mask, "masked_fill")
+    x, mask = floats(tape, x, "masked_fill", whole=True), tape.input(mask, "masked_fill")
     tape.check_alike("masked_fill", x, mask, value)
     y = x.masked_fill(mask, value)
     tape.record(y, (x, mask), lambda g: (spread(tape, y, x, chosen(~mask, g)), None))
     return tape.lay(y, axis_of_spread(tape, y, x, mask))
 
 
+def _compared(tape: Tape, x: Tensor) -> Tensor:
+    x = tape.input(x, "a comparison")
+    return floats(tape, x, "a comparison") if tape.is_bytes(x) else x
+
+
 def compare(operation: Callable[[Any, Any], Tensor]) -> Any:
     """The form of a comparison: its result is no number that anybody learns from."""
 
     def form(tape: Tape, a: Operand, b: Operand) -> Tensor:
-        a, b = (tape.input(x, "a comparison") if isinstance(x, Tensor) else x for x in (a, b))
+        a, b = (_compared(tape, x) if isinstance(x, Tensor) else x for x in (a, b))
         tensors = [x for x in (a, b) if isinstance(x, Tensor)]
         tape.check_alike("a comparison", a, b)
         y = tape.record(operation(a, b), tensors, lambda g: [None] * len(tensors))

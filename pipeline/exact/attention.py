@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,13 +31,16 @@ def multi_head_attention_forward(
     query: Tensor, key: Tensor, value: Tensor, embed_dim_to_check: int, num_heads: int, in_proj_weight: Tensor | None,
     in_proj_bias: Tensor | None, bias_k: Tensor | None, bias_v: Tensor | None, add_zero_attn: bool, dropout_p: float,
     out_proj_weight: Tensor, out_proj_bias: Tensor | None, training: bool = True, key_padding_mask: Tensor | None = None,
-    need_weights: bool = True, attn_mask: Tensor | None = None, use_separate_proj_weight: bool = False, **named: Any,
+    need_weights: bool = True, attn_mask: Tensor | None = None, use_separate_proj_weight: bool = False,
+    q_proj_weight: Tensor | None = None, k_proj_weight: Tensor | None = None, v_proj_weight: Tensor | None = None,
+    static_k: Tensor | None = None, static_v: Tensor | None = None, average_attn_weights: bool = True, is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Attention of query, key and value [L, N, E] with projections, as torch.nn.MultiheadAttention calls it; no weights are returned."""
     separate = use_separate_proj_weight or bias_k is not None or bias_v is not None or add_zero_attn or key_padding_mask is not None
-    if separate or need_weights or in_proj_weight is None or named.get("is_causal") or query.dim() != 3:
+    separate = separate or any(each is not None for each in (q_proj_weight, k_proj_weight, v_proj_weight, static_k, static_v))
+    if separate or need_weights or in_proj_weight is None or is_causal or query.dim() != 3:
         raise refusal(
-            "multi_head_attention with separate projections, padding, biases of key and value, or weights that are returned",
+            "multi_head_attention with separate projections, padding, keys or biases of their own, or weights that are returned",
             "need_weights=False",
         )
     length, images, width = query.shape
@@ -48,6 +50,8 @@ def multi_head_attention_forward(
         for x, (weight, bias) in zip((query, key, value), thirds, strict=True)
     ]  # [N heads, L, E / heads] each
     q, k, v = heads
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = ~attn_mask  # here it says what is left out, in scaled_dot_product_attention what is kept
     attended = scaled_dot_product_attention(q, k, v, attn_mask, dropout_p if training else 0.0)
     y = attended.transpose(0, 1).reshape(length, images, width)
     return F.linear(y, out_proj_weight, out_proj_bias), None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -36,7 +37,29 @@ OF_CONSTANTS = {
     )),
 }  # fmt: skip
 """Operations that are PyTorch's own on constants."""
+CHANGING = {getattr(Tensor, name) for name in ("__setitem__", "add_", "__iadd__", "copy_", "fill_", "zero_", "mul_", "__imul__")}
+"""Those of them that change their first tensor."""
 _SUMS, _QUOTIENTS = {Tensor.add_, Tensor.__iadd__}, {Tensor.__floordiv__, Tensor.__mod__}
+
+
+class Used:
+    """The constants that a pass has computed with, and whose numbers its way back may need."""
+
+    def __init__(self, tape: Tape) -> None:
+        self._tape = tape
+        self._memory: dict[int, Any] = {}
+
+    def note(self, operands: Iterable[Tensor]) -> None:
+        """Note the constants among the operands of a form, if somebody learns from another."""
+        given = list(operands)
+        if any(map(self._tape.learns_from, given)):
+            memory = [x.untyped_storage() for x in given if self._tape.value(x) is None]
+            self._memory.update({each.data_ptr(): each for each in memory if each.size()})
+
+    def check(self, x: Tensor) -> None:
+        """Raise Unsupported if the way back may need the constant `x`, which is about to be changed."""
+        if x.untyped_storage().data_ptr() in self._memory:
+            raise refusal("an operation in place on a constant that was computed with", "its plain form")
 
 
 def computed(operation: Any, args: Any, kwargs: Any) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pipeline.exact import VERSION, arithmetic, loss
+from pipeline.exact import VERSION, arithmetic, loss, pixels
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.group import ALONE, Group
 from pipeline.exact.masks import Draws
@@ -33,7 +33,7 @@ class Exact:
         with torch.inference_mode():
             tape = Tape(images := images.view_as(images))
             with Forms(tape):
-                given = model(images)
+                given = model(pixels.seen(tape, images))
             return _heads(tape, given)[0]
 
     def heads(self, model: nn.Module, images: Tensor) -> list[Tensor]:
@@ -43,7 +43,7 @@ class Exact:
             weights = dict(model.named_parameters())
             tape = self.tape(images, weights, len(images), ALONE, Draws(0, torch.zeros(1, dtype=torch.int64, device=images.device)))
             with Forms(tape):
-                given = model(images)
+                given = model(pixels.seen(tape, images))
             return _heads(tape, given)
 
     def loss_and_gradients(
@@ -64,7 +64,7 @@ class Exact:
             images = images.view_as(images)  # a tensor of our own, to note on it what the tape knows
             tape = self.tape(images, weights, batch_images, group, draws)
             with Forms(tape):
-                given = model(images)
+                given = model(pixels.seen(tape, images))
             found = [
                 (logits, *loss.cross_entropy(tape, logits, labels, label_smoothing, auxiliary if number else 1.0))
                 for number, logits in enumerate(_heads(tape, given))
@@ -102,4 +102,4 @@ def _heads(tape: Tape, given: object) -> list[Tensor]:
         raise Unsupported(f"takes a row of logits an image, and the network gives {gives} for {tape.images} images")
     if not all(tape.of_images(each) and tape.axis(each) == 0 for each in found):
         raise Unsupported("takes logits that are made from the images, a row an image, and the network's are not")
-    return [arithmetic.floats(tape, each, "the loss") for each in found]
+    return [arithmetic.floats(tape, pixels.behind(each), "the loss") for each in found]

@@ -60,9 +60,16 @@ def dropout(tape: Tape, x: Tensor, p: float = 0.5, training: bool = True) -> Ten
     return _masked(tape, x, p, training, lambda x: list(x.shape))
 
 
-def feature_dropout(tape: Tape, x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
-    """The exact form of dropout2d and its like: whole channels."""
-    return _masked(tape, x, p, training, lambda x: [*x.shape[:2], *[1] * (x.dim() - 2)])
+def feature_dropout(axes: int) -> Any:
+    """The form of dropout1d, 2d and 3d: whole channels of images that have so many axes besides them."""
+
+    def form(tape: Tape, x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
+        if x.dim() != axes + 2:  # of fewer PyTorch takes the images for channels
+            raise refusal(f"dropout{axes}d of {x.dim()} dimensions", f"{axes + 2}, the images first")
+        return _masked(tape, x, p, training, lambda x: [*x.shape[:2], *[1] * axes])
+
+    form.__doc__ = f"The exact form of dropout{axes}d."
+    return form
 
 
 def _masked(tape: Tape, x: Tensor, p: float, training: bool, shape: Any) -> Tensor:

@@ -17,7 +17,7 @@ from pipeline.exact.tape import Gradient, Tape
 def joined(tape: Tape, tensors: Sequence[Tensor], dim: int = 0, axis: int | None = None) -> Tensor:
     """The exact form of torch.cat."""
     dim = dim if axis is None else axis
-    tensors = [arithmetic.floats(tape, x, "cat") for x in tensors]
+    tensors = [arithmetic.floats(tape, x, "cat", whole=True) for x in tensors]
     y = layout.cat(tensors, dim)
     for x in tensors:
         tape.check_within_images(x, (dim,), "cat")
@@ -27,7 +27,7 @@ def joined(tape: Tape, tensors: Sequence[Tensor], dim: int = 0, axis: int | None
 
 def stack(tape: Tape, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """The exact form of torch.stack."""
-    tensors = [arithmetic.floats(tape, x, "stack") for x in tensors]
+    tensors = [arithmetic.floats(tape, x, "stack", whole=True) for x in tensors]
     y = torch.stack(list(tensors), dim)
     _check_of_images(tape, tensors, "stack")
     axis = next((axis for x in tensors if (axis := tape.axis(x)) is not None), None)
@@ -167,9 +167,10 @@ class Gathered(Sums):
 
 def put(tape: Tape, x: Tensor, index: Any, value: Any) -> Tensor:
     """X with `value` at `index`: what x[index] = value makes of it."""
-    x = tape.input(x, "assignment to a part")
+    x, given = _assigned(tape, x), _assigned(tape, value) if isinstance(value, Tensor) else None
     index = _newest(tape, index)
-    given = tape.input(value, "assignment to a part") if isinstance(value, Tensor) else None
+    if given is not None and given.dtype.is_floating_point > x.dtype.is_floating_point:
+        raise refusal(f"assignment of {given.dtype} to a part of {x.dtype}", "one type for both")
     _check_part(tape, x, index, value if given is None else given)
     y = x.clone()
     y[index] = value if given is None else given
@@ -180,6 +181,11 @@ def put(tape: Tape, x: Tensor, index: Any, value: Any) -> Tensor:
         return [rest] if given is None else [rest, arithmetic.spread(tape, y, given, g[index])]
 
     return tape.record(y, (x,) if given is None else (x, given), backward)
+
+
+def _assigned(tape: Tape, x: Tensor) -> Tensor:
+    x = tape.input(x, "assignment to a part")
+    return arithmetic.floats(tape, x, "assignment to a part") if tape.is_bytes(x) else x
 
 
 def _check_part(tape: Tape, x: Tensor, index: Any, value: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.exact import arithmetic, grid, layout
+from pipeline.exact import arithmetic, grid, layout, pixels
 from pipeline.exact.arguments import check_from, check_shape, pair
 from pipeline.exact.convolutions import convolution
 from pipeline.exact.errors import Unsupported, refusal
@@ -25,8 +25,6 @@ Part = slice | None
 """Some of a batch's images; None for all of them, which costs no call."""
 Rounded = Callable[[Tensor, Part, Tensor], Tensor]
 """Puts what the sums of a part's images stand for into the last tensor, and returns that."""
-BYTE_MAXIMUM = 255.0
-"""A uint8 input stands for byte / 255, as torchvision's ToTensor has it; the byte enters the sum, the division follows it."""
 INT64_FACTOR = 2 ** (grid.INT64_BITS - grid.FLOAT64_BITS)
 """How many times as many products int64 holds as float64, but for one."""
 
@@ -35,6 +33,8 @@ def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     """The exact form of torch.nn.functional.linear, for x [..., I]: every leading index is a row with a grid of its own."""
     if x.dim() < 2 or weight.dim() != 2:
         raise refusal(f"linear on {x.dim()} dimensions with a weight of {weight.dim()}", "2 and more, with 2")
+    if bias is not None and bias.shape != weight.shape[:1]:  # PyTorch spreads a single number
+        raise refusal(f"linear with a bias of {list(bias.shape)}", f"one of {len(weight)} numbers")
     x = tape.input(x, "linear")
     tape.check_within_images(x, (-1,), "linear")
     if x.dim() > 2:
@@ -55,8 +55,8 @@ def conv2d(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None, st
     if not weight.numel():
         raise refusal(f"conv2d with a weight of {tuple(weight.shape)}", "at least one channel and one place")
     stride, dilation = pair(stride), pair(dilation)
-    check_from(1, "conv2d with a stride, dilation or groups", stride, dilation, groups)
     check_shape("conv2d", (len(weight),), bias)
+    check_from(1, "conv2d with a stride, dilation or groups", stride, dilation, groups)
     if isinstance(padding, str):
         if padding not in ("same", "valid") or (padding == "same" and stride != (1, 1)):
             raise RuntimeError(f"conv2d with padding={padding!r} and stride={stride}, which PyTorch has not")
@@ -78,10 +78,10 @@ def _terms(x: Tensor) -> int:
 
 
 def _weighted_sum(tape: Tape, operation: Operation, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """X uint8 or float32, weight and bias float32 -> float32."""
+    """X float32, or bytes, which enter the sum and are divided by 255 after it; weight and bias float32 -> float32."""
     weight = tape.input(weight, operation.name)
     bias = None if bias is None else tape.input(bias, operation.name)
-    if x.dtype not in (torch.uint8, torch.float32) or weight.dtype != torch.float32:
+    if not (tape.is_bytes(x) or x.dtype == torch.float32) or weight.dtype != torch.float32:
         raise refusal(f"{operation.name} of {x.dtype} with a weight of {weight.dtype}", "bytes and float32, with float32")
     if tape.of_images(weight) or (bias is not None and tape.of_images(bias)):
         raise refusal(f"{operation.name} with a weight or bias that was made from the images")
@@ -129,7 +129,7 @@ class WeightedSum:
 
     def _divided(self, sums: Tensor, part: Part, out: Tensor) -> Tensor:
         """Those of bytes: the division by 255, then the product with the unit, a power of two, as one division."""
-        return torch.div(sums, self.w_grid.scale * BYTE_MAXIMUM, out=out)
+        return torch.div(sums, self.w_grid.scale * pixels.BYTE_MAXIMUM, out=out)
 
     def _times(self, units: Tensor) -> Rounded:
         """What gives a part's sums their units, that of the weight and each image's own."""
@@ -181,7 +181,7 @@ class WeightedSum:
         d_weight, d_bias = sums.flatten().float().tensor_split([self.w.numel()])  # without a bias, the second part is empty
         d_weight = d_weight.view(self.w.shape)
         if self.x_grid is None:
-            d_weight.div_(d_weight.new_full((), BYTE_MAXIMUM))
+            d_weight.div_(d_weight.new_full((), pixels.BYTE_MAXIMUM))
             units = torch.cat((units, units))
         d_weight.mul_(units[:channels].view(-1, *[1] * (d_weight.dim() - 1)))
         return [d_weight] if self.bias is None else [d_weight, d_bias.mul_(units[channels:])]
@@ -200,8 +200,7 @@ def _check_batch(operation: Operation, image_terms: int, rows: int) -> None:
 def matmul(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     """The exact form of torch.matmul: of activations a grid a matrix (the last two axes); with a weight [I, O] it is linear."""
     a, b = tape.input(a, "matmul"), tape.input(b, "matmul")
-    of_bytes = [x.dtype == torch.uint8 and tape.of_images(x) for x in (a, b)]
-    if not all(x.dim() > 1 and (x.dtype == torch.float32 or given) for x, given in zip((a, b), of_bytes, strict=True)):
+    if not all(x.dim() > 1 and (x.dtype == torch.float32 or tape.is_bytes(x)) for x in (a, b)):
         raise refusal(f"matmul of {a.dtype} {list(a.shape)} and {b.dtype} {list(b.shape)}", "float32, 2 dimensions and more")
     if b.dim() == 2 and tape.of_images(a) and not tape.of_images(b):
         turned = tape.record(b.t(), (b,), lambda g: (g.t(),), shares=b)
@@ -245,7 +244,7 @@ def _a_channel(values: Tensor, y: Tensor) -> Tensor:
 
 
 def _outer(of_images: Tensor, of_channels: Tensor, y: Tensor) -> Tensor:
-    """The products of values [N, 1, ...] and [1, O, ...], in memory as `y` [N, O, ...]: in another order a product with y takes thrice as long."""
+    """The products of values [N, 1, ...] and [1, O, ...], in memory as `y` [N, O, ...]: else a product with y takes thrice as long."""
     sizes = (*y.shape[:2], *[1] * (y.dim() - 2))
     return torch.mul(of_images, of_channels, out=layout.empty(sizes, layout.order(y), y))
 

@@ -19,7 +19,9 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from pipeline.exact import activations, arithmetic, attention, constants, masks, normalisation, parts, pooling, precision, products, shapes
 from pipeline.exact.arguments import leaves, tensors
+from pipeline.exact.copies import as_type, clone, contiguous, detach, float32, to
 from pipeline.exact.errors import Unsupported, refusal
+from pipeline.exact.pixels import behind, seen
 from pipeline.exact.tape import Tape
 from pipeline.exact.values import Images, Shape
 
@@ -83,17 +85,19 @@ FORMS: dict[str, tuple[Form, list[Any]]] = {
     "adaptive_max_pool2d": (pooling.adaptive_max_pool2d, [F.adaptive_max_pool2d]),
     "interpolate": (pooling.interpolate, [F.interpolate]),
     "dropout": (masks.dropout, [F.dropout, torch.dropout]),
-    "feature dropout": (masks.feature_dropout, [F.dropout1d, F.dropout2d, F.dropout3d]),
+    **{f"dropout{axes}d": (masks.feature_dropout(axes), [operation])
+       for axes, operation in enumerate((F.dropout1d, F.dropout2d, F.dropout3d), 1)},
     "bernoulli_": (masks.bernoulli_, [Tensor.bernoulli_]),
     "empty": (masks.empty, [torch.empty]),
     "reshape": (shapes.reshape, [torch.reshape, Tensor.reshape, Tensor.view]),
     "flatten": (shapes.flatten, [torch.flatten, Tensor.flatten]),
     "unflatten": (shapes.unflatten, [torch.unflatten, Tensor.unflatten]),
-    "contiguous": (shapes.contiguous, [Tensor.contiguous]),
-    "conversion": (shapes.to, [Tensor.to, Tensor.type]),
-    "float": (shapes.float32, [Tensor.float]),
-    "clone": (shapes.clone, [torch.clone, Tensor.clone]),
-    "detach": (shapes.detach, [Tensor.detach]),
+    "contiguous": (contiguous, [Tensor.contiguous]),
+    "conversion": (to, [Tensor.to]),
+    "type": (as_type, [Tensor.type]),
+    "float": (float32, [Tensor.float]),
+    "clone": (clone, [torch.clone, Tensor.clone]),
+    "detach": (detach, [Tensor.detach]),
     "permute": (shapes.permute, [torch.permute, Tensor.permute]),
     "transpose": (shapes.transpose, [torch.transpose, Tensor.transpose, torch.swapaxes, Tensor.swapaxes, torch.swapdims, Tensor.swapdims]),
     "t": (shapes.t, [torch.t, Tensor.t]),
@@ -128,7 +132,7 @@ FORM_OF = {operation: form for form, operations in FORMS.values() for operation 
 
 IMAGES_FIRST = {operation for name in (
     "conv2d", "group_norm", "instance_norm", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate",
-    "feature dropout", "pixel_shuffle", "channel_shuffle",
+    "dropout1d", "dropout2d", "dropout3d", "pixel_shuffle", "channel_shuffle",
 ) for operation in FORMS[name][1]}  # fmt: skip
 """Operations that take the first axis for that of the images, whatever the network has there."""
 
@@ -184,7 +188,7 @@ class Forms(TorchFunctionMode):
 
     def __init__(self, tape: Tape) -> None:
         super().__init__()
-        self._tape = tape
+        self._tape, self._used = tape, constants.Used(tape)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.compiler.is_compiling():
@@ -213,20 +217,27 @@ class Forms(TorchFunctionMode):
         elif func is F.relu and len(args) == 2:
             inplace, args = args[1], args[:1]
         if func in constants.OF_CONSTANTS and all(tape.value(x) is None for x in tensors((args, kwargs))):
+            if func in constants.CHANGING:
+                self._used.check(args[0])
             return constants.computed(func, args, kwargs)
         if inplace:
             return self._in_place(IN_PLACE.get(func, func), args, kwargs)
         if (form := FORM_OF.get(func)) is not None:
             if func in IMAGES_FIRST and (x := next(tensors((args, kwargs)), None)) is not None:
                 tape.check_images_first(x, resolve_name(func).rpartition(".")[2])
+            args, kwargs = behind(args), behind(kwargs)
+            if form not in (arithmetic.add, arithmetic.subtract, arithmetic.reverse_subtract):  # which keep no operand for the way back
+                self._used.note(tensors((args, kwargs)))
             try:
-                return _uncompiled(form)(tape, *args, **kwargs)
+                return seen(tape, _uncompiled(form)(tape, *args, **kwargs))
             except TypeError:
                 try:
                     inspect.signature(form).bind(tape, *args, **kwargs)
                 except TypeError as error:
                     raise refusal(f"{NAME_OF[func]} with these arguments ({error})", "those that docs/exact-numerics.md lists") from None
                 raise
+        if func == Tensor.requires_grad.__get__ and tape.value(args[0]) is not None:  # type: ignore[attr-defined]
+            return tape.learns_from(args[0])
         if func in QUESTIONS:
             return self._shape(func(*args, **kwargs), *args, **kwargs) if func in SHAPES else func(*args, **kwargs)
         if func in COMPOSED:
@@ -235,7 +246,7 @@ class Forms(TorchFunctionMode):
         if func in constants.MAKING:
             return constants.made(tape, func, args, kwargs)
         if func is Tensor.__setitem__:
-            return tape.replace(args[0], _uncompiled(parts.put)(tape, *args))
+            return tape.replace(args[0], _uncompiled(parts.put)(tape, *behind(args)))
         raise refusal(f"'{resolve_name(func) or func}'", "those that docs/exact-numerics.md lists")
 
     def _in_place(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -246,6 +257,7 @@ class Forms(TorchFunctionMode):
         if tape.value(x) is None:
             if tape.value(y) is not None:
                 raise refusal("an operation in place that puts what is computed into a constant", "its plain form")
+            self._used.check(x)
             return x.copy_(y)
         changed, new = x, tape.replace(x, y)
         while (part := tape.part_of(changed)) is not None:  # the tensor that it is a part of shows the same

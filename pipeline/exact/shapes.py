@@ -14,6 +14,7 @@ from pipeline.exact import arithmetic, layout
 from pipeline.exact.arguments import check_from, sizes
 from pipeline.exact.arithmetic import SpreadWeight
 from pipeline.exact.constants import images_axis
+from pipeline.exact.copies import clone
 from pipeline.exact.errors import refusal
 from pipeline.exact.tape import Gradient, Tape
 from pipeline.exact.trees import tree
@@ -113,45 +114,6 @@ def unflatten(tape: Tape, x: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
     return _reshaped(tape, x, [*before, *wanted, *after], [*before, *sizes, *after])
 
 
-def contiguous(tape: Tape, x: Tensor, memory_format: Any = None) -> Tensor:
-    """The exact form of Tensor.contiguous: nothing moves, since exact forms lay tensors out in memory as they like.
-
-    PyTorch gives the tensor itself or a copy, by a layout that is not known here: so one of the two that is changed in place is refused.
-    """
-    x = tape.input(x, "contiguous")
-    if tape.value(x) is None:
-        return x.contiguous() if memory_format is None else x.contiguous(memory_format=memory_format)
-    return tape.second_name(x)
-
-
-def to(tape: Tape, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
-    """The exact form of Tensor.to, .float and .type for what stays where and as it is. Raises Unsupported for another type or device."""
-    x = tape.input(x, "to")
-    for given in (*arguments, *named.values()):
-        if isinstance(given, torch.dtype) and given != torch.float32 and tape.value(x) is not None:
-            raise refusal(f"a conversion to {given}", "float32")
-    if tape.value(x) is None:
-        return x.to(*arguments, **named)
-    return arithmetic.floats(tape, x, "a conversion")
-
-
-def float32(tape: Tape, x: Tensor) -> Tensor:
-    """The exact form of Tensor.float."""
-    return to(tape, x, torch.float32)
-
-
-def clone(tape: Tape, x: Tensor, memory_format: Any = None) -> Tensor:
-    """The exact form of Tensor.clone."""
-    x = tape.input(x, "clone")
-    return tape.record(x.clone(), (x,), lambda g: (g,))
-
-
-def detach(tape: Tape, x: Tensor) -> Tensor:
-    """The exact form of Tensor.detach: no gradient goes back."""
-    x = tape.input(x, "detach")
-    return tape.record(x.detach(), (x,), lambda g: (None,), shares=x)
-
-
 def _inverse(order: Sequence[int], dims: int) -> list[int]:
     back = [0] * dims
     for place, dim in enumerate(order):
@@ -214,7 +176,7 @@ def pad(tape: Tape, x: Tensor, pad: Sequence[int], mode: str = "constant", value
     """The exact form of torch.nn.functional.pad by a number."""
     if mode != "constant" or min(pad, default=0) < 0:
         raise refusal(f"pad with mode={mode!r}, pad={tuple(pad)}", "mode='constant', none below 0")
-    x = arithmetic.floats(tape, x, "pad")
+    x = arithmetic.floats(tape, x, "pad", whole=True)
     if not any(pad):
         return clone(tape, x)
     tape.check_within_images(x, [-1 - place // 2 for place, size in enumerate(pad) if size], "pad")
@@ -279,6 +241,9 @@ def repeat(tape: Tape, x: Tensor, *given: Any) -> Tensor:
 def pixel_shuffle(tape: Tape, x: Tensor, upscale_factor: int) -> Tensor:
     """The exact form of torch.nn.functional.pixel_shuffle."""
     x = arithmetic.floats(tape, x, "pixel_shuffle")
+    if not len(x):  # of no images PyTorch gives what it is given
+        shape = F.pixel_shuffle(x.new_empty(1, *x.shape[1:]), upscale_factor).shape
+        return tape.record(x.new_empty(0, *shape[1:]), (x,), lambda g: (torch.zeros_like(x),))
     return tape.record(F.pixel_shuffle(x, upscale_factor), (x,), lambda g: (F.pixel_unshuffle(g, upscale_factor),))
 
 

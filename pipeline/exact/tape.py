@@ -11,13 +11,14 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pipeline.exact.errors import refusal
 from pipeline.exact.group import ALONE, Group
 from pipeline.exact.later import Later
 from pipeline.exact.sums import Sums, added_up
-from pipeline.exact.values import Memory, Value
+from pipeline.exact.values import Memory, Value, row
 
 Gradient = Tensor | Sums | None
 Backward = Callable[[Tensor], Sequence[Gradient]]
@@ -50,7 +51,7 @@ class Tape:
         self.called = 0
         """How often a mask was drawn in this pass."""
         value = images.exact = Value(self._token, True, False, Memory())  # type: ignore[attr-defined]
-        value.elements = math.prod(images.shape[1:])
+        value.elements, value.bytes = math.prod(images.shape[1:]), images.dtype == torch.uint8
 
     def value(self, x: Tensor) -> Value | None:
         """What the tape knows of `x`; None of a constant."""
@@ -87,6 +88,10 @@ class Tape:
         """Whether anybody wants the gradient of `x`."""
         return self.learns and (value := self.value(x)) is not None and value.learns
 
+    def is_bytes(self, x: Tensor) -> bool:
+        """Whether `x` is pixels, which stand for byte / 255, and not uint8 of other numbers."""
+        return (value := self.value(x)) is not None and value.bytes
+
     def of_images(self, *tensors: Tensor) -> bool:
         """Whether one of the tensors was made from the images."""
         return any((value := self.value(x)) is not None and value.of_images for x in tensors)
@@ -106,6 +111,7 @@ class Tape:
         shared = None if shares is None else self.value(shares)
         value = Value(self._token, of_images, learns, Memory() if shared is None else shared.memory)
         y.exact = value  # type: ignore[attr-defined]
+        value.bytes = y.dtype == torch.uint8 and any(each.bytes for each in known)
         if of_images:
             first = next(each for each in known if each.of_images)
             value.axis = first.axis if axis == -1 else axis
@@ -115,9 +121,9 @@ class Tape:
                 value.elements = first.elements
             elif y.dim() and not y.shape[0]:  # as many rows of each image as the input has
                 told = [
-                    each.elements // row
+                    each.elements // numbers
                     for x, each in zip(inputs, values, strict=True)
-                    if each is not None and each.of_images and (row := _row(x, each.axis))  # without numbers it does not tell
+                    if each is not None and each.of_images and (numbers := row(x, each.axis))  # without numbers it does not tell
                 ]
                 value.elements = (told[0] if told else 1) * math.prod(y.shape[1:])
             else:
@@ -133,7 +139,8 @@ class Tape:
         if value is None or not value.of_images:
             return x  # no weight may be changed in place
         second = y.exact = Value(self._token, True, value.learns, value.memory)  # type: ignore[attr-defined]
-        second.axis, second.elements, second.of, second.version = value.axis, value.elements, value.of or value, value.version
+        second.axis, second.elements, second.bytes = value.axis, value.elements, value.bytes
+        second.of, second.version = value.of or value, value.version
         return y
 
     def replace(self, x: Tensor, y: Tensor) -> Tensor:
@@ -179,14 +186,14 @@ class Tape:
     def spread(self, y: Tensor, axis: int) -> None:
         """Note that `y`, the last that was recorded and made of weights alone, has the same for each image, along `axis`."""
         value: Value = y.exact  # type: ignore[attr-defined]
-        value.of_images, value.axis, value.elements = True, axis, _row(y, axis)
+        value.of_images, value.axis, value.elements = True, axis, row(y, axis)
         if value.learns:
             self._over_images.append(self._over_weights.pop())
 
     def alike(self, y: Tensor, axis: int | None, like: Tensor | None = None) -> Tensor:
         """Note that `y`, made of constants, has the same numbers for each image, along `axis`; as many as `like`, if given. Gives y."""
         value = y.exact = Value(self._token, True, False, Memory())  # type: ignore[attr-defined]
-        value.axis, value.elements = axis, _row(y, axis) if like is None else self.elements(like)
+        value.axis, value.elements = axis, row(y, axis) if like is None else self.elements(like)
         return y
 
     def rows(self, x: Tensor) -> int:
@@ -248,7 +255,7 @@ class Tape:
         """From tensors and their gradients to those before them, in the reverse of the order recorded; those of one tensor are added."""
         for y, gradient in gradients:
             if (value := self.value(y)) is not None:
-                _add(value.of or value, gradient)
+                (value.of or value).add(gradient)
         self._walk(self._over_images)
 
     def _walk(self, steps: list[tuple[Value, list[Value | None], Backward]]) -> None:
@@ -264,7 +271,7 @@ class Tape:
                 if not isinstance(given, Tensor) or (output.of_images and value is not None and value.learns and not value.of_images):
                     found.setdefault(id(given), (given, []))[1].append(value)
                 elif value is not None and value.learns:
-                    _add(value, given)
+                    value.add(given)
             if output.of_images and self.group.count > 1:
                 self._waiting += found.values()
             else:
@@ -281,15 +288,6 @@ class Tape:
         return {value.name: value.gradient for value in self._weights.values()}
 
 
-def _row(x: Tensor, axis: int | None) -> int:
-    """Numbers of one row of the images' axis of `x`."""
-    return math.prod(size for i, size in enumerate(x.shape) if i != (axis or 0))
-
-
-def _add(value: Value, gradient: Tensor) -> None:
-    value.gradient = gradient if value.gradient is None else value.gradient + gradient
-
-
 def _resolve(waiting: list[tuple[Sums | Tensor, list[Value | None]]], group: Group) -> None:
     """Exchange the sums that wait and give their values the gradients, in their order."""
     rounded = iter(added_up([each for each, _ in waiting if not isinstance(each, Tensor)], group))
@@ -297,4 +295,4 @@ def _resolve(waiting: list[tuple[Sums | Tensor, list[Value | None]]], group: Gro
         gradients = [each] * len(values) if isinstance(each, Tensor) else next(rounded)
         for value, gradient in zip(values, gradients, strict=False):
             if value is not None and value.learns:
-                _add(value, gradient)
+                value.add(gradient)

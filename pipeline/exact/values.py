@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -48,11 +49,15 @@ class Memory:
 class Value:
     """What the tape knows of a tensor."""
 
-    __slots__ = ("axis", "elements", "gradient", "learns", "memory", "name", "of", "of_images", "part_of", "replaced", "token", "version")
+    __slots__ = (
+        "axis", "bytes", "elements", "gradient", "learns", "memory", "name", "of", "of_images", "part_of", "replaced", "token", "version",
+    )  # fmt: skip
 
     def __init__(self, token: object, of_images: bool, learns: bool, memory: Memory, name: str = "") -> None:
         self.token, self.of_images, self.learns, self.memory, self.name = token, of_images, learns, memory, name
         self.version = memory.version
+        self.bytes = False
+        """Whether it is uint8 that stands for byte / 255: the images' own pixels, which have only been moved."""
         self.axis: int | None = 0
         """Which axis is the images', or the rows' of each image in turn; None where they are spread."""
         self.elements = 1
@@ -64,3 +69,12 @@ class Value:
         self.gradient: Tensor | None = None
         self.of: Value | None = None
         """Whose gradient it is, where the tensor is a second name of another."""
+
+    def add(self, gradient: Tensor) -> None:
+        """Add to its gradient."""
+        self.gradient = gradient if self.gradient is None else self.gradient + gradient
+
+
+def row(x: Tensor, axis: int | None) -> int:
+    """Numbers of one row of the images' axis of `x`."""
+    return math.prod(size for i, size in enumerate(x.shape) if i != (axis or 0))

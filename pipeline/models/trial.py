@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 IMAGES = 2
 MANY = 7
 """How many images are evaluated at once of a network of somebody's own: few sizes of other axes are multiples of it."""
+LIKE = 0.05
+"""How far the logits of an image may be from PyTorch's, relative to the largest: float32 and grids of 19 bits are 1e-6 to 1e-3 apart, and
+a network that compares activations may be far apart for one image, but not for each."""
 NUDGE = 2.0**-5
 """What is added to weights at most before images are tried apart: a weight that begins at 0 would hide what it is multiplied with."""
 
@@ -57,7 +60,7 @@ def try_out(network: nn.Module, model: Model, shape: Shape, classes: int, numeri
                 return
             _refuse_hooks(network, model)
             with torch.no_grad():
-                copy.deepcopy(network).eval()(images.float() / 255)  # which PyTorch itself may refuse
+                pytorchs = copy.deepcopy(network).eval()(images.float() / 255)  # which PyTorch itself may refuse
             nudged = _nudged(network)
             if model.is_own:
                 held = {name: buffer.clone() for name, buffer in nudged.named_buffers()}
@@ -76,8 +79,18 @@ def try_out(network: nn.Module, model: Model, shape: Shape, classes: int, numeri
                     others.append(numerics.logits(nudged, images.repeat(MANY, 1, 1, 1)[:MANY])[:IMAGES])
             if not all(_equal([logits], [each]) for each in others):
                 raise _mixed(model, "gives an image other logits alone than with another")
+            _check_like(pytorchs, numerics.logits(copy.deepcopy(network).eval(), images), model)
     finally:
         torch.set_rng_state(state)
+
+
+def _check_like(pytorchs: Any, logits: Tensor, model: Model) -> None:
+    """Raise UserError where each image's logits are far from those of what PyTorch gives: a form means something else."""
+    theirs = pytorchs if isinstance(pytorchs, Tensor) else next(each for each in pytorchs if each is not None)
+    apart = (logits - theirs).abs().amax(1) / theirs.abs().amax(1)
+    if (least := float(apart.min())) > LIKE:
+        raise UserError(f"model.name {model.name}: with exact numerics its logits are {least:.2g} of the largest away from PyTorch's; "
+                        "set numerics: native, and report it with the network")  # fmt: skip
 
 
 @torch.no_grad()

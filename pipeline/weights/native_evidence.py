@@ -43,9 +43,15 @@ def evaluation_apart(run: Run, again: Run, data: Dataset, evaluated: Callable[[D
     """
     scores = 0.0 if run.environment.evaluate and _same_machine(run, again) else SCORES
     own = evaluated(data)
+    changed = sum(theirs.predicted != ours.predicted for theirs, ours in zip(run.predictions, own.predictions, strict=True))
+    too_many = None
+    if changed > (most := may_change(len(own.predictions))):
+        too_many = f"{changed} of {len(own.predictions)} images are predicted otherwise here by the run's weights, and {most} may be"
     for theirs, ours in zip(run.predictions, own.predictions, strict=True):
         apart = abs(float(np.float32(theirs.confidence)) - float(np.float32(ours.confidence)))
         if theirs.predicted != ours.predicted and apart <= scores > 0:  # two classes may be nearly as likely: how likely is theirs here?
+            if too_many:  # each would be evaluated again
+                return too_many
             label = np.array([data.classes.index(theirs.predicted)], data.test_labels.dtype)
             one = replace(data, test_images=data.test_images[ours.index : ours.index + 1], test_labels=label)
             apart = abs(theirs.confidence - math.exp(-evaluated(one).metrics.loss))
@@ -54,9 +60,6 @@ def evaluation_apart(run: Run, again: Run, data: Dataset, evaluated: Callable[[D
         if not apart <= scores:
             forms = [f"{p.predicted} with {np.float32(p.confidence)!s}" for p in (theirs, ours)]
             return f"test image {ours.index} is {forms[0]} in the run, here {forms[1]}"
-    changed = sum(theirs.predicted != ours.predicted for theirs, ours in zip(run.predictions, own.predictions, strict=True))
-    if changed > (most := may_change(len(own.predictions))):
-        return f"{changed} of {len(own.predictions)} images are predicted otherwise here by the run's weights, and {most} may be"
     if not abs(run.metrics.loss - own.metrics.loss) <= scores * (1 + abs(own.metrics.loss)):
         return f"the test loss is {run.metrics.loss:.9g} in the run, here {own.metrics.loss:.9g}"
     return None
