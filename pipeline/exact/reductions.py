@@ -184,7 +184,10 @@ class Convolution:
 
 
 class ConvolutionOfChannels(Convolution):
-    """The same where every channel is a group of its own: a multiplication and an addition a place of the kernel, without windows."""
+    """The same where every channel is a group of its own: a multiplication and an addition a place of the kernel, without windows.
+
+    They may be one kernel, contracted or not: products and sums of these integers are exact.
+    """
 
     def operand(self, x: Tensor, w: torch.Size) -> Tensor:
         """X [N, I, H, W] -> padded, float64, the batch where it lies in memory."""
@@ -209,7 +212,7 @@ class ConvolutionOfChannels(Convolution):
             of_some = y[:, some]
             for number, (i, j, part) in enumerate(self._at(x[:, some], w.shape, places)):
                 factor = w[some, :, i, j].unsqueeze(2)
-                of_some = of_some.add_(part * factor) if number else torch.mul(part, factor, out=of_some)
+                of_some = of_some.addcmul_(part, factor) if number else torch.mul(part, factor, out=of_some)
         return y
 
     def input_gradient(self, g: Tensor, w: Tensor, x_shape: torch.Size) -> Tensor:
@@ -219,7 +222,7 @@ class ConvolutionOfChannels(Convolution):
         for some in hardware.channels_at_once(g):
             of_some = g[:, some].double()
             for i, j, part in self._at(d_x[:, some], w.shape, (g.shape[2], g.shape[3])):
-                part.add_(of_some * w[some, :, i, j].unsqueeze(2))
+                part.addcmul_(of_some, w[some, :, i, j].unsqueeze(2))
         return d_x[:, :, self.padding[0] : height - self.padding[0], self.padding[1] : width - self.padding[1]]
 
     def weight_gradient(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
