@@ -53,7 +53,7 @@ AGAIN_OTHERS = "learns something else when it sees the same images again: it com
         ),
         *(("pass", f"h = h * ({number} if self.training else 1)", SHARES_OTHERS) for number in ("len(x)", "float(n)", "x.numel()")),
         ("self.gamma = nn.Parameter(torch.zeros(5))", "h = h + self.gamma * h * len(x)", SHARES_OTHERS),
-        ("pass", "h = h * torch.arange(int(n)).sum(0)", SHARES_OTHERS),
+        ("pass", "h = h * torch.arange(int(n)).float().sum(0)", SHARES_OTHERS),
         ("pass", "h = h * max(len(x), 2) if not self.training else h", ALONE_OTHERS),
         ("self.seen = 0", "self.seen += 1; h = h * self.seen", AGAIN_OTHERS),
         ("pass", "h = h * random.random()", AGAIN_OTHERS),

@@ -54,11 +54,11 @@ class Used:
         given = list(operands)
         if any(map(self._tape.learns_from, given)):
             memory = [x.untyped_storage() for x in given if self._tape.value(x) is None]
-            self._memory.update({each.data_ptr(): each for each in memory if each.size()})
+            self._memory.update({each._cdata: each for each in memory})
 
     def check(self, x: Tensor) -> None:
         """Raise Unsupported if the way back may need the constant `x`, which is about to be changed."""
-        if x.untyped_storage().data_ptr() in self._memory:
+        if x.untyped_storage()._cdata in self._memory:
             raise refusal("an operation in place on a constant that was computed with", "its plain form")
 
 

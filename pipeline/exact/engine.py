@@ -32,8 +32,7 @@ class Exact:
         """
         with torch.inference_mode():
             tape = Tape(images := images.view_as(images))
-            with Forms(tape):
-                given = model(pixels.seen(tape, images))
+            given = _given(model, tape, images)
             return _heads(tape, given)[0]
 
     def heads(self, model: nn.Module, images: Tensor) -> list[Tensor]:
@@ -42,8 +41,7 @@ class Exact:
             images = images.view_as(images)
             weights = dict(model.named_parameters())
             tape = self.tape(images, weights, len(images), ALONE, Draws(0, torch.zeros(1, dtype=torch.int64, device=images.device)))
-            with Forms(tape):
-                given = model(pixels.seen(tape, images))
+            given = _given(model, tape, images)
             return _heads(tape, given)
 
     def loss_and_gradients(
@@ -63,8 +61,7 @@ class Exact:
         with torch.inference_mode():
             images = images.view_as(images)  # a tensor of our own, to note on it what the tape knows
             tape = self.tape(images, weights, batch_images, group, draws)
-            with Forms(tape):
-                given = model(pixels.seen(tape, images))
+            given = _given(model, tape, images)
             found = [
                 (logits, *loss.cross_entropy(tape, logits, labels, label_smoothing, auxiliary if number else 1.0))
                 for number, logits in enumerate(_heads(tape, given))
@@ -92,6 +89,13 @@ class Exact:
     def mean(self, losses: Tensor) -> float:
         """The mean of float64 losses [N]."""
         return float(loss.mean(losses))
+
+
+def _given(model: nn.Module, tape: Tape, images: Tensor) -> object:
+    """What the model gives for images, by forms."""
+    images = pixels.seen(tape, images)
+    with Forms(tape):
+        return model(images)
 
 
 def _heads(tape: Tape, given: object) -> list[Tensor]:
