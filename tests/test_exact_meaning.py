@@ -180,9 +180,31 @@ REFUSED: dict[str, tuple[Callable[[nn.Module, Tensor], Tensor], str]] = {
     "whole numbers for each image": (lambda net, x: x * net.w * torch.ones(x.shape[0], 1, 1, 1, dtype=torch.uint8), "of torch.uint8"),
     "whole numbers in parts": (lambda net, x: assigned_to_whole(x) * net.w, "to a part of torch.uint8"),
     "hardtanh of whole numbers": (lambda net, x: x * net.w * F.hardtanh(torch.arange(8), -2.5, 2.5), "hardtanh of torch.int64"),
+    "what was expanded, in place": (lambda net, x: x * net.w * torch.zeros(x.shape[0], 1, 1, 1).expand(-1, 3, 8, 8).add_(1.0),
+                                    "an operation in place on what was expanded"),
+    "one number for all images, in place": (lambda net, x: x * net.w * marked(x), "an operation in place on what was expanded"),
+    "a part of what was expanded": (lambda net, x: x * net.w * filled(x), "an operation in place on what was expanded"),
+    "an index by a list of what is made of images": (lambda net, x: x * net.w + counted(x), "indexing by a list or slice of tensors"),
     "gelu of whole numbers": (lambda net, x: x * net.w * F.gelu(torch.arange(8)), "gelu of torch.int64"),
     "softmax of whole numbers": (lambda net, x: x * net.w * torch.softmax(torch.arange(8), 0), "softmax of torch.int64"),
 }  # fmt: skip
+
+
+def marked(x: Tensor) -> Tensor:
+    seen = torch.zeros(1, 1, 1, 1).expand(x.shape[0], 1, 1, 1)  # PyTorch marks all images, for they share this number
+    return seen.masked_fill_(x[:, :1, :1, :1] > 0.9, 1.0)
+
+
+def filled(x: Tensor) -> Tensor:
+    y = (x[:, :1] * 2).expand(-1, 3, -1, -1)
+    y[:, 0] = 0.0
+    return y
+
+
+def counted(x: Tensor) -> Tensor:
+    zeros = torch.zeros_like(x[:, 0, 0, :1], dtype=torch.int64)
+    zeros[:, :] = x[:, 0, 0, :1] > 2.0
+    return torch.ones(2)[[zeros.clone()]].sum(0)
 
 
 def assigned_to_whole(x: Tensor) -> Tensor:

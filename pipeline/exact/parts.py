@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.exact import arithmetic, grid, layout
+from pipeline.exact.arguments import leaves
 from pipeline.exact.errors import refusal
 from pipeline.exact.sums import Sums
 from pipeline.exact.tape import Gradient, Tape
@@ -126,6 +127,9 @@ def _parts(index: Any, what: str) -> tuple[Any, ...]:
     for part in parts:
         if not (part is None or part is Ellipsis or isinstance(part, int | slice | Tensor | list)):
             raise refusal(f"{what} by {type(part).__name__}", "numbers and slices")
+        within = () if isinstance(part, Tensor) else leaves(part)
+        if any(isinstance(each, Tensor) for each in within):  # which no check of a part would see
+            raise refusal(f"{what} by a list or slice of tensors", "numbers, slices, and tensors")
     return parts
 
 

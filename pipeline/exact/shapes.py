@@ -209,8 +209,11 @@ def expand(tape: Tape, x: Tensor, *given: Any, size: Any = None) -> Tensor:
     tape.lay(tape.record(y, (x,), backward, shares=x), after)
     if over_images and axis is not None:
         if tape.value(x) is None:
-            return tape.alike(y, axis)
-        tape.spread(y, axis)
+            tape.alike(y, axis)
+        else:
+            tape.spread(y, axis)
+    if (value := tape.value(y)) is not None and y is not x:
+        value.spread = over_images or value.spread or any(n > 1 and not stride for n, stride in zip(y.shape, y.stride(), strict=True))
     return y
 
 

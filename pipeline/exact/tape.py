@@ -44,7 +44,6 @@ class Tape:
         self._token = object()
         self._weights = {id(weight): Value(self._token, False, weight.requires_grad, Memory(), name)
                          for name, weight in (weights or {}).items()}  # fmt: skip
-        self._known = weights is not None
         self._over_images: list[tuple[Value, list[Value | None], Backward]] = []
         self._over_weights: list[tuple[Value, list[Value | None], Backward]] = []
         self._waiting: list[tuple[Sums | Tensor, list[Value | None]]] = []
@@ -111,6 +110,7 @@ class Tape:
         shared = None if shares is None else self.value(shares)
         value = Value(self._token, of_images, learns, Memory() if shared is None else shared.memory)
         y.exact = value  # type: ignore[attr-defined]
+        value.spread = shared is not None and shared.spread
         value.bytes = y.dtype == torch.uint8 and any(each.bytes for each in known)
         if of_images:
             first = next(each for each in known if each.of_images)
@@ -139,7 +139,7 @@ class Tape:
         if value is None or not value.of_images:
             return x  # no weight may be changed in place
         second = y.exact = Value(self._token, True, value.learns, value.memory)  # type: ignore[attr-defined]
-        second.axis, second.elements, second.bytes = value.axis, value.elements, value.bytes
+        second.axis, second.elements, second.bytes, second.spread = value.axis, value.elements, value.bytes, value.spread
         second.of, second.version = value.of or value, value.version
         return y
 
@@ -155,6 +155,8 @@ class Tape:
         while value.replaced is not None:
             x = value.replaced
             value = x.exact  # type: ignore[attr-defined]
+        if value.spread:  # PyTorch may change all that are one in memory
+            raise refusal("an operation in place on what was expanded", "clone() first")
         if y is x:
             return y
         value.memory.version += 1

@@ -50,7 +50,8 @@ class Value:
     """What the tape knows of a tensor."""
 
     __slots__ = (
-        "axis", "bytes", "elements", "gradient", "learns", "memory", "name", "of", "of_images", "part_of", "replaced", "token", "version",
+        "axis", "bytes", "elements", "gradient", "learns", "memory", "name", "of", "of_images", "part_of", "replaced", "spread", "token",
+        "version",
     )  # fmt: skip
 
     def __init__(self, token: object, of_images: bool, learns: bool, memory: Memory, name: str = "") -> None:
@@ -62,6 +63,8 @@ class Value:
         """Which axis is the images', or the rows' of each image in turn; None where they are spread."""
         self.elements = 1
         """Numbers of one image: also where this worker has none."""
+        self.spread = False
+        """Whether several of its numbers are one in memory, as `expand` leaves them."""
         self.replaced: Tensor | None = None
         """What an operation in place has made of the tensor."""
         self.part_of: tuple[Tensor, Any] | None = None

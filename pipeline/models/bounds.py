@@ -163,7 +163,7 @@ class Bounded(TorchFunctionMode):
             raise ValueError(f"{resolve_name(func)} keeps what it has seen while it evaluates")
         if func is torch.conv2d and (numbers := _with_margins(*args, **kwargs)) > MOST_NUMBERS:
             raise ValueError(f"{resolve_name(func)} takes {numbers} numbers with their margins, and {MOST_NUMBERS} are the most")
-        if (parts := _PARTS[func](*args, **kwargs) if func in _PARTS else 0) > MOST_CALLS:
+        if (parts := _PARTS[func](*args, **kwargs) if func in _PARTS else _joined((args, kwargs))) > MOST_CALLS:
             raise ValueError(f"{resolve_name(func)} has {parts} parts, and {MOST_CALLS} are the most")
         self._parts += parts
         if self._parts > MOST_ALL_PARTS:
@@ -231,6 +231,12 @@ def _of_adaptive_pool(x: Tensor, output_size: Any, *args: Any, **kwargs: Any) ->
     )
 
 
+def _joined(given: Any) -> int:
+    """The tensors that an operation joins: those of its arguments, where they are more than a norm's."""
+    return count if (count := sum(1 for _ in tensors(given))) > MOST_OPERANDS else 0
+
+
+MOST_OPERANDS = 8
 _STATISTICS = {F.batch_norm: ("training", False), F.instance_norm: ("use_input_stats", True)}
 """Norms, and the argument, the sixth, that has them change the running statistics that they are given, with its default."""
 _WINDOWS: dict[Any, Callable[..., int]] = {torch.conv2d: _of_convolution, F.avg_pool2d: _of_mean_windows}

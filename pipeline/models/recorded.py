@@ -69,15 +69,16 @@ class Recording(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             sum(len([*parts(args)]) for name, args, _ in graph.calls if name in _OF_LISTS) for graph in (self.training, self.evaluation)
         )
 
-    def named(self) -> int:
-        """How many different numbers its operations, its rules, and the sizes of what no file of weights holds name.
+    def named(self) -> tuple[int, int]:
+        """How many numbers its operations, its rules, and the sizes of what no file of weights holds name, and how many different ones.
 
         A network that knows images by heart names many.
         """
-        rules = {number for held in self.held.values() for rule, numbers in held.initial if rule != "values" for number in numbers}
-        rules |= {size for held in self.held.values() if held.kind == "unsaved" for size in held.shape}
+        found = [number for held in self.held.values() for rule, numbers in held.initial if rule != "values" for number in numbers]
+        found += [size for held in self.held.values() if held.kind == "unsaved" for size in held.shape]
         calls = [[args, *kwargs.values()] for graph in (self.training, self.evaluation) for _, args, kwargs in graph.calls]
-        return len(rules.union(what for kind, what in parts(calls) if not kind and type(what) in (int, float)))
+        found += [what for kind, what in parts(calls) if not kind and type(what) in (int, float)]
+        return len(found), len({*found})
 
 
 class Unrecorded(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -199,7 +199,8 @@ def announce(plan: Plan) -> None:
         here = of_runs.differs_here(plan.run.network or b"", identity.provenance.network, plan.data, plan.run.weights, plan.numerics)
         given = plan.recorded.given()
         begun = f"{given:,} of its numbers begin as given there" if given else ""
-        named = f"its operations and rules name {plan.recorded.named():,} different numbers"
+        numbers, different = plan.recorded.named()
+        named = f"its operations and rules name {numbers:,} numbers, {different:,} of them different"
         say("; ".join(filter(None, (f"the network is the one that {outputs.NETWORK} of the run says", here, begun, named))))
 
 
