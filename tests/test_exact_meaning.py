@@ -99,6 +99,8 @@ OF_IMAGES: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "equal to the largest": lambda net, x: x.masked_fill(x == x.amax((2, 3), keepdim=True), 0.25) * net.w,
     "less, masked": lambda net, x: x.masked_fill(x < 0.3, 0.25) * net.w,
     "truths as numbers": lambda net, x: (x > 0.5).float() * net.w + (x < 0.2).to(torch.float32),
+    "truths where they are": lambda net, x: torch.where((x > 0.5).to(x.device), x * net.w, x),
+    "floats where they are": lambda net, x: (x * net.w).to("cpu", torch.float32, True).add_(1.0),
     "new_tensor": lambda net, x: (x - x.new_tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) * net.w,
     "its type": lambda net, x: (x - torch.tensor([0.485, 0.456, 0.406], dtype=x.dtype).view(3, 1, 1)) * net.w,
     "a buffer to it": lambda net, x: x * net.m.to(x) + net.m.to(x.dtype) * net.w,
@@ -135,6 +137,13 @@ def copied(net: nn.Module, x: Tensor) -> Tensor:
     return x * y
 
 
+def alias_of_floats(net: nn.Module, x: Tensor) -> Tensor:
+    x = x * net.w
+    y = x.to("cpu", torch.float32, True)  # not to block is no copy
+    y += 1
+    return x * y
+
+
 def laid_out(net: nn.Module, x: Tensor) -> Tensor:
     x = x * net.w
     y = x.to(memory_format=torch.channels_last)
@@ -144,6 +153,7 @@ def laid_out(net: nn.Module, x: Tensor) -> Tensor:
 
 def test_a_copy_is_one_and_what_may_be_one_is_not_changed():
     check(Net(copied))
+    check(Net(alias_of_floats))
     for between in (alias, laid_out):
         with pytest.raises(UserError, match="whose memory another operation has changed in place"):
             check(Net(between))

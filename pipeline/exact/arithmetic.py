@@ -35,6 +35,12 @@ def floats(tape: Tape, x: Any, what: str, whole: bool = False) -> Tensor:
     return x
 
 
+def of_any_type(tape: Tape, x: Tensor, what: str) -> Tensor:
+    """What to compute with for `x` where no type is refused: bytes of images become byte / 255."""
+    x = tape.input(x, what)
+    return floats(tape, x, what) if tape.is_bytes(x) else x
+
+
 def number(like: Tensor, value: float) -> Tensor:
     """A Python number as a tensor beside `like`, of its type, or of float32 where that is one of whole numbers and the number is not."""
     return torch.full((), value, dtype=torch.result_type(like, value), device=like.device)
@@ -244,16 +250,11 @@ def masked_fill(tape: Tape, x: Tensor, mask: Tensor, value: float) -> Tensor:
     return tape.lay(y, axis_of_spread(tape, y, x, mask))
 
 
-def _compared(tape: Tape, x: Tensor) -> Tensor:
-    x = tape.input(x, "a comparison")
-    return floats(tape, x, "a comparison") if tape.is_bytes(x) else x
-
-
 def compare(operation: Callable[[Any, Any], Tensor]) -> Any:
     """The form of a comparison: its result is no number that anybody learns from."""
 
     def form(tape: Tape, a: Operand, b: Operand) -> Tensor:
-        a, b = (_compared(tape, x) if isinstance(x, Tensor) else x for x in (a, b))
+        a, b = (of_any_type(tape, x, "a comparison") if isinstance(x, Tensor) else x for x in (a, b))
         tensors = [x for x in (a, b) if isinstance(x, Tensor)]
         tape.check_alike("a comparison", a, b)
         y = tape.record(operation(a, b), tensors, lambda g: [None] * len(tensors))

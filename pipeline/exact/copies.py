@@ -33,14 +33,15 @@ def to(tape: Tape, x: Tensor, *arguments: Any, copy: bool = False, memory_format
     if tape.value(x) is None:
         constant: Tensor = x.to(*arguments, copy=copy, memory_format=memory_format or torch.preserve_format, **named)  # type: ignore[call-overload]
         return constant
-    for given in (*arguments, *named.values()):
-        dtype = given if isinstance(given, torch.dtype) else given.dtype if isinstance(given, Tensor) else None
-        if dtype not in (None, torch.float32):
-            raise refusal(f"a conversion to {dtype}", "float32")
-    copy = copy or (len(arguments) > 2 and arguments[-1] is True)
-    if tape.is_bytes(x) or x.dtype == torch.bool:
-        floats = pixels.as_floats(x) if tape.is_bytes(x) else x.float()
-        return tape.record(floats, (x,), lambda g: (None,), shares=None if copy or x.dtype == torch.bool else x)
+    asked = [given if isinstance(given, torch.dtype) else given.dtype for given in (*arguments, *named.values())
+             if isinstance(given, torch.dtype | Tensor)]  # fmt: skip
+    if wrong := [dtype for dtype in asked if dtype != torch.float32]:
+        raise refusal(f"a conversion to {wrong[0]}", "float32")
+    copy = copy or [given for given in arguments if isinstance(given, bool)][1:] == [True]  # after non_blocking
+    if tape.is_bytes(x):
+        return tape.record(pixels.as_floats(x), (x,), lambda g: (None,), shares=None if copy else x)
+    if x.dtype == torch.bool:
+        return tape.record(x.float(), (x,), lambda g: (None,)) if asked else x
     x = arithmetic.floats(tape, x, "a conversion")
     if copy:
         return clone(tape, x)

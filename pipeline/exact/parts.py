@@ -171,7 +171,8 @@ class Gathered(Sums):
 
 def put(tape: Tape, x: Tensor, index: Any, value: Any) -> Tensor:
     """X with `value` at `index`: what x[index] = value makes of it."""
-    x, given = _assigned(tape, x), _assigned(tape, value) if isinstance(value, Tensor) else None
+    x = arithmetic.of_any_type(tape, x, "assignment to a part")
+    given = arithmetic.of_any_type(tape, value, "assignment to a part") if isinstance(value, Tensor) else None
     index = _newest(tape, index)
     if given is not None and given.dtype.is_floating_point > x.dtype.is_floating_point:
         raise refusal(f"assignment of {given.dtype} to a part of {x.dtype}", "one type for both")
@@ -185,11 +186,6 @@ def put(tape: Tape, x: Tensor, index: Any, value: Any) -> Tensor:
         return [rest] if given is None else [rest, arithmetic.spread(tape, y, given, g[index])]
 
     return tape.record(y, (x,) if given is None else (x, given), backward)
-
-
-def _assigned(tape: Tape, x: Tensor) -> Tensor:
-    x = tape.input(x, "assignment to a part")
-    return arithmetic.floats(tape, x, "assignment to a part") if tape.is_bytes(x) else x
 
 
 def _check_part(tape: Tape, x: Tensor, index: Any, value: Any) -> None:

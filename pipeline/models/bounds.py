@@ -231,12 +231,15 @@ def _of_adaptive_pool(x: Tensor, output_size: Any, *args: Any, **kwargs: Any) ->
     )
 
 
+MOST_OPERANDS = 8
+"""Tensors that an operation takes which joins none: a norm has six."""
+
+
 def _joined(given: Any) -> int:
-    """The tensors that an operation joins: those of its arguments, where they are more than a norm's."""
+    """The tensors that an operation joins: those of its arguments, where they are many."""
     return count if (count := sum(1 for _ in tensors(given))) > MOST_OPERANDS else 0
 
 
-MOST_OPERANDS = 8
 _STATISTICS = {F.batch_norm: ("training", False), F.instance_norm: ("use_input_stats", True)}
 """Norms, and the argument, the sixth, that has them change the running statistics that they are given, with its default."""
 _WINDOWS: dict[Any, Callable[..., int]] = {torch.conv2d: _of_convolution, F.avg_pool2d: _of_mean_windows}
