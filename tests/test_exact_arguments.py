@@ -47,6 +47,10 @@ x.clamp(min=0.2)
 x.clamp(torch.tensor(0.1), torch.tensor(0.2))
 x.unflatten(2, (2, -1))
 x.unflatten(-1, (2, 2))
+x.unflatten(5, (2, 2))
+x.unflatten(-4, (1, 2))
+F.relu(input=x * 1.0, inplace=True) + 0.0
+torch.full(size=(4,), fill_value=2.0) * x
 x.unsqueeze(1).repeat(1, 2, 1, 1)
 x.repeat(1, 2, 1)
 x.roll((1, 1), (2, 2))

@@ -160,6 +160,11 @@ def square(x: Tensor) -> Tensor:
         (lambda x: put_by_mask(torch.zeros(WIDTH), slice(None), x.mean(1)), "assignment of what is made from the images to what is not"),
         (lambda x: x.clamp(0.0, x.shape[0]), "clamp with the number of images"),
         (lambda x: x + OWN[: x.shape[0]], "indexing with the number of images"),
+        *(
+            (lambda x, make=make, given=given: x + make(**{"size": (x.shape[0], 1), **given}).sum(0), "a mean or sum over the images")
+            for make, given in ((torch.empty, {}), (torch.zeros, {}), (torch.ones, {}), (torch.full, {"fill_value": 2.0}))
+        ),
+        (lambda x: x + torch.empty(x.shape[0], x.shape[0]).sum(0), "whose sizes say how many images there are"),
         (lambda x: x + torch.arange(x.shape[0])[-1], "arange with the number of images"),
         (lambda x: x + torch.tensor([x.shape[0] * 2]), "tensor with the number of images"),
         (lambda x: x.narrow(1, 0, x.shape[0]), "narrow with the number of images"),

@@ -28,18 +28,26 @@ pytest.importorskip("onnxscript", reason="onnxscript is not installed (pip insta
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install -r requirements/export.txt)")
 
 
-@pytest.fixture(params=[network_runs.VERSION, "native"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module", params=[network_runs.VERSION, "native"])
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run in run/ and its model in net.onnx."""
+    folder = tmp_path_factory.mktemp("exported")
+    network_runs.write(folder / "run", request.param, images=50)
+    export(folder / "run", folder / "net.onnx")
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with a run in run/ and no data set."""
     monkeypatch.chdir(tmp_path)
-    network_runs.write(tmp_path / "run", request.param, images=50)
+    network_runs.write(tmp_path / "run", images=50)
     return tmp_path
 
 
-def test_the_model_takes_bytes_in_any_number_and_gives_the_runs_classes(folder: Path) -> None:
-    export(Path("run"), Path("net.onnx"))
-    session = onnxruntime.InferenceSession("net.onnx")
-    network = Network(network_runs.outputs.read_model(folder / "run"), "cpu")
+def test_the_model_takes_bytes_in_any_number_and_gives_the_runs_classes(exported: Path) -> None:
+    session = onnxruntime.InferenceSession(exported / "net.onnx")
+    network = Network(network_runs.outputs.read_model(exported / "run"), "cpu")
     for count in (1, 7, 300):
         logits, probabilities = session.run(None, {"images": DATA.test_images[:count]})
         ours = network(DATA.test_images[:count])
@@ -49,9 +57,8 @@ def test_the_model_takes_bytes_in_any_number_and_gives_the_runs_classes(folder: 
         assert (logits.argmax(1) == ours.logits.argmax(1)).all()
 
 
-def test_its_metadata_names_the_classes_and_the_weights(folder: Path) -> None:
-    export(Path("run"), Path("net.onnx"))
-    onnx_model, model = onnx.load("net.onnx"), network_runs.outputs.read_model(folder / "run")
+def test_its_metadata_names_the_classes_and_the_weights(exported: Path) -> None:
+    onnx_model, model = onnx.load(exported / "net.onnx"), network_runs.outputs.read_model(exported / "run")
     facts = {entry.key: entry.value for entry in onnx_model.metadata_props}
     assert json.loads(facts["classes"]) == list(DATA.classes)
     assert facts["fingerprint"] == model.fingerprint
@@ -59,10 +66,9 @@ def test_its_metadata_names_the_classes_and_the_weights(folder: Path) -> None:
     assert "no promise of bits" in onnx_model.doc_string
 
 
-def test_the_same_run_gives_the_same_file(folder: Path) -> None:
-    export(Path("run"), Path("a.onnx"))
-    export(Path("run"), Path("b.onnx"))
-    assert Path("a.onnx").read_bytes() == Path("b.onnx").read_bytes()
+def test_the_same_run_gives_the_same_file(exported: Path, tmp_path: Path) -> None:
+    export(exported / "run", tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == (exported / "net.onnx").read_bytes()
 
 
 def test_the_model_goes_into_what_the_user_names_through_a_link(folder: Path) -> None:
@@ -109,9 +115,8 @@ def test_any_network_is_exported_with_its_own_size_and_classes(name: str, tmp_pa
     assert probabilities.shape == (5, 7)
 
 
-def test_the_file_says_nothing_of_the_machine_that_wrote_it(folder: Path) -> None:
-    export(Path("run"), Path("net.onnx"))
-    content = Path("net.onnx").read_bytes()
+def test_the_file_says_nothing_of_the_machine_that_wrote_it(exported: Path) -> None:
+    content = (exported / "net.onnx").read_bytes()
     assert [each for each in (b"/site-packages/", b".py", str(ROOT).encode()) if each in content] == []
 
 

@@ -74,6 +74,16 @@ CHECKPOINTS: dict[str, tuple[object, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_checkpoint_is_read_as_the_weights_of_its_module_however_it_was_saved(name, tmp_path):
+    content, said = CHECKPOINTS[name]
+    torch.save(content, tmp_path / "theirs.pth")
+    read = checkpoints.named(checkpoints.read(tmp_path / "theirs.pth"), network())
+    assert read.said == said
+    assert all(np.array_equal(read.weights[key], tensor.numpy()) for key, tensor in state().items() if key in read.weights)
+    assert {key for key in state() if not key.endswith("num_batches_tracked")} <= set(read.weights)
+
+
+@pytest.mark.parametrize("name", ["its weights", "an average", "of an old release"])
 def test_a_checkpoint_has_the_logits_of_its_module_exactly_and_natively(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     if name != "its weights":  # the network that is tried is the same

@@ -158,6 +158,20 @@ def test_sizes_of_what_no_file_of_weights_holds_are_numbers_that_a_network_names
     assert added == (numbers + 2, different + 1)  # 0 is named already
 
 
+def test_numbers_and_truths_that_a_constant_is_made_of_are_said_however_they_are_given():
+    class Knows(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            known = torch.tensor(data=[[True, False, True], [False, True, True]]).float() + x.new_tensor([0.5, 2.0, 0.25])
+            return x.flatten(1)[:, :CLASSES] + known.sum((0, 1))
+
+    said = read(recording.record(Knows(), SHAPE, EXACT, CPU), Knows())
+    calls = [[["torch.zeros", [], {}]], [["torch.zeros", [], {"size": [True] * 1000}]]]
+    without, with_truths = (msgspec.convert({"format": 1, "held": {}, "training": {"calls": each, "gives": None},
+                                             "evaluation": {"calls": [], "gives": None}}, Recording) for each in calls)  # fmt: skip
+    assert said.given() >= 9
+    assert with_truths.named()[0] - without.named()[0] == 1000
+
+
 def test_each_operation_has_a_name_of_its_own():
     shared = [name for name in OPERATIONS if list(NAMES.values()).count(name) > 1]
     assert shared == ["torch.nn.functional.pad"]  # which torch._C._nn.pad is too

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 
 from pipeline import models, numerics
+from pipeline.data.dataset import Dataset
 from pipeline.models import trial
-from pipeline.params import Model
+from pipeline.params import Model, Train
 from pipeline.system.errors import UserError
+from pipeline.training.trainer import Trainer
 
 CLASSES = 5
 
@@ -19,6 +23,7 @@ def own(tmp_path, source: str) -> tuple[Model, tuple[int, int, int]]:
     return Model(name="networks/mine.py:Net"), (3, 2, 2)
 
 
+SETTINGS = Train(epochs=1, batch_size=1, lr=0.01, momentum=0.0, log_every=1)
 NET = """
 import random
 import torch
@@ -102,6 +107,32 @@ def test_a_network_that_begins_with_other_numbers_each_time_is_refused_before_tr
         UserError, match=r"'noise' begins with other numbers each time that it is made|initial value of parameter '\w+(\.bias)?'"
     ):
         trial.check_made_alike(model, shape, CLASSES)
+
+
+@pytest.mark.parametrize("name", ["exact", "native"])
+def test_a_network_that_learns_nothing_of_one_image_is_refused_before_training_where_a_batch_has_one(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    model, shape = own(tmp_path, NET.format(made="self.norm = nn.BatchNorm1d(5)", forward="h = self.norm(h)"))
+    network, chosen = models.build(model, shape, CLASSES), numerics.select(name, torch.device("cpu"))
+    trial.try_out(network, model, shape, CLASSES, chosen, torch.device("cpu"))
+    with pytest.raises(UserError, match=r"one image: set another train\.batch_size, so that the last batch of an epoch has more"):
+        trial.try_out(network, model, shape, CLASSES, chosen, torch.device("cpu"), 1)
+
+
+@pytest.mark.parametrize("name", ["exact", "native"])
+def test_what_goes_wrong_in_a_network_in_a_later_step_is_one_line_too(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    made = "self.rows = nn.Parameter(torch.zeros(3, classes)); self.register_buffer('seen', torch.zeros(1, dtype=torch.int64))"
+    forward = "h = h + self.rows[self.seen + 0]\n        if self.training:\n            self.seen += 1"
+    model, shape = own(tmp_path, NET.format(made=made, forward=forward))
+    images = np.zeros((6, *shape), np.uint8)
+    data = Dataset("drawn", tuple("abcde"), images, np.zeros(6, np.uint8), images, np.zeros(6, np.uint8))
+    given = Trainer(data, torch.device("cpu"), 0, numerics.select(name, torch.device("cpu")), SETTINGS, network=model)
+    for _ in range(3):
+        given.step()
+        given.read_step_log()
+    with pytest.raises(UserError, match=r"^networks/mine\.py:\d+: IndexError: .*; mend the network"):
+        given.step()
 
 
 def test_a_network_of_constants_and_rules_is_made_alike(monkeypatch, tmp_path):

@@ -17,14 +17,29 @@ def failures_explained(device: torch.device) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        said = (str(error).splitlines() or ["no memory"])[0]
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or re.search("allocate memory|ALLOC_FAILED", said):
+        if is_out_of_memory(error):
             raise UserError(
-                f"device '{device}': out of memory ({said}); free some and run again, which resumes from the last checkpoint, "
+                f"device '{device}': out of memory ({_said(error)}); free some and run again, which resumes from the last checkpoint, "
                 "or set a smaller batch_size in params.yaml"
             ) from error
-        if isinstance(error, torch.AcceleratorError) or re.match("(CUDA|cuDNN|cuBLAS) ", said, re.IGNORECASE):
+        if is_failure(error):
             raise UserError(
-                f"device '{device}': failed ({said}); see nvidia-smi and dmesg; the next run resumes from the last checkpoint"
+                f"device '{device}': failed ({_said(error)}); see nvidia-smi and dmesg; the next run resumes from the last checkpoint"
             ) from error
         raise
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left, which PyTorch says of a CPU's in a RuntimeError."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or (isinstance(error, RuntimeError) and re.search("allocate memory|ALLOC_FAILED", _said(error)) is not None)
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether an error says that a GPU or one of its libraries failed."""
+    known = isinstance(error, torch.AcceleratorError)
+    return known or (isinstance(error, RuntimeError) and re.match("(CUDA|cuDNN|cuBLAS) ", _said(error), re.IGNORECASE) is not None)
+
+
+def _said(error: BaseException) -> str:
+    return (str(error).splitlines() or ["no memory"])[0]

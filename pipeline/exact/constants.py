@@ -76,7 +76,7 @@ def made(tape: Tape, operation: Any, args: Any, kwargs: Any) -> Tensor:
     """What one of MAKING makes: of the images where it has the same number everywhere, and is like them or as long as they are many."""
     if kwargs.get("out") is not None:
         raise refusal(f"{operation.__name__} with out", "the tensor that it gives")
-    if operation in FULL and isinstance(kwargs.get("fill_value", args[-1]), Images):
+    if operation in FULL and isinstance(kwargs["fill_value"] if "fill_value" in kwargs else args[-1], Images):
         raise refusal("a constant that is the number of images", "numbers that do not depend on the batch")
     own = 1 if operation in _LIKE | _OF_A_TENSOR | {Tensor.new_tensor} else 0  # whose type and shape it takes, and no number
     if any(tape.of_images(each) for each in tensors([args[own:], [each for name, each in kwargs.items() if name != "input"]])):

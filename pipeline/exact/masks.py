@@ -88,11 +88,9 @@ def _masked(tape: Tape, x: Tensor, p: float, training: bool, shape: Any) -> Tens
     return tape.record(x * mask, (x,), lambda g: (g * mask,))
 
 
-def empty(tape: Tape, *size: Any, dtype: torch.dtype | None = None, device: Any = None, **named: Any) -> Tensor:
+def empty(tape: Tape, *size: Any, **named: Any) -> Tensor:
     """The exact form of torch.empty: zeros, for what was in memory before is nobody's number."""
-    x = torch.zeros(*size, dtype=dtype, device=device, **named)
-    if (axis := constants.images_axis(size)) is not None:
-        tape.alike(x, axis)
+    x = constants.made(tape, torch.zeros, size, named)
     x.is_empty = True  # type: ignore[attr-defined]
     return x
 

@@ -251,7 +251,7 @@ class Forms(TorchFunctionMode):
 
     def _in_place(self, func: Any, args: Any, kwargs: Any) -> Any:
         """An operation in place: a new tensor, which takes the place of the old one, also in the tensor that it was a part of."""
-        tape, x = self._tape, args[0]
+        tape, x = self._tape, next(tensors((args, kwargs)))
         with self:
             y = func(*args, **kwargs)
         if tape.value(x) is None:

@@ -106,6 +106,8 @@ def flatten(tape: Tape, x: Tensor, start_dim: int = 0, end_dim: int = -1) -> Ten
 def unflatten(tape: Tape, x: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
     """The exact form of Tensor.unflatten."""
     x = tape.input(x, "unflatten")
+    if not -x.dim() <= dim < x.dim():
+        raise IndexError(f"unflatten of dimension {dim} of {x.dim()}")
     dim %= x.dim()
     wanted = list(sizes)
     if -1 in wanted:

@@ -29,6 +29,7 @@ from pipeline import device as devices
 from pipeline import models, numerics
 from pipeline.data import dataset
 from pipeline.exact import SGD, fingerprint, registry
+from pipeline.exact.arguments import tensors
 from pipeline.exact.draws import random_integers
 from pipeline.exact.engine import Exact
 from pipeline.exact.group import ALONE, Group
@@ -85,7 +86,7 @@ class _Counting(TorchFunctionMode, ContextDecorator):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         known = func in registry.FORM_OF or func in registry.COMPOSED or func in registry.IN_PLACE
-        if known and isinstance(args[0], Tensor) and args[0].dtype != torch.int64:  # no count of batches
+        if known and (x := next(tensors((args, kwargs)), None)) is not None and x.dtype != torch.int64:  # no count of batches
             self._counts[func.__name__.strip("_")] += 1
         return func(*args, **(kwargs or {}))
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from pipeline import sources
+from pipeline.device import failures
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.initialisation import initial_values
 from pipeline.models import normalisation
@@ -177,9 +178,11 @@ def mistakes_explained(model: Model) -> Iterator[None]:
     """Turn what goes wrong in a network that is not the pipeline's into one line with the network's own line."""
     try:
         yield
-    except (UserError, Unsupported, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
+    except (UserError, Unsupported):
         raise
     except Exception as error:
+        if failures.is_out_of_memory(error) or failures.is_failure(error):  # the device's, and not the network's
+            raise
         if (line := _own_line(error)) is None and model.name == SIMPLE_CNN and not model.arguments:
             raise
         said = " ".join(str(error).split())[:300] or type(error).__name__
@@ -187,6 +190,8 @@ def mistakes_explained(model: Model) -> Iterator[None]:
         remedy = "mend the network, its model.arguments, or the size of the images"
         if isinstance(error, ModuleNotFoundError):
             remedy = f"install it for {sys.executable}, or do without"
+        if "more than 1 value per channel" in said:
+            remedy = "a norm learns nothing of one image: set another train.batch_size, so that the last batch of an epoch has more"
         raise UserError(f"{where}: {type(error).__name__}: {said}; {remedy}") from error
 
 

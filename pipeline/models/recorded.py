@@ -66,18 +66,19 @@ class Recording(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """How many numbers it has that no rule draws: of what it holds at the beginning, and of the constants that it makes."""
         held = sum(len(numbers) for held in self.held.values() for rule, numbers in held.initial if rule == "values")
         return held + max(
-            sum(len([*parts(args)]) for name, args, _ in graph.calls if name in _OF_LISTS) for graph in (self.training, self.evaluation)
+            sum(len([*parts([args, *kwargs.values()])]) for name, args, kwargs in graph.calls if name in _OF_LISTS)
+            for graph in (self.training, self.evaluation)
         )
 
     def named(self) -> tuple[int, int]:
-        """How many numbers its operations, its rules, and the sizes of what no file of weights holds name, and how many different ones.
+        """How many numbers, and truths, its operations, its rules, and the sizes of what no file of weights holds name, and how many different ones.
 
         A network that knows images by heart names many.
         """
         found = [number for held in self.held.values() for rule, numbers in held.initial if rule != "values" for number in numbers]
         found += [size for held in self.held.values() if held.kind == "unsaved" for size in held.shape]
         calls = [[args, *kwargs.values()] for graph in (self.training, self.evaluation) for _, args, kwargs in graph.calls]
-        found += [what for kind, what in parts(calls) if not kind and type(what) in (int, float)]
+        found += [what for kind, what in parts(calls) if not kind and isinstance(what, int | float)]
         return len(found), len({*found})
 
 

@@ -30,8 +30,10 @@ NUDGE = 2.0**-5
 """What is added to weights at most before images are tried apart: a weight that begins at 0 would hide what it is multiplied with."""
 
 
-def try_out(network: nn.Module, model: Model, shape: Shape, classes: int, numerics: Numerics, device: torch.device) -> None:
-    """One step and one evaluation of two images of noise. Changes nothing.
+def try_out(
+    network: nn.Module, model: Model, shape: Shape, classes: int, numerics: Numerics, device: torch.device, fewest: int = IMAGES
+) -> None:
+    """One step of `fewest` images of noise, of IMAGES at most, and one evaluation of IMAGES. Changes nothing.
 
     With exact numerics each image's logits must be those that it has alone. And a network of somebody's own must give them among more
     images, and learn the same again, and of both images together as of each in a share of its own.
@@ -43,18 +45,18 @@ def try_out(network: nn.Module, model: Model, shape: Shape, classes: int, numeri
     images = torch.from_numpy(numbers.astype(np.uint8).reshape(IMAGES, *shape)).to(device)
     labels = torch.zeros(IMAGES, dtype=torch.int64, device=device)
 
-    def step(network: nn.Module, group: Any) -> list[Tensor]:
-        """What is learnt of the group's share, and what the network then holds besides weights."""
-        share = group.share(IMAGES)
+    def step(network: nn.Module, group: Any, count: int = IMAGES) -> list[Tensor]:
+        """What is learnt of the group's share of so many images, and what the network then holds besides weights."""
+        share = group.share(count)
         draws = Draws(0, torch.zeros(1, dtype=torch.int64, device=device), share.start)
-        loss, gradients = numerics.loss_and_gradients(network, images[share], labels[share], group, IMAGES, draws=draws)
+        loss, gradients = numerics.loss_and_gradients(network, images[share], labels[share], group, count, draws=draws)
         return [loss, *(each for each in gradients if each is not None), *(buffer.clone() for buffer in network.buffers())]
 
     state = torch.get_rng_state()
     try:
         with mistakes_explained(model):
             _check_logits(numerics.heads(copy.deepcopy(network), images), model, classes)
-            step(copy.deepcopy(network), ALONE)
+            step(copy.deepcopy(network), ALONE, fewest)
             if numerics.version == "native":
                 numerics.logits(copy.deepcopy(network).eval(), images)
                 return

@@ -68,7 +68,8 @@ class Trainer:
         if network != Model():
             if recorded is None and numerics.version != "native":
                 trial.check_made_alike(network, data.shape, len(data.classes))
-            trial.try_out(self.model, network, data.shape, len(data.classes), numerics, device)
+            last = len(data.train_labels) % settings.batch_size  # images of an epoch's last batch, if it is a smaller one
+            trial.try_out(self.model, network, data.shape, len(data.classes), numerics, device, 1 if last == 1 else trial.IMAGES)
         # 3. the data moves to it, whole where it fits
         self.data = Batches(data.train_images, data.train_labels, device)
         rows = max(len(self.data), 2 * settings.batch_size)  # enough for the two steps that prove a CUDA graph, as in step_log
@@ -132,11 +133,12 @@ class Trainer:
         images, labels = self.data.batch(rows)
         # 4. the training loop: forward, backward, update
         images = self.augmentation(images, self.epoch, rows)
-        loss, gradients = self.numerics.loss_and_gradients(
-            self.model, images, labels, self.group, len(offsets),
-            draws=Draws(self.seed, self.step_number, share.start), label_smoothing=self.settings.label_smoothing,
-            auxiliary=self.network.auxiliary,
-        )  # fmt: skip
+        with models.mistakes_explained(self.network):
+            loss, gradients = self.numerics.loss_and_gradients(
+                self.model, images, labels, self.group, len(offsets),
+                draws=Draws(self.seed, self.step_number, share.start), label_smoothing=self.settings.label_smoothing,
+                auxiliary=self.network.auxiliary,
+            )  # fmt: skip
         self.updates.step(gradients, self.step_number)
         self.step_log.index_copy_(0, self.logged, torch.stack((loss, self.updates.largest())).unsqueeze(0))
         self.position += len(offsets)
