@@ -71,7 +71,8 @@ class Recording(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
     def named(self) -> tuple[int, int]:
-        """How many numbers, and truths, its operations, its rules, and the sizes of what no file of weights holds name, and how many different ones.
+        """How many numbers and truths its operations, its rules, and the sizes of what no file of weights holds name, and how many of them
+        are different.
 
         A network that knows images by heart names many.
         """
