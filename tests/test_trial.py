@@ -109,6 +109,7 @@ def test_a_network_that_begins_with_other_numbers_each_time_is_refused_before_tr
         trial.check_made_alike(model, shape, CLASSES)
 
 
+@pytest.mark.fault(74)
 @pytest.mark.parametrize("name", ["exact", "native"])
 def test_a_network_that_learns_nothing_of_one_image_is_refused_before_training_where_a_batch_has_one(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
@@ -119,6 +120,7 @@ def test_a_network_that_learns_nothing_of_one_image_is_refused_before_training_w
         trial.try_out(network, model, shape, CLASSES, chosen, torch.device("cpu"), 1)
 
 
+@pytest.mark.fault(74)
 @pytest.mark.parametrize("name", ["exact", "native"])
 def test_what_goes_wrong_in_a_network_in_a_later_step_is_one_line_too(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
