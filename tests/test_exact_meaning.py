@@ -104,6 +104,7 @@ OF_IMAGES: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "new_tensor": lambda net, x: (x - x.new_tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) * net.w,
     "its type": lambda net, x: (x - torch.tensor([0.485, 0.456, 0.406], dtype=x.dtype).view(3, 1, 1)) * net.w,
     "a buffer to it": lambda net, x: x * net.m.to(x) + net.m.to(x.dtype) * net.w,
+    "a buffer to it by name": lambda net, x: x * net.m.to(tensor=x) + net.m.to(dtype=x.dtype) * net.w,
     "ones_like": lambda net, x: torch.cat([x * net.w, torch.ones_like(x[:, :1])], 1),
     "full_like": lambda net, x: (x + torch.full_like(x, 0.5)) * net.w,
     "new_full": lambda net, x: (x + x.new_full((x.shape[0], 1, 1, 1), 0.5)) * net.w,
@@ -120,7 +121,7 @@ OF_IMAGES: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("case", OF_IMAGES)
 def test_a_network_sees_its_images_as_pytorch_gives_them(case):
-    held = {"m": torch.tensor([0.3, 0.5, 0.7], dtype=torch.float64).view(3, 1, 1)} if case == "a buffer to it" else {}
+    held = {"m": torch.tensor([0.3, 0.5, 0.7], dtype=torch.float64).view(3, 1, 1)} if case.startswith("a buffer to it") else {}
     check(Net(OF_IMAGES[case], **held))
 
 
@@ -291,7 +292,14 @@ def held(net: nn.Module, x: Tensor) -> Tensor:
     return y
 
 
-@pytest.mark.parametrize("between", [multiplied, masked, read, held], ids=lambda each: each.__name__)
+def expanded(net: nn.Module, x: Tensor) -> Tensor:
+    c = torch.zeros(1, 1, 1, 8)
+    r = torch.relu(c.expand(x.shape[0], 1, 1, 8))
+    c += torch.arange(8.0)
+    return x * net.w + r
+
+
+@pytest.mark.parametrize("between", [multiplied, masked, read, held, expanded], ids=lambda each: each.__name__)
 def test_constants_that_the_way_back_needs_are_not_changed(between):
     with pytest.raises(UserError, match="an operation in place on a constant that was computed with"):
         check(Net(between, a=nn.Parameter(torch.arange(8.0)), b=torch.arange(8.0)))

@@ -108,8 +108,30 @@ class Turned(nn.Module):
         return self.last(x.reshape(3, -1, 8).transpose(0, 1).flatten(1))
 
 
+class Rows(nn.Module):
+    """Its images are rows: each has 32 of them, along the second axis, and along the first two after a stack."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.norm, self.of_two, self.last = (
+            nn.Parameter(torch.ones(1)),
+            nn.BatchNorm1d(3),
+            nn.BatchNorm1d(2),
+            nn.Linear(96, CLASSES),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        images = x.shape[0]
+        rows = x.permute(1, 0, 2, 3).reshape(3, images * 32, 32)
+        y = rows.permute(1, 0, 2) + self.norm((rows * self.scale).permute(1, 0, 2))  # [N 32, 3, 32]
+        two = torch.stack((y * self.scale, y.relu()), 0)  # [2, N 32, 3, 32]
+        z = self.of_two(two.flatten(2).permute(1, 0, 2))  # [N 32, 2, 96]
+        return self.last(z.mean(1).reshape(images, 32, 96).mean(1))
+
+
 NETWORKS = {
     "images along another axis": Turned,
+    "rows of images": Rows,
     "residual": Residual,
     "vision transformer": lambda: vision_transformer.VisionTransformer(
         32, 8, 2, 4, 64, 96, dropout=0.1, attention_dropout=0.1, num_classes=CLASSES
@@ -256,12 +278,12 @@ def test_a_share_without_images_knows_how_many_numbers_an_image_has_in_every_ten
     def noting(tape, y, *given, **named):
         result = record(tape, y, *given, **named)
         if tape.of_images(y):
-            noted.setdefault(threading.current_thread().name, []).append((tape.elements(y), y.shape))
+            noted.setdefault(threading.current_thread().name, []).append((tape.value(y), y.shape))
         return result
 
     monkeypatch.setattr(Tape, "record", noting)
     together(Exchange(5), partial(step, network))
-    counts = [[elements for elements, _ in of] for of in noted.values()]
+    counts = [[value.elements for value, _ in of] for of in noted.values()]
     assert len(counts) == 5
     for number, (wanted, found) in enumerate(zip(counts[1], counts[0], strict=True)):
         assert wanted == found, (number, noted["worker 0"][number], noted["worker 1"][number])

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import DenseNet, MobileNetV2, VisionTransformer
 from torchvision.models.swin_transformer import SwinTransformer
@@ -21,7 +22,7 @@ from networks.resnet20 import ResNet20
 from pipeline import numerics
 from pipeline.exact.initialisation import initial_values
 from pipeline.exact.masks import Draws
-from pipeline.models import received, recording
+from pipeline.models import bounds, received, recording
 from pipeline.models.recorded import NAMES, OPERATIONS, Recorded, Recording
 from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.system.errors import UserError
@@ -168,8 +169,19 @@ def test_numbers_and_truths_that_a_constant_is_made_of_are_said_however_they_are
     calls = [[["torch.zeros", [], {}]], [["torch.zeros", [], {"size": [True] * 1000}]]]
     without, with_truths = (msgspec.convert({"format": 1, "held": {}, "training": {"calls": each, "gives": None},
                                              "evaluation": {"calls": [], "gives": None}}, Recording) for each in calls)  # fmt: skip
-    assert said.given() >= 9
+    assert said.given() == 6 + 3 + 1  # and what it is like
     assert with_truths.named()[0] - without.named()[0] == 1000
+
+
+def test_how_often_a_network_takes_values_is_said_for_their_order_too_can_know_the_images():
+    class Orders(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = torch.zeros(1), torch.ones(1)
+            return x.flatten(1)[:, :CLASSES] + torch.cat([a, b, b, a] * 100).sum((0,))
+
+    recording_of = read(recording.record(Orders(), SHAPE, EXACT, CPU), Orders())
+    assert recording_of.references() > 2 * 400
+    assert recording_of.references() < 2 * 400 + 20
 
 
 def test_each_operation_has_a_name_of_its_own():
@@ -274,7 +286,7 @@ TAMPERED: dict[str, tuple[Callable[[Any], None], str]] = {
     "many axes": (added(["torch.Tensor.view", [{"value": 0}, {"tuple": [-1, *[1] * 16]}], {}]), "Tensor.view gives 17 axes, and 16"),
     "windows of a mean": (added(["torch.Tensor.repeat", [{"value": 0}, 1, 1, 30, 30], {}],
         ["torch.nn.functional.avg_pool2d", [{"value": 13}, {"tuple": [128, 1]}, 1], {}]),
-        "avg_pool2d takes 1228308480 numbers with the windows that it copies, and 268435456 are the most"),
+        "avg_pool2d takes 1228308480 numbers with what it copies, and 268435456 are the most"),
     "windows of a convolution": (added(["torch.Tensor.repeat", [{"value": 0}, 1, 1, 32, 32], {}],
         ["torch.nn.functional.conv2d", [{"value": 13}, {"held": "conv1.weight"}, None, 1, 0, 2], {}]),
         "conv2d takes 309676800 numbers"),
@@ -330,6 +342,19 @@ for make in (SimpleCNN, ResNet20, lambda: Net(10)):
 assert "torch._dynamo" not in sys.modules  # torchvision, which is not imported here, imports it
 print(torch.compile(lambda x: torch.relu(x) + 1, backend="eager")(torch.ones(2)).tolist(), "torch._dynamo.eval_frame" in sys.modules)
 """
+
+
+@pytest.mark.parametrize(
+    ("operation", "said"),
+    [
+        (lambda: F.max_pool2d(torch.empty(2, 48, 1, 1024), (5000, 1), 1, (2500, 0)), "max_pool2d takes 984098400 numbers with"),
+        (lambda: F.conv2d(torch.empty(2, 4096, 4096, 1), torch.empty(1, 4096, 1, 1)), "conv2d takes 603979776 numbers with what it copies"),
+        (lambda: torch.empty(2, 999, 1, 1, 64) @ torch.empty(2, 1, 999, 64, 1), "matmul takes 510976512 numbers with what it copies"),
+    ],
+)  # fmt: skip
+def test_what_an_operation_takes_within_is_counted(operation, said):
+    with torch.device("meta"), bounds.Bounded(training=False), pytest.raises(ValueError, match=said):
+        operation()
 
 
 def test_pytorchs_compiler_which_takes_seconds_to_load_is_not_loaded_for_a_network_and_is_whole_afterwards():

@@ -49,10 +49,10 @@ class Used:
         self._tape = tape
         self._memory: dict[int, Any] = {}
 
-    def note(self, operands: Iterable[Tensor]) -> None:
-        """Note the constants among the operands of a form, if somebody learns from another."""
+    def note(self, operands: Iterable[Tensor], shown: bool = False) -> None:
+        """Note the constants among the operands of a form, if somebody learns from another, or if what it gives shows their memory."""
         given = list(operands)
-        if any(map(self._tape.learns_from, given)):
+        if shown or any(map(self._tape.learns_from, given)):
             memory = [x.untyped_storage() for x in given if self._tape.value(x) is None]
             self._memory.update({each._cdata: each for each in memory})
 

@@ -29,7 +29,10 @@ def to(tape: Tape, x: Tensor, *arguments: Any, copy: bool = False, memory_format
     Raises Unsupported for another type or device. Truths made from the images become 0 and 1.
     """
     x = tape.input(x, "to")
-    arguments = tuple(torch.float32 if isinstance(each, Tensor) and tape.is_bytes(each) else each for each in arguments)
+    pixels_as = torch.float32  # what a network sees of bytes of images, where it asks for a tensor's type
+    arguments = tuple(pixels_as if isinstance(each, Tensor) and tape.is_bytes(each) else each for each in arguments)
+    named = {"dtype" if isinstance(each, Tensor) and tape.is_bytes(each) else name:
+             pixels_as if isinstance(each, Tensor) and tape.is_bytes(each) else each for name, each in named.items()}  # fmt: skip
     if tape.value(x) is None:
         constant: Tensor = x.to(*arguments, copy=copy, memory_format=memory_format or torch.preserve_format, **named)  # type: ignore[call-overload]
         return constant

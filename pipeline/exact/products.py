@@ -66,8 +66,10 @@ def conv2d(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None, st
         padding = (reach[0] // 2, reach[1] // 2) if padding == "same" else 0
     if (places := weight.shape[2:].numel()) > TERMS:
         raise refusal(f"conv2d with a kernel of {places} places", f"at most {TERMS}")
-    check_from(0, "conv2d with a padding", pair(padding))
-    operation = convolution(stride, pair(padding), dilation, groups, x, weight.shape, _terms(x))
+    padding = pair(padding)
+    check_from(0, "conv2d with a padding", padding)
+    down, along = (min(stride[i], max(1, x.shape[2 + i] + 2 * padding[i])) for i in (0, 1))  # a longer step leads out of the image as well
+    operation = convolution((down, along), padding, dilation, groups, x, weight.shape, _terms(x))
     if operation.image_terms(x.shape, weight.shape) < 1:
         raise refusal(f"conv2d with a kernel larger than its images, {tuple(weight.shape)} on {tuple(x.shape)}", "smaller ones")
     return _weighted_sum(tape, operation, tape.input(x, "conv2d"), weight, bias)

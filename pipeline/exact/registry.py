@@ -227,7 +227,7 @@ class Forms(TorchFunctionMode):
                 tape.check_images_first(x, resolve_name(func).rpartition(".")[2])
             args, kwargs = behind(args), behind(kwargs)
             if form not in (arithmetic.add, arithmetic.subtract, arithmetic.reverse_subtract):  # which keep no operand for the way back
-                self._used.note(tensors((args, kwargs)))
+                self._used.note(tensors((args, kwargs)), form in (shapes.expand, shapes.expand_as))
             try:
                 return seen(tape, _uncompiled(form)(tape, *args, **kwargs))
             except TypeError:

@@ -117,17 +117,11 @@ class Tape:
             value.axis = first.axis if axis == -1 else axis
             if self.images:
                 value.elements = y.numel() // self.images
-            elif axis != -1:
+            elif axis != -1 or y.shape == next(x for x, each in zip(inputs, values, strict=True) if each is first).shape:
                 value.elements = first.elements
-            elif y.dim() and not y.shape[0]:  # as many rows of each image as the input has
-                told = [
-                    each.elements // numbers
-                    for x, each in zip(inputs, values, strict=True)
-                    if each is not None and each.of_images and (numbers := row(x, each.axis))  # without numbers it does not tell
-                ]
-                value.elements = (told[0] if told else 1) * math.prod(y.shape[1:])
-            else:
-                value.elements = math.prod(size for size in y.shape if size)
+                value.rows = first.elements // max(1, row(y, value.axis))
+            else:  # as many rows of each image as the input has
+                value.rows, value.elements = first.rows, first.rows * row(y, value.axis)
         if learns:
             given = [each and (each.of or each) for each in values]
             (self._over_images if of_images else self._over_weights).append((value, given, backward))
@@ -139,7 +133,8 @@ class Tape:
         if value is None or not value.of_images:
             return x  # no weight may be changed in place
         second = y.exact = Value(self._token, True, value.learns, value.memory)  # type: ignore[attr-defined]
-        second.axis, second.elements, second.bytes, second.spread = value.axis, value.elements, value.bytes, value.spread
+        second.axis, second.elements, second.rows, second.bytes = value.axis, value.elements, value.rows, value.bytes
+        second.spread = value.spread
         second.of, second.version = value.of or value, value.version
         return y
 
@@ -218,6 +213,8 @@ class Tape:
     def lay(self, y: Tensor, axis: int | None) -> Tensor:
         """Note which axis of `y`, just recorded, is that of the images. Gives y."""
         if (value := self.value(y)) is not None and value.of_images:
+            if axis != value.axis and not self.images:
+                value.elements = value.rows * row(y, axis)
             value.axis = axis
         return y
 

@@ -50,8 +50,8 @@ class Value:
     """What the tape knows of a tensor."""
 
     __slots__ = (
-        "axis", "bytes", "elements", "gradient", "learns", "memory", "name", "of", "of_images", "part_of", "replaced", "spread", "token",
-        "version",
+        "axis", "bytes", "elements", "gradient", "learns", "memory", "name", "of", "of_images", "part_of", "replaced", "rows", "spread",
+        "token", "version",
     )  # fmt: skip
 
     def __init__(self, token: object, of_images: bool, learns: bool, memory: Memory, name: str = "") -> None:
@@ -63,6 +63,8 @@ class Value:
         """Which axis is the images', or the rows' of each image in turn; None where they are spread."""
         self.elements = 1
         """Numbers of one image: also where this worker has none."""
+        self.rows = 1
+        """Rows of the images' axis for each image, where this worker has none."""
         self.spread = False
         """Whether several of its numbers are one in memory, as `expand` leaves them."""
         self.replaced: Tensor | None = None

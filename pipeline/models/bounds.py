@@ -25,6 +25,7 @@ from pipeline.exact.arguments import pair, tensors
 from pipeline.exact.convolutions import convolution
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.reductions import TERMS, Convolution
+from pipeline.exact.rows import GAP
 from pipeline.system.errors import UserError
 
 MOST_MORE_TENSORS = 1000
@@ -161,7 +162,7 @@ class Bounded(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self._training and func in _STATISTICS and _changes_statistics(*_STATISTICS[func], args, kwargs):
             raise ValueError(f"{resolve_name(func)} keeps what it has seen while it evaluates")
-        if func is torch.conv2d and (numbers := _with_margins(*args, **kwargs)) > MOST_NUMBERS:
+        if func in _MARGINS and (numbers := _MARGINS[func](*args, **kwargs)) > MOST_NUMBERS:
             raise ValueError(f"{resolve_name(func)} takes {numbers} numbers with their margins, and {MOST_NUMBERS} are the most")
         if (parts := _PARTS[func](*args, **kwargs) if func in _PARTS else _joined((args, kwargs))) > MOST_CALLS:
             raise ValueError(f"{resolve_name(func)} has {parts} parts, and {MOST_CALLS} are the most")
@@ -177,9 +178,7 @@ class Bounded(TorchFunctionMode):
         if (axes := max((each.dim() for each in tensors(given)), default=0)) > MOST_AXES:
             raise ValueError(f"{resolve_name(func)} gives {axes} axes, and {MOST_AXES} are the most")
         if func in _WINDOWS and (numbers := _WINDOWS[func](given, *args, **kwargs)) > MOST_NUMBERS:
-            raise ValueError(
-                f"{resolve_name(func)} takes {numbers} numbers with the windows that it copies, and {MOST_NUMBERS} are the most"
-            )
+            raise ValueError(f"{resolve_name(func)} takes {numbers} numbers with what it copies, and {MOST_NUMBERS} are the most")
         return given
 
 
@@ -204,14 +203,28 @@ def _with_margins(
     return x.shape[:2].numel() * math.prod(size + each for size, each in zip(x.shape[2:], margins, strict=True))
 
 
+def _with_margins_of_pool(x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, *args: Any, **kwargs: Any) -> int:
+    """Numbers that a pool's input has with its margins, and with what its last windows may take beyond them."""
+    sides = zip(x.shape[2:], pair(padding), pair(kernel_size), strict=True)
+    return x.shape[:2].numel() * math.prod(size + 2 * margin + kernel for size, margin, kernel in sides)
+
+
+def _of_product(y: Tensor, a: Tensor, b: Tensor) -> int:
+    """Numbers of the matrices that a product multiplies, in float64, each spread over the other's leading axes."""
+    return 2 * y.shape[:-2].numel() * (a.shape[-2:].numel() + b.shape[-2:].numel()) if min(a.dim(), b.dim()) > 1 else 0
+
+
 def _of_convolution(
     y: Tensor, x: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> int:
-    """Numbers of the windows that the exact form copies, in float64, if it does."""
+    """Numbers that the exact form copies, in float64: the windows, or each row of the input with what lies between rows."""
     if y.dim() != 4 or isinstance(padding, str):  # which adds no more than the kernel
         return 0
     way = convolution(pair(stride), pair(padding), pair(dilation), groups, x, weight.shape, TERMS)
-    return 2 * len(y) * y.shape[2:].numel() * x.shape[1] * weight.shape[2:].numel() if type(way) is Convolution else 0
+    if type(way) is Convolution:
+        return 2 * len(y) * y.shape[2:].numel() * x.shape[1] * weight.shape[2:].numel()
+    height, width = (size + 2 * margin for size, margin in zip(x.shape[2:], pair(padding), strict=True))
+    return 2 * x.shape[1] * height * (width * len(y) + GAP)
 
 
 def _of_mean_windows(y: Tensor, x: Tensor, kernel_size: Any, *args: Any, **kwargs: Any) -> int:
@@ -242,7 +255,12 @@ def _joined(given: Any) -> int:
 
 _STATISTICS = {F.batch_norm: ("training", False), F.instance_norm: ("use_input_stats", True)}
 """Norms, and the argument, the sixth, that has them change the running statistics that they are given, with its default."""
-_WINDOWS: dict[Any, Callable[..., int]] = {torch.conv2d: _of_convolution, F.avg_pool2d: _of_mean_windows}
+_MARGINS: dict[Any, Callable[..., int]] = {
+    torch.conv2d: _with_margins, F.max_pool2d: _with_margins_of_pool, F.avg_pool2d: _with_margins_of_pool
+}  # fmt: skip
+_WINDOWS: dict[Any, Callable[..., int]] = {
+    torch.conv2d: _of_convolution, F.avg_pool2d: _of_mean_windows, **dict.fromkeys(registry.FORMS["matmul"][1], _of_product)
+}  # fmt: skip
 _PARTS: dict[Any, Callable[..., int]] = {
     **dict.fromkeys((torch.unbind, Tensor.unbind), lambda x, dim=0: x.shape[dim]),
     **dict.fromkeys((torch.chunk, Tensor.chunk), lambda x, chunks, dim=0: min(chunks, x.shape[dim])),

@@ -70,6 +70,15 @@ class Recording(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             for graph in (self.training, self.evaluation)
         )
 
+    def references(self) -> int:
+        """How many values, weights and buffers its operations take: their order, too, could say what it knows."""
+        return sum(
+            kind in ("value", "held")
+            for graph in (self.training, self.evaluation)
+            for _, args, kwargs in graph.calls
+            for kind, _ in parts([args, *kwargs.values()])
+        )
+
     def named(self) -> tuple[int, int]:
         """How many numbers and truths its operations, its rules, and the sizes of what no file of weights holds name, and how many of them
         are different.

@@ -200,7 +200,8 @@ def announce(plan: Plan) -> None:
         given = plan.recorded.given()
         begun = f"{given:,} of its numbers begin as given there" if given else ""
         numbers, different = plan.recorded.named()
-        named = f"its operations and rules name {numbers:,} numbers, {different:,} of them different"
+        named = f"its operations and rules name {numbers:,} numbers, {different:,} of them different, "
+        named += f"and take {plan.recorded.references():,} values and weights"
         say("; ".join(filter(None, (f"the network is the one that {outputs.NETWORK} of the run says", here, begun, named))))
 
 
