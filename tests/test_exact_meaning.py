@@ -115,6 +115,7 @@ OF_IMAGES: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "an assignment to zeros": to_another,
     "an assignment to an activation": to_an_activation,
     "in place": lambda net, x: x.sub_(0.5) * net.w,
+    "in place after a dropout that drops nothing": lambda net, x: F.dropout(x, 0.5, False).sub_(0.5) * net.w + x,
     "moved": lambda net, x: (x.flip(3).transpose(2, 3).flatten(1) > 0.5).float(),
 }
 
@@ -333,3 +334,22 @@ def test_pixels_are_shuffled_in_a_share_without_images(workers):
     alone = step(ALONE)
     for gradients in together(Exchange(workers), step):
         assert all(torch.equal(a, b) for a, b in zip(gradients, alone, strict=True) if a is not None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda w: w.detach().clamp_(0.0, 1.0),
+        lambda w: w.detach().view(-1).mul_(0.5),
+        lambda w: w.detach()[:2].mul_(0.5),
+        lambda w: w.detach().zero_(),
+        lambda w: w.detach().__setitem__(0, 1.0),
+    ],
+)
+def test_weights_are_not_changed_in_place_through_another_tensor(change):
+    def between(net: nn.Module, x: Tensor) -> Tensor:
+        change(net.w)
+        return x * net.w
+
+    with pytest.raises(UserError, match="an operation in place on a weight or a constant"):
+        check(Net(between))

@@ -73,9 +73,9 @@ def feature_dropout(axes: int) -> Any:
 
 
 def _masked(tape: Tape, x: Tensor, p: float, training: bool, shape: Any) -> Tensor:
-    x = arithmetic.floats(tape, x, "dropout")
+    x, given = arithmetic.floats(tape, x, "dropout"), tape.input(x, "dropout")
     if not training or p == 0:
-        return x
+        return given  # itself, of which an operation in place may follow
     if not 0 <= p <= 1:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
     if not tape.of_images(x):

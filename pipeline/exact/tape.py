@@ -42,7 +42,7 @@ class Tape:
     ) -> None:
         self.learns, self.batch_images, self.images, self.group, self.draws = weights is not None, batch_images, len(images), group, draws
         self._token = object()
-        self._weights = {id(weight): Value(self._token, False, weight.requires_grad, Memory(), name)
+        self._weights = {id(weight): Value(self._token, False, weight.requires_grad, Memory(of_weight=True), name)
                          for name, weight in (weights or {}).items()}  # fmt: skip
         self._over_images: list[tuple[Value, list[Value | None], Backward]] = []
         self._over_weights: list[tuple[Value, list[Value | None], Backward]] = []
@@ -145,7 +145,7 @@ class Tape:
             Unsupported: x is a weight, or not of this pass.
         """
         value = getattr(x, "exact", None)
-        if value is None or value.token is not self._token:
+        if value is None or value.token is not self._token or value.memory.of_weight:
             raise refusal("an operation in place on a weight or a constant", "its plain form")
         while value.replaced is not None:
             x = value.replaced

@@ -40,10 +40,10 @@ class Shape(tuple):  # type: ignore[type-arg]
 class Memory:
     """One piece of memory that several tensors may show, and how often it was changed in place."""
 
-    __slots__ = ("version",)
+    __slots__ = ("of_weight", "version")
 
-    def __init__(self) -> None:
-        self.version = 0
+    def __init__(self, of_weight: bool = False) -> None:
+        self.of_weight, self.version = of_weight, 0
 
 
 class Value:
