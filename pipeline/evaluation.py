@@ -208,8 +208,8 @@ def evaluate(
     """Loss, accuracy and predictions of the network with `weights` on the test images; of the one that was recorded, if given.
 
     A network that was received could tell the test images by their places or by how many there are: so they are taken in an order that
-    nobody knows before, and some of them again in batches of sizes that nobody knows. With exact numerics that must give the same bits;
-    with native ones, which are taken in both orders, the same within SAME_ANSWER.
+    nobody knows before, no more at once than `predict` takes, and some of them again in batches of sizes that nobody knows. With exact
+    numerics that must give the same bits; with native ones, which are taken both as the run had them and so, the same within SAME_ANSWER.
 
     Raises:
         UserError: the weights are not the network's, or give a loss that is not finite; an answer depends on other images than its own.
@@ -228,11 +228,12 @@ def evaluate(
         _check_own_answers(model, data.test_images, network)
     chance = np.random.default_rng()
     every, by_chance = torch.arange(len(batches)), torch.from_numpy(chance.permutation(len(batches)))
-    exact = chosen.version != "native"
+    exact, own_size = chosen.version != "native", min(settings.batch_size, at_once(data.shape))
     with torch.inference_mode(), bounds.unchanged(model) if exact or received else contextlib.nullcontext():
         with clock.running():
             scores: list[Tensor] = []
-            for some in (by_chance if received and exact else every).to(device).split(settings.batch_size):
+            taken = by_chance.split(own_size) if received and exact else every.split(settings.batch_size)
+            for some in (each.to(device) for each in taken):
                 parts = scored(some)
                 # to one place, for small tensors that stay among large ones that are freed let the heap grow with each batch
                 scores = scores or [part.new_empty(len(batches)) for part in parts]
@@ -247,7 +248,7 @@ def evaluate(
             raise UserError(f"the test loss is {loss}: the weights are of no use; train again with a smaller lr")
         if received:
             drawn = _batches_by_chance(chance, data.test_labels, at_once(data.shape))
-            for again in (drawn,) if exact else (by_chance.split(settings.batch_size), drawn):
+            for again in (drawn,) if exact else (by_chance.split(own_size), drawn):
                 changed = 0
                 for some in again:
                     others, other, confident = scored(some.to(device))

@@ -48,6 +48,7 @@ x.clamp(torch.tensor(0.1), torch.tensor(0.2))
 x.unflatten(2, (2, -1))
 x.unflatten(-1, (2, 2))
 x.unflatten(5, (2, 2))
+x[:, :0].chunk(2, 1)[1]
 x.unflatten(-4, (1, 2))
 F.relu(input=x * 1.0, inplace=True) + 0.0
 torch.full(size=(4,), fill_value=2.0) * x

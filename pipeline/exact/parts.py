@@ -57,7 +57,7 @@ def chunk(tape: Tape, x: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...
     """The exact form of torch.chunk."""
     if chunks < 1:
         raise RuntimeError(f"chunk expects `chunks` to be greater than 0, got: {chunks}")
-    return split(tape, x, -(-x.shape[dim] // chunks), dim)
+    return split(tape, x, -(-x.shape[dim] // chunks) or [0] * chunks, dim)
 
 
 def split(tape: Tape, x: Tensor, split_size: Any, dim: int = 0) -> tuple[Tensor, ...]:

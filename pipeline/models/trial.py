@@ -71,7 +71,7 @@ def try_out(
                     nudged.get_buffer(name).copy_(buffer)
                 if not _equal(learnt, step(nudged, ALONE)):
                     raise _mixed(model, "learns something else when it sees the same images again")
-                shares = together(Exchange(IMAGES), lambda group: step(_nudged(network), group))
+                shares = together(Exchange(IMAGES + 1), lambda group: step(_nudged(network), group))  # and one of no images
                 if not all(_equal(learnt, each) for each in shares):
                     raise _mixed(model, "learns something else of images together than of each in a share of its own")
             with torch.inference_mode(), bounds.unchanged(nudged.eval()):
@@ -82,6 +82,10 @@ def try_out(
             if not all(_equal([logits], [each]) for each in others):
                 raise _mixed(model, "gives an image other logits alone than with another")
             _check_like(pytorchs, numerics.logits(copy.deepcopy(network).eval(), images), model)
+            if model.is_own:  # of what begins at 0, too
+                with torch.no_grad():
+                    pytorchs = copy.deepcopy(nudged)(images.float() / 255)
+                _check_like(pytorchs, logits, model)
     finally:
         torch.set_rng_state(state)
 

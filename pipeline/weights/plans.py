@@ -201,7 +201,7 @@ def announce(plan: Plan) -> None:
         begun = f"{given:,} of its numbers begin as given there" if given else ""
         numbers, different = plan.recorded.named()
         named = f"its operations and rules name {numbers:,} numbers, {different:,} of them different, "
-        named += f"and take {plan.recorded.references():,} values and weights"
+        named += f"and take {plan.recorded.references():,} values and weights, in {len(plan.run.network or b''):,} bytes"
         say("; ".join(filter(None, (f"the network is the one that {outputs.NETWORK} of the run says", here, begun, named))))
 
 
