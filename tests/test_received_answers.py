@@ -10,15 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import evaluation
+from pipeline import evaluation, models, numerics
 from pipeline.exact import constants, registry
 from pipeline.exact.tape import Tape
 from pipeline.models import bounds, received, trial
+from pipeline.params import Evaluate, Model
 from pipeline.runs import outputs
 from pipeline.system import files
 from pipeline.system.errors import UserError
 from pipeline.weights import reproduce
-from tests.reproductions import hand_over, said
+from tests.reproductions import hand_over, said, small_set
 
 NETWORK = """
 import torch
@@ -98,6 +99,19 @@ def test_a_received_network_must_answer_alike_in_batches_of_sizes_that_nobody_kn
     for command in COMMANDS:
         with pytest.raises(UserError, match=r"test image \d+: its answer is another one among other images"):
             command()
+
+
+@pytest.mark.parametrize("name", ["exact", "native"])
+def test_every_received_image_is_answered_in_a_batch_of_the_receivers_own_size(name, monkeypatch):
+    data, sizes = small_set(), []
+    chosen = numerics.select(name, torch.device("cpu"))
+    logits = type(chosen).logits
+    monkeypatch.setattr(type(chosen), "logits", lambda own, model, images: sizes.append(len(images)) or logits(own, model, images))
+    monkeypatch.setattr(evaluation, "at_once", lambda shape: 9)
+    weights = {key: tensor.numpy() for key, tensor in models.build(Model(), data.shape, 10, 0).state_dict().items()}
+    evaluation.evaluate(weights, data, torch.device("cpu"), chosen, Evaluate(batch_size=1000), received=True)
+    assert [size for size in sizes if size != 40][:5] == [9, 9, 9, 9, 4]
+    assert sizes.count(40) == (name == "native")  # as the run had them
 
 
 def test_where_all_classes_are_as_likely_native_answers_must_name_the_same_class_among_other_images(receive):
