@@ -163,12 +163,17 @@ def cuda():
 
 SLOW = ("arm64", "docker", "index", "full_size", "browser")
 """Markers of tests that take minutes."""
+LONG = {f"test_{name}.py" for name in (
+    "workers_processes", "stages", "sweep_environment", "inputs", "kept_runs", "networks", "numerics_matrix", "signals", "torture", "tutorial",
+    "files", "import",
+)}  # fmt: skip
+"""Files that take a minute or more."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with tests that take minutes come first: at the end one CPU would wait for the other's."""
+    """Files with tests that take minutes come first, then those that take long: at the end one CPU would wait for the other's."""
     slow = {item.path for item in items if any(item.get_closest_marker(name) for name in SLOW)}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (item.path not in slow, item.path.name not in LONG))
 
 
 @pytest.hookimpl(tryfirst=True)
