@@ -164,8 +164,8 @@ def cuda():
 SLOW = ("arm64", "docker", "index", "full_size", "browser")
 """Markers of tests that take minutes."""
 LONG = {f"test_{name}.py" for name in (
-    "workers_processes", "stages", "sweep_environment", "inputs", "kept_runs", "networks", "numerics_matrix", "signals", "torture", "tutorial",
-    "files", "import",
+    "workers_processes", "stages", "sweep_environment", "inputs", "kept_runs", "networks", "numerics_matrix", "signals", "torture",
+    "tutorial", "files", "import",
 )}  # fmt: skip
 """Files that take a minute or more."""
 
