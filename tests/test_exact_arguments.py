@@ -49,6 +49,10 @@ x.unflatten(2, (2, -1))
 x.unflatten(-1, (2, 2))
 x.unflatten(5, (2, 2))
 x[:, :0].chunk(2, 1)[1]
+x.__rsub__(1.0, inplace=True)
+torch.sigmoid(x, inplace=True)
+torch.abs(x, inplace=True)
+x.mul(x, inplace=False)
 x.unflatten(-4, (1, 2))
 F.relu(input=x * 1.0, inplace=True) + 0.0
 torch.full(size=(4,), fill_value=2.0) * x

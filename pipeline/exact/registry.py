@@ -156,6 +156,9 @@ IN_PLACE: dict[Any, Any] = {
 }  # fmt: skip
 """Operations in place, and what they compute."""
 
+MAY_BE_IN_PLACE = {each for each in FORM_OF if inspect.isfunction(each) and "inplace" in each.__code__.co_varnames}
+"""Operations that are told by a name whether they are in place."""
+
 QUESTIONS = {
     *(getattr(Tensor, name) for name in (
         "size", "dim", "numel", "nelement", "ndimension", "is_floating_point", "is_contiguous", "get_device", "__len__",
@@ -211,8 +214,9 @@ class Forms(TorchFunctionMode):
                 raise refusal(
                     f"{NAME_OF.get(func) or resolve_name(func)} with the number of images", "numbers that do not depend on the batch"
                 )
-        inplace = func in IN_PLACE or kwargs.get("inplace", False)
-        if "inplace" in kwargs:
+        inplace = func in IN_PLACE
+        if func in MAY_BE_IN_PLACE and "inplace" in kwargs:
+            inplace = kwargs["inplace"]
             kwargs = {name: value for name, value in kwargs.items() if name != "inplace"}
         elif func is F.relu and len(args) == 2:
             inplace, args = args[1], args[:1]

@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
-import math
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -21,11 +20,9 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from pipeline import device as devices
 from pipeline.exact import registry
-from pipeline.exact.arguments import pair, tensors
-from pipeline.exact.convolutions import convolution
+from pipeline.exact.arguments import tensors
 from pipeline.exact.errors import Unsupported
-from pipeline.exact.reductions import TERMS, Convolution
-from pipeline.exact.rows import GAP
+from pipeline.models import within
 from pipeline.system.errors import UserError
 
 MOST_MORE_TENSORS = 1000
@@ -162,13 +159,15 @@ class Bounded(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self._training and func in _STATISTICS and _changes_statistics(*_STATISTICS[func], args, kwargs):
             raise ValueError(f"{resolve_name(func)} keeps what it has seen while it evaluates")
-        if func in _MARGINS and (numbers := _MARGINS[func](*args, **kwargs)) > MOST_NUMBERS:
+        if func in within.MARGINS and (numbers := within.MARGINS[func](*args, **kwargs)) > MOST_NUMBERS:
             raise ValueError(f"{resolve_name(func)} takes {numbers} numbers with their margins, and {MOST_NUMBERS} are the most")
-        if (parts := _PARTS[func](*args, **kwargs) if func in _PARTS else _joined((args, kwargs))) > MOST_CALLS:
+        if (parts := within.PARTS[func](*args, **kwargs) if func in within.PARTS else within.joined((args, kwargs))) > MOST_CALLS:
             raise ValueError(f"{resolve_name(func)} has {parts} parts, and {MOST_CALLS} are the most")
         self._parts += parts
         if self._parts > MOST_ALL_PARTS:
             raise ValueError(f"its operations have {self._parts} parts, and {MOST_ALL_PARTS} are the most")
+        if func in within.COMPOSED and (numbers := within.COMPOSED[func](*args, **kwargs)) > MOST_NUMBERS:
+            raise ValueError(f"{resolve_name(func)} takes {numbers} numbers within, and {MOST_NUMBERS} are the most")
         if func in registry.COMPOSED:
             with contextlib.suppress(Unsupported), self:  # native numerics may have it
                 return registry.COMPOSED[func](*args, **kwargs)
@@ -177,7 +176,7 @@ class Bounded(TorchFunctionMode):
             raise ValueError(f"{resolve_name(func)} gives {numbers} numbers for two images, and {MOST_NUMBERS} are the most")
         if (axes := max((each.dim() for each in tensors(given)), default=0)) > MOST_AXES:
             raise ValueError(f"{resolve_name(func)} gives {axes} axes, and {MOST_AXES} are the most")
-        if func in _WINDOWS and (numbers := _WINDOWS[func](given, *args, **kwargs)) > MOST_NUMBERS:
+        if func in within.COPIES and (numbers := within.COPIES[func](given, *args, **kwargs)) > MOST_NUMBERS:
             raise ValueError(f"{resolve_name(func)} takes {numbers} numbers with what it copies, and {MOST_NUMBERS} are the most")
         return given
 
@@ -187,85 +186,5 @@ def _changes_statistics(name: str, default: bool, args: Any, kwargs: Any) -> boo
     return given is not None and kwargs.get(name, args[5] if len(args) > 5 else default)
 
 
-def _of_split(x: Tensor, split_size_or_sections: Any, dim: int = 0, **other: Any) -> int:
-    size = split_size_or_sections
-    return -(-x.shape[dim] // max(1, size)) if isinstance(size, int) else len(size)
-
-
-def _with_margins(
-    x: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
-) -> int:
-    """Numbers that a convolution's input has with the margins that its padding adds."""
-    if isinstance(padding, str):
-        margins = [(size - 1) * each * (padding == "same") for size, each in zip(weight.shape[2:], pair(dilation), strict=True)]
-    else:
-        margins = [2 * each for each in pair(padding)]
-    return x.shape[:2].numel() * math.prod(size + each for size, each in zip(x.shape[2:], margins, strict=True))
-
-
-def _with_margins_of_pool(x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, *args: Any, **kwargs: Any) -> int:
-    """Numbers that a pool's input has with its margins, and with what its last windows may take beyond them."""
-    sides = zip(x.shape[2:], pair(padding), pair(kernel_size), strict=True)
-    return x.shape[:2].numel() * math.prod(size + 2 * margin + kernel for size, margin, kernel in sides)
-
-
-def _of_product(y: Tensor, a: Tensor, b: Tensor) -> int:
-    """Numbers of the matrices that a product multiplies, in float64, each spread over the other's leading axes."""
-    return 2 * y.shape[:-2].numel() * (a.shape[-2:].numel() + b.shape[-2:].numel()) if min(a.dim(), b.dim()) > 1 else 0
-
-
-def _of_convolution(
-    y: Tensor, x: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
-) -> int:
-    """Numbers that the exact form copies, in float64: the windows, or each row of the input with what lies between rows."""
-    if y.dim() != 4 or isinstance(padding, str):  # which adds no more than the kernel
-        return 0
-    way = convolution(pair(stride), pair(padding), pair(dilation), groups, x, weight.shape, TERMS)
-    if type(way) is Convolution:
-        return 2 * len(y) * y.shape[2:].numel() * x.shape[1] * weight.shape[2:].numel()
-    height, width = (size + 2 * margin for size, margin in zip(x.shape[2:], pair(padding), strict=True))
-    return 2 * x.shape[1] * height * (width * len(y) + GAP)
-
-
-def _of_mean_windows(y: Tensor, x: Tensor, kernel_size: Any, *args: Any, **kwargs: Any) -> int:
-    """Those that the exact form stacks, in float64: a row of the kernel each, over the whole width."""
-    return 2 * pair(kernel_size)[0] * y.shape[:3].numel() * x.shape[3]
-
-
-def _of_pool(x: Tensor, kernel_size: Any, *args: Any, **kwargs: Any) -> int:
-    return math.prod(pair(kernel_size))
-
-
-def _of_adaptive_pool(x: Tensor, output_size: Any, *args: Any, **kwargs: Any) -> int:
-    sizes = output_size if isinstance(output_size, tuple | list) else (output_size, output_size)
-    wanted = [size or own for size, own in zip(sizes, x.shape[2:], strict=True)]
-    return max(
-        math.prod(wanted), math.prod(own // max(1, size) for size, own in zip(wanted, x.shape[2:], strict=True)) if wanted != [1, 1] else 0
-    )
-
-
-MOST_OPERANDS = 8
-"""Tensors that an operation takes which joins none: a norm has six."""
-
-
-def _joined(given: Any) -> int:
-    """The tensors that an operation joins: those of its arguments, where they are many."""
-    return count if (count := sum(1 for _ in tensors(given))) > MOST_OPERANDS else 0
-
-
 _STATISTICS = {F.batch_norm: ("training", False), F.instance_norm: ("use_input_stats", True)}
 """Norms, and the argument, the sixth, that has them change the running statistics that they are given, with its default."""
-_MARGINS: dict[Any, Callable[..., int]] = {
-    torch.conv2d: _with_margins, F.max_pool2d: _with_margins_of_pool, F.avg_pool2d: _with_margins_of_pool
-}  # fmt: skip
-_WINDOWS: dict[Any, Callable[..., int]] = {
-    torch.conv2d: _of_convolution, F.avg_pool2d: _of_mean_windows, **dict.fromkeys(registry.FORMS["matmul"][1], _of_product)
-}  # fmt: skip
-_PARTS: dict[Any, Callable[..., int]] = {
-    **dict.fromkeys((torch.unbind, Tensor.unbind), lambda x, dim=0: x.shape[dim]),
-    **dict.fromkeys((torch.chunk, Tensor.chunk), lambda x, chunks, dim=0: min(chunks, x.shape[dim])),
-    **dict.fromkeys((F.max_pool2d, F.avg_pool2d), _of_pool),
-    **dict.fromkeys((F.adaptive_avg_pool2d, F.adaptive_max_pool2d), _of_adaptive_pool),
-    **dict.fromkeys((torch.split, Tensor.split, torch.functional.split), _of_split),
-}
-"""How many parts an operation gives, or goes through one after the other, of its arguments."""

@@ -90,6 +90,8 @@ def _tried(module: Recorded, images: int, shape: tuple[int, int, int]) -> tuple[
     counted = bounds.counting(taken := torch.empty(images, *shape, device="meta"))
 
     def seen(place: int, given: Any, ended: list[int]) -> None:
+        if given is NotImplemented:  # what an operator says of arguments that it does not take, where others raise an error
+            raise ValueError(f"call {place} is of an operator that does not take these arguments")
         counted(place, given, ended)
         shapes.append([list(tensor.shape) for tensor in tensors(given)])
 
