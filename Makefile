@@ -21,7 +21,7 @@ setup: $(READY) ## make the environment in .venv (TORCH_INDEX_URL=... chooses wh
 
 UV_INSTALL = $(BIN)/python -m uv pip install --quiet --compile-bytecode --python $(BIN)/python
 
-# uv reads no setting of pip's: it is given pip's index where it has none of its own. Without an NVIDIA driver Linux takes PyTorch's CPU wheels,
+# uv reads no setting of pip's: it is given pip's index, and the certificates that pip trusts, where it has none of its own. Without an NVIDIA driver Linux takes PyTorch's CPU wheels,
 # 200 MB in place of 3 GB, from PyTorch's own index, and where that does not answer what the usual index has.
 $(READY): requirements/uv.txt requirements/dev.txt requirements/torch.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or later is needed; set PYTHON=...")'
@@ -29,6 +29,8 @@ $(READY): requirements/uv.txt requirements/dev.txt requirements/torch.txt pyproj
 	$(BIN)/python -m pip install --quiet --no-user --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	set -e; usual=$${UV_DEFAULT_INDEX:-$${UV_INDEX_URL:-$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null || :)}}}; \
 	if [ -n "$$usual" ]; then export UV_DEFAULT_INDEX="$$usual"; fi; \
+	trusted=$${SSL_CERT_FILE:-$${PIP_CERT:-$$($(BIN)/python -m pip config get global.cert 2>/dev/null || :)}}; \
+	if [ -n "$$trusted" ]; then export SSL_CERT_FILE="$$trusted"; fi; \
 	$(UV_INSTALL) --require-hashes -r requirements/dev.txt; \
 	if [ -n "$$TORCH_INDEX_URL" ]; then $(UV_INSTALL) --default-index "$$TORCH_INDEX_URL" -r requirements/torch.txt; \
 	else $(UV_INSTALL) --torch-backend "$${UV_TORCH_BACKEND:-auto}" -r requirements/torch.txt || $(UV_INSTALL) -r requirements/torch.txt; fi; \
