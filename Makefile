@@ -21,8 +21,9 @@ setup: $(READY) ## make the environment in .venv (TORCH_INDEX_URL=... chooses wh
 
 UV_INSTALL = $(BIN)/python -m uv pip install --quiet --compile-bytecode --python $(BIN)/python
 
-# uv reads no setting of pip's: it is given pip's index, and the certificates that pip trusts, where it has none of its own. Without an NVIDIA driver Linux takes PyTorch's CPU wheels,
-# 200 MB in place of 3 GB, from PyTorch's own index, and where that does not answer what the usual index has.
+# uv reads no setting of pip's: it is given pip's index, and the certificates that pip trusts, where it has none of its own. Without an
+# NVIDIA driver Linux takes PyTorch's CPU wheels, 200 MB in place of 3 GB, from PyTorch's own index, and where that does not answer what the
+# usual index has.
 $(READY): requirements/uv.txt requirements/dev.txt requirements/torch.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or later is needed; set PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)

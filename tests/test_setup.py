@@ -24,7 +24,9 @@ words = sys.argv[1:]
 if words[:2] == ["-m", "venv"]:
     os.makedirs(".venv/bin")
     os.symlink(os.path.abspath(__file__), ".venv/bin/python")
-print(os.environ.get("UV_DEFAULT_INDEX", "-"), *(name for name in {strange!r} if name in os.environ), *words, file=open("log", "a"))
+trusted = [os.environ["SSL_CERT_FILE"]] if "SSL_CERT_FILE" in os.environ else []
+said = [os.environ.get("UV_DEFAULT_INDEX", "-"), *trusted, *(name for name in {strange!r} if name in os.environ), *words]
+print(*said, file=open("log", "a"))
 sys.exit("--torch-backend" in words and "FAIL" in os.environ)
 """
 
@@ -37,7 +39,10 @@ def setup(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
     (tmp_path / "python").write_text(STUB.format(python=Path(sys.executable).resolve(), strange=list(STRANGE)))
     (tmp_path / "python").chmod(0o755)
-    for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL", "TORCH_INDEX_URL", "UV_TORCH_BACKEND", "MAKEFLAGS", "MAKELEVEL"):
+    for name in (
+        "UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL", "TORCH_INDEX_URL", "UV_TORCH_BACKEND", "SSL_CERT_FILE", "PIP_CERT",
+        "MAKEFLAGS", "MAKELEVEL",
+    ):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
 
     def run(**variables: str) -> list[str]:
@@ -58,7 +63,7 @@ UV = "-m uv pip install"
 @pytest.mark.fault(70)
 def test_no_setting_of_pips_or_uvs_reaches_the_set_up_that_installs_elsewhere(setup):
     lines = setup(**STRANGE)
-    assert len(lines) == 7
+    assert len(lines) == 8
     assert [line for line in lines if set(line.split()) & STRANGE.keys()] == []
     assert lines[-1] == f"- {UV} --no-deps --no-build-isolation --editable ."
 
@@ -72,6 +77,11 @@ def test_the_index_that_is_named_for_pytorch_and_the_one_that_pip_is_set_to_are_
     lines = setup(TORCH_INDEX_URL="https://torch/simple", PIP_INDEX_URL="https://mirror/simple")
     assert f"https://mirror/simple {UV} --require-hashes -r requirements/dev.txt" in lines
     assert lines[-2] == f"https://mirror/simple {UV} --default-index https://torch/simple -r requirements/torch.txt"
+
+
+@pytest.mark.fault(70)
+def test_the_certificates_that_pip_is_told_to_trust_uv_trusts_too(setup):
+    assert setup(PIP_CERT="/ca.pem")[-1] == f"- /ca.pem {UV} --no-deps --no-build-isolation --editable ."
 
 
 @pytest.mark.fault(73)
