@@ -50,6 +50,10 @@ x.unflatten(-1, (2, 2))
 x.unflatten(5, (2, 2))
 x[:, :0].chunk(2, 1)[1]
 x.__rsub__(1.0, inplace=True)
+x.clone().mul_(torch.ones(5, 1, 1, 1)) + 0.0
+x.to(True)
+x.to(-1)
+x.to(2.0)
 torch.sigmoid(x, inplace=True)
 torch.abs(x, inplace=True)
 x.mul(x, inplace=False)

@@ -6,6 +6,7 @@ Each case is computed, and held to PyTorch's own logits and gradients, or refuse
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -18,6 +19,8 @@ from pipeline.exact import registry
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.group import ALONE
 from pipeline.exact.masks import Draws
+from pipeline.exact.registry import Forms
+from pipeline.exact.tape import Tape
 from pipeline.exact.threads import Exchange, together
 from pipeline.models import trial
 from pipeline.numerics import Numerics
@@ -353,3 +356,13 @@ def test_weights_are_not_changed_in_place_through_another_tensor(change):
 
     with pytest.raises(UserError, match="an operation in place on a weight or a constant"):
         check(Net(between))
+
+
+def test_what_operations_in_place_have_made_on_the_way_is_not_held():
+    images = torch.rand(2, 3, 4)
+    with Forms(Tape(images)):
+        y = images * 2.0
+        between = weakref.ref(y.mul_(3.0))
+        last = y.add_(1.0)
+    assert between() is None
+    assert torch.equal(last, images * 2.0 * 3.0 + 1.0)

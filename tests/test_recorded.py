@@ -277,6 +277,9 @@ TAMPERED: dict[str, tuple[Callable[[Any], None], str]] = {
         "conv2d takes 730230144 numbers with their margins"),
     "an operator that does nothing": (added(["torch.Tensor.__rsub__", [{"value": 0}, 1.0], {"inplace": True}]),
         "call 13 is of an operator that does not take these arguments"),
+    "a kernel of many places for each channel": (added(["torch.nn.functional.pad", [{"value": 0}, {"tuple": [40, 40, 40, 40]}], {}],
+        ["torch.ones", [3, 1, 71, 71], {}], ["torch.nn.functional.conv2d", [{"value": 13}, {"value": 14}, None, 1, 0, 1, 3], {}]),
+        "conv2d has 5041 parts, and 5000 are the most"),
     "a pool": (added(["torch.nn.functional.avg_pool2d", [{"value": 0}, 71, 1, 20], {}]), "avg_pool2d has 5041 parts, and 5000 are"),
     "a pool of many": (added(["torch.nn.functional.adaptive_avg_pool2d", [{"value": 0}, 71], {}]), "avg_pool2d has 5041 parts"),
     "a number in words": (call(0, None, [{"number": "0.5"}]), "call 1 has an argument that is 'number'"),
@@ -345,6 +348,23 @@ for make in (SimpleCNN, ResNet20, lambda: Net(10)):
 assert "torch._dynamo" not in sys.modules  # torchvision, which is not imported here, imports it
 print(torch.compile(lambda x: torch.relu(x) + 1, backend="eager")(torch.ones(2)).tolist(), "torch._dynamo.eval_frame" in sys.modules)
 """
+
+
+def test_the_memory_that_a_value_is_a_part_of_counts_once_and_in_training_as_long_as_its_way_back():
+    def parts(count: int, training: bool) -> None:
+        seen = bounds.counting(torch.empty(2, 3, device="meta"), training)
+        for place in range(1, count + 1):
+            whole = torch.empty(2**26, device="meta")
+            seen(3 * place - 2, whole[:1], [])
+            seen(3 * place - 1, whole[1:2], [])
+            seen(3 * place, whole[:1].expand(9), [3 * place - 2, 3 * place - 1] if training else [])
+
+    parts(3, training=False)
+    with pytest.raises(ValueError, match=r"after call 10 it holds 26843[0-9]+ numbers for two images, and 268435456 are the most"):
+        parts(4, training=False)
+    parts(63, training=True)
+    with pytest.raises(ValueError, match=r"after call 190 it holds 42949[0-9]+ numbers for two images, and 4294967296 are the most"):
+        parts(64, training=True)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ def to(tape: Tape, x: Tensor, *arguments: Any, copy: bool = False, memory_format
     Raises Unsupported for another type or device. Truths made from the images become 0 and 1.
     """
     x = tape.input(x, "to")
+    if arguments and isinstance(arguments[0], bool | int | float):
+        raise refusal("a conversion to the type of a number", "a torch.dtype")
     pixels_as = torch.float32  # what a network sees of bytes of images, where it asks for a tensor's type
     arguments = tuple(pixels_as if isinstance(each, Tensor) and tape.is_bytes(each) else each for each in arguments)
     named = {"dtype" if isinstance(each, Tensor) and tape.is_bytes(each) else name:

@@ -147,17 +147,21 @@ class Tape:
         value = getattr(x, "exact", None)
         if value is None or value.token is not self._token or value.memory.of_weight:
             raise refusal("an operation in place on a weight or a constant", "its plain form")
+        before = [value]
         while value.replaced is not None:
             x = value.replaced
-            value = x.exact  # type: ignore[attr-defined]
+            before.append(value := x.exact)  # type: ignore[attr-defined]
         if value.spread:  # PyTorch may change all that are one in memory
             raise refusal("an operation in place on what was expanded", "clone() first")
+        if y.shape != x.shape:
+            raise RuntimeError(f"an operation in place gives {list(y.shape)} for what is {list(x.shape)}")
         if y is x:
             return y
         value.memory.version += 1
         new: Value = y.exact  # type: ignore[attr-defined]
         new.memory, new.version = value.memory, value.memory.version
-        value.replaced = y
+        for each in before:  # so that nothing holds what was between them
+            each.replaced = y
         return y
 
     def newest(self, x: Tensor) -> Tensor:

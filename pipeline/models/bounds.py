@@ -38,6 +38,8 @@ MOST_ALL_PARTS = 4 * MOST_CALLS
 """Of all operations that give or go through several, of two images and of three."""
 MOST_NUMBERS = 2**28
 """Numbers that the values of two images may hold at a time: 1 GiB of float32."""
+MOST_OF_TRAINING = 2**32
+"""Numbers of all the values of two images together: the way back of a training may need each."""
 LEAST = 2**8
 """Numbers that a tensor counts for: one without any takes memory too."""
 COMPILER = "torch._dynamo"
@@ -126,19 +128,37 @@ def without_compiler() -> Iterator[None]:
             del sys.modules[COMPILER]
 
 
-def counting(images: Tensor) -> Callable[[int, Any, list[int]], None]:
-    """What `run` tells of its calls: raises ValueError where the values hold too much at a time."""
-    of_value, total = {0: images.numel()}, images.numel()
+def counting(images: Tensor, training: bool = False) -> Callable[[int, Any, list[int]], None]:
+    """What `run` tells of its calls: raises ValueError where the values hold too much at a time, and in training all together.
+
+    A value holds the memory that it is a part of. What the way back of a training needs is not known, so there no value ends.
+    """
+    of_value = {0: _memory(0, images)}
+    most = MOST_OF_TRAINING if training else MOST_NUMBERS
 
     def seen(place: int, given: Any, ended: list[int]) -> None:
-        nonlocal total
-        of_value[place] = _numbers(given)
-        total += of_value[place]
-        if total > MOST_NUMBERS:
-            raise ValueError(f"after call {place} it holds {total} numbers for two images, and {MOST_NUMBERS} are the most")
-        total -= sum(of_value.pop(value) for value in ended)
+        of_value[place] = _memory(place, given)
+        held = {memory: numbers for value in of_value.values() for memory, (numbers, _) in value.items()}
+        if (total := sum(held.values())) > most:
+            raise ValueError(f"after call {place} it holds {total} numbers for two images, and {most} are the most")
+        for value in () if training else ended:
+            del of_value[value]
 
     return seen
+
+
+def _memory(place: int, given: Any) -> dict[Any, tuple[int, Any]]:
+    """The numbers of each memory that the value of a call shows, and the memory, so that its name is no other's.
+
+    Of what is larger than its memory, as when expanded, its own numbers.
+    """
+    held = {}
+    for number, tensor in enumerate(tensors(given)):
+        memory = tensor.untyped_storage()
+        numbers = memory.nbytes() // tensor.element_size()
+        own = (place, number) if tensor.numel() > numbers else memory._cdata
+        held[own] = (max(LEAST, tensor.numel(), numbers), memory)
+    return held
 
 
 def _numbers(given: Any) -> int:
