@@ -66,8 +66,7 @@ class Tape:
     def input(self, x: Tensor, what: str) -> Tensor:
         """The tensor to compute with for `x`: what operations in place have made of it, computed if it was not yet.
 
-        Raises:
-            Unsupported: it shows memory that was changed in place through another tensor; names the operation `what`.
+        Raises Unsupported, which names the operation `what`, if it shows memory that was changed in place through another tensor.
         """
         value: Value | None = getattr(x, "exact", None)
         if value is None or value.token is not self._token:
@@ -118,10 +117,12 @@ class Tape:
             if self.images:
                 value.elements = y.numel() // self.images
             elif axis != -1 or y.shape == next(x for x, each in zip(inputs, values, strict=True) if each is first).shape:
-                value.elements = first.elements
-                value.rows = first.elements // max(1, row(y, value.axis))
-            else:  # as many rows of each image as the input has
-                value.rows, value.elements = first.rows, first.rows * row(y, value.axis)
+                value.elements, numbers = first.elements, row(y, value.axis)
+                value.rows = first.elements // numbers if numbers else 1
+            else:  # as many rows of each image as the inputs have: what is without numbers does not tell
+                told = [each.rows for x, each in zip(inputs, values, strict=True) if each and each.of_images and row(x, each.axis)]
+                value.rows = (told or [1])[0]
+                value.elements = value.rows * row(y, value.axis)
         if learns:
             given = [each and (each.of or each) for each in values]
             (self._over_images if of_images else self._over_weights).append((value, given, backward))
@@ -134,15 +135,13 @@ class Tape:
             return x  # no weight may be changed in place
         second = y.exact = Value(self._token, True, value.learns, value.memory)  # type: ignore[attr-defined]
         second.axis, second.elements, second.rows, second.bytes = value.axis, value.elements, value.rows, value.bytes
-        second.spread = value.spread
-        second.of, second.version = value.of or value, value.version
+        second.spread, second.of, second.version = value.spread, value.of or value, value.version
         return y
 
     def replace(self, x: Tensor, y: Tensor) -> Tensor:
         """Note that an operation in place has made `y` of `x`: who reads x reads y, and no other view of that memory is read. Gives y.
 
-        Raises:
-            Unsupported: x is a weight, or not of this pass.
+        Raises Unsupported if x is a weight, or not of this pass.
         """
         value = getattr(x, "exact", None)
         if value is None or value.token is not self._token or value.memory.of_weight:
@@ -192,7 +191,7 @@ class Tape:
             self._over_images.append(self._over_weights.pop())
 
     def alike(self, y: Tensor, axis: int | None, like: Tensor | None = None) -> Tensor:
-        """Note that `y`, made of constants, has the same numbers for each image, along `axis`; as many as `like`, if given. Gives y."""
+        """Note that `y`, made of constants, has the same numbers for each image, along `axis`, as many as `like`. Gives y."""
         value = y.exact = Value(self._token, True, False, Memory())  # type: ignore[attr-defined]
         value.axis, value.elements = axis, row(y, axis) if like is None else self.elements(like)
         return y

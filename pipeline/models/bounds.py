@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import sys
 import types
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -134,15 +135,20 @@ def counting(images: Tensor, training: bool = False) -> Callable[[int, Any, list
     A value holds the memory that it is a part of. What the way back of a training needs is not known, so there no value ends.
     """
     of_value = {0: _memory(0, images)}
-    most = MOST_OF_TRAINING if training else MOST_NUMBERS
+    most, held = MOST_OF_TRAINING if training else MOST_NUMBERS, Counter(of_value[0].keys())
+    total = sum(numbers for numbers, _ in of_value[0].values())
 
     def seen(place: int, given: Any, ended: list[int]) -> None:
+        nonlocal total
         of_value[place] = _memory(place, given)
-        held = {memory: numbers for value in of_value.values() for memory, (numbers, _) in value.items()}
-        if (total := sum(held.values())) > most:
+        total += sum(numbers for memory, (numbers, _) in of_value[place].items() if not held[memory])
+        held.update(of_value[place].keys())
+        if total > most:
             raise ValueError(f"after call {place} it holds {total} numbers for two images, and {most} are the most")
         for value in () if training else ended:
-            del of_value[value]
+            memories = of_value.pop(value)
+            held.subtract(memories.keys())
+            total -= sum(numbers for memory, (numbers, _) in memories.items() if not held[memory])
 
     return seen
 
