@@ -6,7 +6,6 @@ import math
 import warnings
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -447,15 +446,3 @@ def test_a_form_computes_what_pytorch_does_with_these_arguments_or_refuses_them(
     assert found.shape == wanted.shape
     assert found.dtype == wanted.dtype
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5, equal_nan=True)
-
-
-@pytest.mark.parametrize(("first", "last", "step"), [(0.1, 777.3, 0.0137), (-3, 3, 0.001), (-1, 1, 2 / 224), (5, -5.5, -0.3)])
-def test_arange_of_numbers_that_are_not_whole_rounds_each_product_and_each_sum_in_float64(first, last, step):
-    found = given(f"torch.arange({first}, {last}, {step})", ROWS, True)
-    count = np.arange(len(torch.arange(first, last, step)), dtype=np.float64)
-    assert np.array_equal(found.numpy(), (count * step + first).astype(np.float32))
-
-
-def test_arange_of_a_half_rounds_whole_numbers_once():
-    found = given("torch.arange(-2**24, 2**24, 1001, dtype=torch.bfloat16)", ROWS, True)
-    assert torch.equal(found, torch.from_numpy(np.arange(-(2**24), 2**24, 1001)).to(torch.bfloat16))

@@ -13,6 +13,7 @@ from pipeline.exact.draws import random_integers
 from pipeline.exact.errors import Unsupported
 from pipeline.exact.optimizers import SGD, Adam, AdamW
 from pipeline.exact.reductions import BYTE_TERMS, TERMS, Convolution, Matmul
+from pipeline.exact.registry import Forms
 from pipeline.exact.rows import ConvolutionByRows
 from pipeline.exact.tape import Tape
 from tests import reference, reference_tape
@@ -218,3 +219,17 @@ def test_the_units_of_a_sum_are_one_factor_so_that_no_product_on_the_way_overflo
         y = products.matmul(tape, found["x a"], found["x b"])
         tape.walk_back([(y, torch.full_like(y, 2.0**-30))])
     assert (found["a"].item(), found["b"].item()) == (2.0**-30, 2.0**90)
+
+
+@pytest.mark.parametrize(("first", "last", "step"), [(0.1, 777.3, 0.0137), (-3, 3, 0.001), (-1, 1, 2 / 224), (5, -5.5, -0.3)])
+def test_arange_of_numbers_that_are_not_whole_rounds_each_product_and_each_sum_in_float64(first, last, step):
+    with Forms(Tape(torch.zeros(2, 1))):
+        found = torch.arange(first, last, step)
+    count = np.arange(len(torch.arange(first, last, step)), dtype=np.float64)
+    assert np.array_equal(found.numpy(), (count * step + first).astype(np.float32))
+
+
+def test_arange_of_a_half_rounds_whole_numbers_once():
+    with Forms(Tape(torch.zeros(2, 1))):
+        found = torch.arange(-(2**24), 2**24, 1001, dtype=torch.bfloat16)
+    assert torch.equal(found, torch.from_numpy(np.arange(-(2**24), 2**24, 1001)).to(torch.bfloat16))

@@ -377,6 +377,7 @@ def test_the_memory_that_a_value_is_a_part_of_counts_once_and_in_training_as_lon
         (lambda: F.adaptive_avg_pool2d(torch.empty(2, 16, 1, 3072), (5000, 1)), "adaptive_avg_pool2d takes 983040000 numbers with what"),
         (lambda: F.scaled_dot_product_attention(*[torch.empty(2, 1, 32768, 8)] * 3, None, 0.1, True), "takes 4294967296 numbers within"),
         (lambda: torch.einsum("ab,cd,ac,bd->", *[torch.empty(160, 160)] * 4), "einsum takes 655360000 numbers within"),
+        (lambda: torch.einsum("ab,cd,ac,bd->", [torch.empty(160, 160)] * 4), "einsum takes 655360000 numbers within"),
         (lambda: torch.empty(2, 999, 1, 1, 64) @ torch.empty(2, 1, 999, 64, 1), "matmul takes 510976512 numbers with what it copies"),
     ],
 )  # fmt: skip

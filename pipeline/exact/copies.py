@@ -31,10 +31,11 @@ def to(tape: Tape, x: Tensor, *arguments: Any, copy: bool = False, memory_format
     x = tape.input(x, "to")
     if arguments and isinstance(arguments[0], bool | int | float):
         raise refusal("a conversion to the type of a number", "a torch.dtype")
-    pixels_as = torch.float32  # what a network sees of bytes of images, where it asks for a tensor's type
-    arguments = tuple(pixels_as if isinstance(each, Tensor) and tape.is_bytes(each) else each for each in arguments)
-    named = {"dtype" if isinstance(each, Tensor) and tape.is_bytes(each) else name:
-             pixels_as if isinstance(each, Tensor) and tape.is_bytes(each) else each for name, each in named.items()}  # fmt: skip
+    # a network that asks for the type of its images sees float32
+    arguments = tuple(torch.float32 if isinstance(each, Tensor) and tape.is_bytes(each) else each for each in arguments)
+    for name in [name for name, each in named.items() if isinstance(each, Tensor) and tape.is_bytes(each)]:
+        del named[name]
+        named["dtype"] = torch.float32
     if tape.value(x) is None:
         constant: Tensor = x.to(*arguments, copy=copy, memory_format=memory_format or torch.preserve_format, **named)  # type: ignore[call-overload]
         return constant

@@ -85,9 +85,11 @@ def _of_heads(query: Tensor, key: Tensor, value: Tensor, embed_dim_to_check: int
 
 
 def _of_letters(equation: Any, *operands: Any) -> int:
-    """Numbers that an einsum may give on its way: of several operands those of all its letters together."""
-    sizes = dict(zip(equation.split("->")[0].replace(",", "").replace(" ", ""), [n for x in operands for n in x.shape], strict=True))
-    return int(math.prod(sizes.values())) if len(operands) > 2 else 0
+    """Numbers that an einsum may give on its way: of more than two operands those of all its letters together."""
+    if len(given := [*tensors(operands)]) < 3:
+        return 0
+    letters = equation.split("->")[0].replace(",", "").replace(" ", "")
+    return int(math.prod(dict(zip(letters, [n for x in given for n in x.shape], strict=True)).values()))
 
 
 def _of_pool(x: Tensor, kernel_size: Any, *args: Any, **kwargs: Any) -> int:

@@ -68,8 +68,8 @@ class Trainer:
         if network != Model():
             if recorded is None and numerics.version != "native":
                 trial.check_made_alike(network, data.shape, len(data.classes))
-            last = len(data.train_labels) % settings.batch_size  # images of an epoch's last batch, if it is a smaller one
-            trial.try_out(self.model, network, data.shape, len(data.classes), numerics, device, 1 if last == 1 else trial.IMAGES)
+            last = len(data.train_labels) % settings.batch_size or settings.batch_size  # images of an epoch's last batch
+            trial.try_out(self.model, network, data.shape, len(data.classes), numerics, device, min(last, trial.IMAGES))
         # 3. the data moves to it, whole where it fits
         self.data = Batches(data.train_images, data.train_labels, device)
         rows = max(len(self.data), 2 * settings.batch_size)  # enough for the two steps that prove a CUDA graph, as in step_log
