@@ -114,7 +114,7 @@ def compare(folder_with_params: None, capsys: pytest.CaptureFixture[str]) -> Cal
 
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout with its own Git and DVC, a small set, and one finished run, committed. Who changes it puts it back."""
+    """A checkout with its own Git and DVC, a small set, and one finished run, committed; who changes it changes a copy."""
     from tests import dvc_clone
 
     folder = tmp_path_factory.mktemp("clone")

@@ -25,7 +25,7 @@ from tests.dvc_clone import SMALL
 @pytest.fixture
 def whole(clone, tmp_path) -> Path:
     """A copy of a kept run, to be damaged."""
-    return Path(shutil.copytree(next((clone / "runs").glob(f"{SMALL}-*")), tmp_path / "run"))
+    return Path(shutil.copytree(next((clone / "runs").glob(f"{SMALL}-exact-*-seed0-*")), tmp_path / "run"))
 
 
 def test_one_weight_changed_after_the_run_is_refused_with_both_fingerprints(whole):

@@ -62,23 +62,24 @@ def skeleton(line: str) -> str:
     return " ".join(re.sub(r"-{3,}|\|", " ", line).split())
 
 
-def test_switching_a_setting_and_back_and_experiments_and_checkouts_lose_and_mix_nothing(clone):
-    first = kept(clone)
-    lock = (clone / "dvc.lock").read_bytes()
-    sh(clone, "dvc", "exp", "run", "-q", "-n", "other", "-S", "seed=1")
-    second = kept(clone)
+def test_switching_a_setting_and_back_and_experiments_and_checkouts_lose_and_mix_nothing(clone, tmp_path):
+    other = copied(clone, tmp_path)
+    first = kept(other)
+    lock = (other / "dvc.lock").read_bytes()
+    sh(other, "dvc", "exp", "run", "-q", "-n", "other", "-S", "seed=1")
+    second = kept(other)
     assert second.items() > first.items()
     assert len(set(second.values())) == len(second)
-    sh(clone, "git", "checkout", "-q", ".")
-    sh(clone, "dvc", "checkout", "-q")
-    assert kept(clone) == second
-    assert (clone / "dvc.lock").read_bytes() == lock
-    assert "Data and pipelines are up to date." in sh(clone, "dvc", "repro")
-    sh(clone, "dvc", "exp", "apply", "other")
-    assert kept(clone) == second
-    assert tensors.fingerprint(outputs.read_weights(clone / OUTPUTS)) in second.values()
-    sh(clone, "git", "checkout", "-q", ".")
-    sh(clone, "dvc", "checkout", "-q")
+    sh(other, "git", "checkout", "-q", ".")
+    sh(other, "dvc", "checkout", "-q")
+    assert kept(other) == second
+    assert (other / "dvc.lock").read_bytes() == lock
+    assert "Data and pipelines are up to date." in sh(other, "dvc", "repro")
+    sh(other, "dvc", "exp", "apply", "other")
+    assert kept(other) == second
+    assert tensors.fingerprint(outputs.read_weights(other / OUTPUTS)) in second.values()
+    sh(other, "git", "checkout", "-q", ".")
+    sh(other, "dvc", "checkout", "-q")
 
 
 def test_a_run_restored_from_dvcs_cache_never_gets_an_environment_that_did_not_train_it(clone, tmp_path):
