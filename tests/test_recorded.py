@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from networks.resnet20 import ResNet20
 from pipeline import numerics
 from pipeline.exact.initialisation import initial_values
 from pipeline.exact.masks import Draws
-from pipeline.models import bounds, received, recording
+from pipeline.models import bounds, received, recorded, recording
 from pipeline.models.recorded import NAMES, OPERATIONS, Recorded, Recording
 from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.system.errors import UserError
@@ -151,37 +151,61 @@ def test_memory_that_nobody_filled_is_zeros_to_a_received_network_with_any_numer
     assert not numerics.select("native", CPU).logits(module, images).any()
 
 
-def test_sizes_of_what_no_file_of_weights_holds_are_numbers_that_a_network_names():
-    recording_of = json.loads(recording.record(built(SimpleCNN), SHAPE, EXACT, CPU))
-    numbers, different = msgspec.convert(recording_of, Recording).named()
-    recording_of["held"]["b"] = {"shape": [1234567, 0], "kind": "unsaved"}
-    added = msgspec.convert(recording_of, Recording).named()
-    assert added == (numbers + 2, different + 1)  # 0 is named already
+@pytest.mark.parametrize("how", ["no_grad", "inference_mode", "function"])
+def test_a_native_network_that_learns_otherwise_than_by_its_operations_is_not_recorded(how):
+    class Turned(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 1
+
+        @staticmethod
+        def backward(ctx, g):
+            return -g
+
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(math.prod(SHAPE), 8), nn.Linear(8, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if how == "function":
+                return self.head(Turned.apply(self.body(x.flatten(1))))
+            with getattr(torch, how)():
+                y = self.body(x.flatten(1))
+            return self.head(y.clone())
+
+    native = numerics.select("native", CPU)
+    content = json.loads(recording.record(built(Frozen), SHAPE, native, CPU))
+    assert content["refused"] == "body.weight learns otherwise than its operations say (no_grad, an autograd.Function)"
+    with_drawing = recording.record(built(NETWORKS["MobileNet"]), SHAPE, native, CPU)
+    assert not received.is_refusal(with_drawing)
 
 
-def test_numbers_and_truths_that_a_constant_is_made_of_are_said_however_they_are_given():
+def knows(bits: list[int], where: str) -> bytes:
+    """The network.json of a network that holds these bits in its names, shapes, initial values, constants, or in the order of those."""
+
     class Knows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            names = [f"w{place}_{bit}" if where == "names" else f"w{place}" for place, bit in enumerate(bits)]
+            for name, bit in zip(names, bits, strict=True):
+                shape, begins = (bit if where == "shapes" else 1, 0), torch.zeros(1) + (bit if where == "values" else 0)
+                self.register_parameter(name, nn.Parameter(torch.zeros(shape), requires_grad=False))
+                self.register_buffer(f"b{name}", begins)
+
         def forward(self, x: Tensor) -> Tensor:
-            known = torch.tensor(data=[[True, False, True], [False, True, True]]).float() + x.new_tensor([0.5, 2.0, 0.25])
-            return x.flatten(1)[:, :CLASSES] + known.sum((0, 1))
+            y, both = x.flatten(1)[:, :CLASSES], [torch.zeros(1), torch.ones(1)]
+            y = y + torch.cat([both[bit if where == "order" else 0] for bit in bits]).sum((0,))
+            return y + torch.tensor([bit if where == "constants" else 0 for bit in bits]).float().sum((0,))
 
-    said = read(recording.record(Knows(), SHAPE, EXACT, CPU), Knows())
-    calls = [[["torch.zeros", [], {}]], [["torch.zeros", [], {"size": [True] * 1000}]]]
-    without, with_truths = (msgspec.convert({"format": 1, "held": {}, "training": {"calls": each, "gives": None},
-                                             "evaluation": {"calls": [], "gives": None}}, Recording) for each in calls)  # fmt: skip
-    assert said.given() == 6 + 3 + 1  # and what it is like
-    assert with_truths.named()[0] - without.named()[0] == 1000
+    return recording.record(Knows(), SHAPE, EXACT, CPU)
 
 
-def test_how_often_a_network_takes_values_is_said_for_their_order_too_can_know_the_images():
-    class Orders(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            a, b = torch.zeros(1), torch.ones(1)
-            return x.flatten(1)[:, :CLASSES] + torch.cat([a, b, b, a] * 100).sum((0,))
-
-    recording_of = read(recording.record(Orders(), SHAPE, EXACT, CPU), Orders())
-    assert recording_of.references() > 2 * 400
-    assert recording_of.references() < 2 * 400 + 20
+@pytest.mark.parametrize("where", ["names", "shapes", "values", "constants", "order"])
+def test_wherever_a_network_knows_the_images_by_heart_its_description_takes_the_bytes(where):
+    drawn = random.Random(0)
+    bits = [drawn.randrange(2) for _ in range(400)]
+    assert recorded.compressed(knows(bits, where)) >= recorded.compressed(knows([0] * 400, where)) + 400 // 8
 
 
 def test_each_operation_has_a_name_of_its_own():
@@ -253,7 +277,18 @@ TAMPERED: dict[str, tuple[Callable[[Any], None], str]] = {
         calls=[*found["evaluation"]["calls"], ["torch.Tensor.long", [found["evaluation"]["gives"]], {}]], gives={"value": 13}),
         "gives torch.int64 [2, 10] for 2 images and 10 classes"),
     "a name of many parts": (lambda found: found["held"].update({".".join("a" * 600): {"shape": [1], "kind": "unsaved"}}), "in 600 parts"),
-    "parts without a number": (added(["torch.zeros", [[2**31 - 1, 0]], {}], ["torch.unbind", [{"value": 13}], {}]), "unbind has 214748"),
+    "rows without a number": (added(["torch.zeros", [[2**31 - 1, 0]], {}]), "torch.zeros gives 2147483647 numbers"),
+    "norms of rows without a number": (
+        added(["torch.zeros", [[2**25, 0]], {}], ["torch.nn.functional.layer_norm", [{"value": 13}, [0]], {}]),
+        "layer_norm takes 436207616 numbers with what it copies"),
+    "weights without a number": (lambda found: found["held"].update(b={"shape": [2**27, 0], "kind": "unsaved"}),
+        "it holds 134217728 rows without numbers"),
+    "an activation within": (
+        added(["torch.zeros", [[2**25]], {}], ["torch.nn.functional.elu", [{"value": 13}], {}]), "elu takes 503316480"),
+    "heads": (lambda found: found["training"].update(gives={"tuple": [found["training"]["gives"]] * 101}), "it gives 101 logits, and 100"),
+    "a number that is none": (lambda found: found["held"].update(b={
+        "shape": [1], "dtype": "int32", "kind": "unsaved", "initial": [["plus", [3e9]]]}), "a conversion to torch.int32 of numbers"),
+    "parts without a number": (added(["torch.zeros", [[2**27, 0]], {}], ["torch.unbind", [{"value": 13}], {}]), "unbind has 1342177"),
     "parts of two": (added(["torch.zeros", [[2**20]], {}], ["torch.functional.split", [{"value": 13}, 2], {}]), "split has 524288 parts"),
     "a memory within": (added(["torch.zeros", [[1, 2**15, 1]], {}], [ATTENTION, [{"value": 13}] * 3, {}]),
         "attention takes 2147483648 numbers within"),

@@ -160,8 +160,15 @@ def wrong_in_another_way(rows):
             {"metrics": lambda m: m | {"loss": 0.001}},
             "its own weights, evaluated here, do not give what it says: the test loss is 0.001 ",
         ),
-        ({"history": lambda h: [s._replace(loss=0.001) for s in h]}, "the loss of step 3 is 0.001 in the run, here it is 2."),
-        ({"history": lambda h: h[:-1]}, "first in row 1 of the history: the run has no more, here is step 10 of epoch 2"),
+        (
+            {"history": lambda h: [s._replace(loss=0.001) for s in h], "weights": slightly(1e-6)},
+            "the loss of step 3 is 0.001 in the run, here it is 2.",
+        ),
+        (  # weights that are those here to the last bit have one history
+            {"history": lambda h: [*h[:-1], h[-1]._replace(loss=float(np.nextafter(np.float32(h[-1].loss), np.float32(0))))]},
+            "first at step ",
+        ),
+        ({"history": lambda h: h[:-1]}, "first in row 4 of the history: the run has no more, here is step 10 of epoch 2"),
     ],
 )
 @pytest.mark.parametrize("machine", [claim, elsewhere])

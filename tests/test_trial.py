@@ -8,7 +8,7 @@ import torch
 
 from pipeline import models, numerics
 from pipeline.data.dataset import Dataset
-from pipeline.models import trial
+from pipeline.models import recording, trial
 from pipeline.params import Model, Train
 from pipeline.system.errors import UserError
 from pipeline.training.trainer import Trainer
@@ -61,6 +61,7 @@ AGAIN_OTHERS = "learns something else when it sees the same images again: it com
         ("pass", "h = h * torch.arange(int(n)).float().sum(0)", SHARES_OTHERS),
         ("pass", "h = h * max(len(x), 2) if not self.training else h", ALONE_OTHERS),
         ("self.seen = 0", "self.seen += 1; h = h * self.seen", AGAIN_OTHERS),
+        ("self.seen = 0", "self.seen += self.training; h = h * (2 if self.seen > 9 else 1)", AGAIN_OTHERS),
         ("pass", "h = h * random.random()", AGAIN_OTHERS),
         ("self.register_buffer('seen', torch.zeros(()))", "self.seen += len(x) if self.training else 0", SHARES_OTHERS),
         (
@@ -83,6 +84,66 @@ def test_a_network_that_keeps_or_counts_what_it_sees_is_refused_before_training(
     assert said in str(refused.value)
     if "mean(0)" not in forward:
         trial.try_out(network, model, shape, CLASSES, numerics.prepared("cpu", "native")[1], device)
+
+
+@pytest.mark.parametrize(
+    ("forward", "said"),
+    [
+        ("with torch.inference_mode():\n            h = self.last(x.flatten(1))\n        h = self.more(h.clone())",
+         "'last.weight' learns, and with PyTorch's autograd it does not; use detach()"),
+        ("h = self.more(Turned.apply(h))", "'last.weight' learns with a gradient 2 of its length away from that of PyTorch's autograd"),
+        ("h = self.more(h.detach() + (0 * h if self.training else Turned.apply(h)))", "'last.weight' learns with a gradient 2 of its"),
+        ("h = self.more(h.detach())", None),
+        ("h = self.more(nn.functional.dropout(h, 0.5, self.training))", None),
+    ],
+)  # fmt: skip
+def test_a_network_that_learns_otherwise_than_by_its_operations_is_refused_before_training(forward, said, monkeypatch, tmp_path):
+    turned = """
+
+class Turned(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 1
+
+    @staticmethod
+    def backward(ctx, g):
+        return -g
+"""
+    monkeypatch.chdir(tmp_path)
+    model, shape = own(tmp_path, NET.format(made="self.more = nn.Linear(5, 5)", forward=forward) + turned)
+    device, exact = numerics.prepared("cpu", "exact")
+    network = models.build(model, shape, CLASSES, 0)
+    if said is None:
+        trial.try_out(network, model, shape, CLASSES, exact, device)
+        return
+    with pytest.raises(UserError) as refused:
+        trial.try_out(network, model, shape, CLASSES, exact, device)
+    assert said in str(refused.value)
+
+
+def test_logits_that_are_0_or_no_numbers_hide_none_that_are_far_apart(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    model, _ = own(tmp_path, "")
+    theirs = torch.tensor([[0.0, 0.0], [1.0, 2.0], [float("nan"), 0.0]])
+    for far in (torch.tensor([[0.0, 0.0], [1.0, 3.0], [float("nan"), 0.0]]), torch.tensor([[1.0, 0.0], [1.0, 3.0], [0.0, 0.0]])):
+        with pytest.raises(UserError, match="with exact numerics its logits are"):
+            trial._check_like(theirs, far, model)
+    trial._check_like(theirs, theirs, model)
+
+
+@pytest.mark.parametrize("name", ["exact", "native"])
+def test_a_network_that_is_another_after_the_training_is_not_kept(name, monkeypatch, tmp_path):
+    """A list is no plain value, and it tells only after six steps: the trial sees nothing of it."""
+    monkeypatch.chdir(tmp_path)
+    made, forward = "self.seen = []", "self.seen.append(0) if self.training else 0\n        h = h + h if len(self.seen) > 12 else h"
+    model, shape = own(tmp_path, NET.format(made=made, forward=forward))
+    device, chosen = numerics.prepared("cpu", name)
+    network = models.build(model, shape, CLASSES, 0)
+    before = recording.record(network, shape, chosen, device)
+    recording.check_unchanged(before, network, model, shape, chosen, device)
+    network.seen.extend([0] * 13)
+    with pytest.raises(UserError, match=r"networks/mine\.py:Net: computes something else after the training than before it"):
+        recording.check_unchanged(before, network, model, shape, chosen, device)
 
 
 @pytest.mark.parametrize(

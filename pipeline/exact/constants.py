@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from pipeline.exact.arguments import tensors
+from pipeline.exact.copies import check_fits
 from pipeline.exact.errors import refusal
+from pipeline.exact.parts import check_once
 from pipeline.exact.tape import Tape
 from pipeline.exact.values import Images
 
@@ -40,6 +42,7 @@ OF_CONSTANTS = {
 CHANGING = {getattr(Tensor, name) for name in ("__setitem__", "add_", "__iadd__", "copy_", "fill_", "zero_", "mul_", "__imul__")}
 """Those of them that change their first tensor."""
 _SUMS, _QUOTIENTS = {Tensor.add_, Tensor.__iadd__}, {Tensor.__floordiv__, Tensor.__mod__}
+_CONVERSIONS = {Tensor.long, Tensor.int, Tensor.type_as}
 
 
 class Used:
@@ -63,12 +66,57 @@ class Used:
 
 
 def computed(operation: Any, args: Any, kwargs: Any) -> Any:
-    """What one of OF_CONSTANTS gives. Raises Unsupported where more than one thing rounds, whose bits depend on instructions."""
+    """What one of OF_CONSTANTS gives.
+
+    Raises Unsupported where more than one thing rounds, whose bits depend on instructions; where several numbers are written to one place,
+    whose last depends on threads; and where a number does not fit a type of whole numbers, which depends on the device.
+    """
     if operation in _SUMS and (len(args) > 2 or kwargs.get("alpha", 1) != 1):
         raise refusal(f"{operation.__name__} with alpha", "the product, and then the sum")
+    if operation in CHANGING:
+        x, *others = args
+        if any(step == 0 and size > 1 for step, size in zip(x.stride(), x.shape, strict=True)):
+            raise refusal(f"{operation.__name__} on what was expanded", "clone() first")
+        args, kwargs = (x, *_apart(others, x)), {name: _apart(each, x) for name, each in kwargs.items()}
+        if operation is Tensor.__setitem__:
+            check_once(*args)
+        check_fits(tensors((others, kwargs)), x.dtype)
     given = operation(*args, **kwargs)
     if operation in _QUOTIENTS and given.is_floating_point():
         raise refusal(f"{operation.__name__} of floats", "it of whole numbers")
+    if operation in _CONVERSIONS:
+        check_fits(args[:1], given.dtype)
+    return given
+
+
+def changed(x: Tensor, y: Tensor) -> Tensor:
+    """`x`, which an operation in place has made `y` of. Raises as PyTorch does where that is of another kind, and where x was expanded."""
+    if not torch.can_cast(y.dtype, x.dtype):
+        raise RuntimeError(f"result type {y.dtype} can't be cast to the desired output type {x.dtype}")
+    computed(Tensor.copy_, (x, y), {})
+    return x
+
+
+def _apart(given: Any, x: Tensor) -> Any:
+    """Arguments with copies in the place of tensors that show the memory of `x`, which is about to be written."""
+    if isinstance(given, tuple | list):
+        return type(given)(_apart(each, x) for each in given)
+    shown = isinstance(given, Tensor) and given.untyped_storage()._cdata == x.untyped_storage()._cdata
+    return given.clone() if shown else given
+
+
+def as_pytorch(operation: Any, args: Any, kwargs: Any, given: Any) -> Any:
+    """What an operation gives of constants whose form gives `given`: of whole numbers and truths, which do not round, PyTorch's own.
+
+    Raises Unsupported where PyTorch gives another type.
+    """
+    if not isinstance(given, Tensor) or all(x.dtype == torch.float32 for x in (given, *tensors((args, kwargs)))):
+        return given
+    theirs: Tensor = operation(*args, **kwargs)
+    if not theirs.is_floating_point():
+        return theirs
+    if theirs.dtype != given.dtype:
+        raise refusal(f"an operation that gives {theirs.dtype} of constants", "float32")
     return given
 
 
@@ -100,6 +148,8 @@ def _arange(*args: Any, start: Any = None, end: Any = None, step: Any = None, dt
     for place, value in zip(places, args, strict=False):
         given[place] = value
     first, last, by = 0 if given[0] is None else given[0], given[1], 1 if given[2] is None else given[2]
+    if all(isinstance(value, int) for value in (first, last, by)) and (dtype is None or not dtype.is_floating_point):
+        return torch.arange(first, last, by, dtype=dtype, **named)
     whole = all(float(value).is_integer() and abs(value) <= LARGEST_WHOLE for value in (first, last, by))
     if whole and dtype in HALVES:
         return torch.arange(first, last, by, **named).to(dtype)

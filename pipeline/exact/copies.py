@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.exact import arithmetic, pixels
+from pipeline.exact import arithmetic, hardware, pixels
 from pipeline.exact.errors import refusal
 from pipeline.exact.tape import Tape
 
@@ -38,6 +39,7 @@ def to(tape: Tape, x: Tensor, *arguments: Any, copy: bool = False, memory_format
         named["dtype"] = torch.float32
     if tape.value(x) is None:
         constant: Tensor = x.to(*arguments, copy=copy, memory_format=memory_format or torch.preserve_format, **named)  # type: ignore[call-overload]
+        check_fits([x], constant.dtype)
         return constant
     asked = [given if isinstance(given, torch.dtype) else given.dtype for given in (*arguments, *named.values())
              if isinstance(given, torch.dtype | Tensor)]  # fmt: skip
@@ -52,6 +54,19 @@ def to(tape: Tape, x: Tensor, *arguments: Any, copy: bool = False, memory_format
     if copy:
         return clone(tape, x)
     return x if memory_format is None else tape.second_name(x)
+
+
+def check_fits(given: Iterable[Tensor], dtype: torch.dtype) -> None:
+    """Raise Unsupported where floats that become whole numbers of `dtype` are not among them: each device makes other numbers of those."""
+    if dtype.is_floating_point or dtype == torch.bool:
+        return
+    least, most = float(torch.iinfo(dtype).min), float(torch.iinfo(dtype).max)
+    for x in given:
+        if not (x.is_floating_point() and hardware.can_look_at(x)):
+            continue
+        values = x.double()
+        if not bool(((values > least - 1) & (values < most + 1)).all()):
+            raise refusal(f"a conversion to {dtype} of numbers that are none", "numbers of that type")
 
 
 def as_type(tape: Tape, x: Tensor, dtype: Any = None) -> Tensor:

@@ -19,6 +19,11 @@ def is_cpu(tensor: torch.Tensor) -> bool:
     return tensor.device.type == CPU
 
 
+def can_look_at(tensor: torch.Tensor) -> bool:
+    """Whether the values of a tensor can be looked at: it has memory, and its device computes at once, not into a CUDA graph."""
+    return not tensor.is_meta and not (tensor.is_cuda and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+
+
 def has_float64(device: torch.device) -> bool:
     """Whether a device computes in float64, which exact numerics need."""
     return device.type != "mps"

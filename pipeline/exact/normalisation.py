@@ -175,16 +175,16 @@ def instance_norm(
 
 def softmax(tape: Tape, x: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
     """The exact form of softmax over one axis."""
-    return _softmax(tape, x, dim, dtype, "softmax")
+    return _softmax(tape, x, dim, dtype or _stacklevel, "softmax")
 
 
 def log_softmax(tape: Tape, x: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
     """The exact form of log_softmax over one axis."""
-    return _softmax(tape, x, dim, dtype, "log_softmax")
+    return _softmax(tape, x, dim, dtype or _stacklevel, "log_softmax")
 
 
-def _softmax(tape: Tape, x: Tensor, dim: int | None, dtype: torch.dtype | None, what: str) -> Tensor:
-    if dim is None or dtype not in (None, torch.float32):
+def _softmax(tape: Tape, x: Tensor, dim: int | None, dtype: torch.dtype | int, what: str) -> Tensor:
+    if dim is None or (isinstance(dtype, torch.dtype) and dtype != torch.float32):  # given by place, it is where others have a number
         raise refusal(f"{what} with dim={dim}, dtype={dtype}", "one dim, float32")
     x = arithmetic.floats(tape, x, what)
     tape.check_within_images(x, (dim,), what)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.exact import arithmetic, grid, layout
+from pipeline.exact import arithmetic, grid, hardware, layout
 from pipeline.exact.arguments import leaves
 from pipeline.exact.errors import refusal
 from pipeline.exact.sums import Sums
@@ -177,6 +177,7 @@ def put(tape: Tape, x: Tensor, index: Any, value: Any) -> Tensor:
     if given is not None and given.dtype.is_floating_point > x.dtype.is_floating_point:
         raise refusal(f"assignment of {given.dtype} to a part of {x.dtype}", "one type for both")
     _check_part(tape, x, index, value if given is None else given)
+    check_once(x, index, value)
     y = x.clone()
     y[index] = value if given is None else given
 
@@ -186,6 +187,18 @@ def put(tape: Tape, x: Tensor, index: Any, value: Any) -> Tensor:
         return [rest] if given is None else [rest, arithmetic.spread(tape, y, given, g[index])]
 
     return tape.record(y, (x,) if given is None else (x, given), backward)
+
+
+def check_once(x: Tensor, index: Any, value: Any) -> None:
+    """Raise Unsupported if x[index] = value puts several numbers to one place: which of them is last depends on threads."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if not (isinstance(value, Tensor) and value.numel() > 1 and any(isinstance(each, Tensor | list) for each in parts)):
+        return
+    if hardware.can_look_at(x):
+        marks = torch.zeros(x.shape, dtype=torch.uint8, device=x.device)
+        marks[index] = 1
+        if int(marks.count_nonzero()) != marks[index].numel():
+            raise refusal("assignment of several numbers to one place", "each place once")
 
 
 def _check_part(tape: Tape, x: Tensor, index: Any, value: Any) -> None:

@@ -152,7 +152,7 @@ IN_PLACE: dict[Any, Any] = {
     Tensor.__imul__: Tensor.mul, Tensor.mul_: Tensor.mul, Tensor.__itruediv__: Tensor.div, Tensor.div_: Tensor.div,
     Tensor.__idiv__: Tensor.div, Tensor.relu_: F.relu, torch.relu_: F.relu, Tensor.clamp_: torch.clamp, Tensor.clamp_min_: torch.clamp_min,
     Tensor.sigmoid_: torch.sigmoid, Tensor.tanh_: torch.tanh, Tensor.neg_: torch.neg, Tensor.exp_: torch.exp, Tensor.sqrt_: torch.sqrt,
-    Tensor.masked_fill_: Tensor.masked_fill, Tensor.zero_: lambda x: x * 0.0,
+    Tensor.masked_fill_: Tensor.masked_fill, Tensor.zero_: lambda x: x.masked_fill(torch.ones_like(x, dtype=torch.bool), 0.0),
 }  # fmt: skip
 """Operations in place, and what they compute."""
 
@@ -229,17 +229,19 @@ class Forms(TorchFunctionMode):
         if (form := FORM_OF.get(func)) is not None:
             if func in IMAGES_FIRST and (x := next(tensors((args, kwargs)), None)) is not None:
                 tape.check_images_first(x, resolve_name(func).rpartition(".")[2])
-            args, kwargs = behind(args), behind(kwargs)
+            taken, named = behind(args), behind(kwargs)
             if form not in (arithmetic.add, arithmetic.subtract, arithmetic.reverse_subtract):  # which keep no operand for the way back
-                self._used.note(tensors((args, kwargs)), form in (shapes.expand, shapes.expand_as))
+                self._used.note(tensors((taken, named)), form in (shapes.expand, shapes.expand_as))
             try:
-                return seen(tape, _uncompiled(form)(tape, *args, **kwargs))
+                given = seen(tape, _uncompiled(form)(tape, *taken, **named))
             except TypeError:
                 try:
-                    inspect.signature(form).bind(tape, *args, **kwargs)
+                    inspect.signature(form).bind(tape, *taken, **named)
                 except TypeError as error:
                     raise refusal(f"{NAME_OF[func]} with these arguments ({error})", "those that docs/exact-numerics.md lists") from None
                 raise
+            known = not isinstance(given, Tensor) or tape.value(given) is not None
+            return given if known else constants.as_pytorch(func, args, kwargs, given)
         if func == Tensor.requires_grad.__get__ and tape.value(args[0]) is not None:  # type: ignore[attr-defined]
             return tape.learns_from(args[0])
         if func in QUESTIONS:
@@ -250,6 +252,7 @@ class Forms(TorchFunctionMode):
         if func in constants.MAKING:
             return constants.made(tape, func, args, kwargs)
         if func is Tensor.__setitem__:
+            self._used.note(tensors(args))
             return tape.replace(args[0], _uncompiled(parts.put)(tape, *behind(args)))
         raise refusal(f"'{resolve_name(func) or func}'", "those that docs/exact-numerics.md lists")
 
@@ -262,7 +265,7 @@ class Forms(TorchFunctionMode):
             if tape.value(y) is not None:
                 raise refusal("an operation in place that puts what is computed into a constant", "its plain form")
             self._used.check(x)
-            return x.copy_(y)
+            return constants.changed(x, y)
         changed, new = x, tape.replace(x, y)
         while (part := tape.part_of(changed)) is not None:  # the tensor that it is a part of shows the same
             whole, index = part

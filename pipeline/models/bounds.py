@@ -163,12 +163,12 @@ def _memory(place: int, given: Any) -> dict[Any, tuple[int, Any]]:
         memory = tensor.untyped_storage()
         numbers = memory.nbytes() // tensor.element_size()
         own = (place, number) if tensor.numel() > numbers else memory._cdata
-        held[own] = (max(LEAST, tensor.numel(), numbers), memory)
+        held[own] = (max(LEAST, within.places(tensor), numbers), memory)
     return held
 
 
 def _numbers(given: Any) -> int:
-    return sum(max(LEAST, each.numel()) for each in tensors(given))
+    return sum(max(LEAST, within.places(each)) for each in tensors(given))
 
 
 class Bounded(TorchFunctionMode):

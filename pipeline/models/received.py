@@ -20,6 +20,8 @@ from pipeline.system.errors import UserError, shown
 
 MOST_UNSAVED = 2**26
 """Numbers that the making of all buffers takes that no file of weights holds: the length of such a file bounds the others."""
+MOST_HEADS = 100
+"""Logits that a network gives beside each other: each takes a loss and a way back."""
 MOST_DRAWN, DRAWN_TAKES = 2, 32
 """How often the initial values of one may be drawn, and how many tensors of its size that takes."""
 _NOT_FINITE = ("inf", "-inf", "nan")
@@ -112,6 +114,9 @@ def _check(recording: Recording) -> None:
     unsaved = sum(math.prod(held.shape) * max(1, _steps(held)) for held in recording.held.values() if held.kind == "unsaved")
     if unsaved > MOST_UNSAVED:
         raise ValueError(f"making what no file of weights holds takes {unsaved} numbers, and {MOST_UNSAVED} are the most")
+    empty = sum(math.prod(max(1, size) for size in held.shape) for held in recording.held.values() if 0 in held.shape)
+    if empty > MOST_UNSAVED:
+        raise ValueError(f"it holds {empty} rows without numbers, and {MOST_UNSAVED} are the most")
     before: set[str] = set()
     for name, held in recording.held.items():
         if held.same is not None and held.same not in before:
@@ -137,6 +142,8 @@ def _check(recording: Recording) -> None:
             if counts and (counts > 1 or name not in _SIZED or (name in _FULL and _counts([args[-1:], kwargs.get("fill_value")]))):
                 raise ValueError(f"call {place} takes the number of images otherwise than once, as a size")
         _check_encoded(graph.gives, len(graph.calls) + 1, before)
+        if (heads := sum(kind in ("value", "held") for kind, _ in parts(graph.gives))) > MOST_HEADS:
+            raise ValueError(f"it gives {heads} logits, and {MOST_HEADS} are the most")
 
 
 def _steps(held: Held) -> int:

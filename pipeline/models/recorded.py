@@ -7,6 +7,7 @@ is one of PyTorch's that have an exact form, and what an argument may be is list
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import resolve_name
 
-from pipeline.exact import constants, fillings, initialisation, registry
+from pipeline.exact import constants, copies, fillings, initialisation, registry
 from pipeline.system import schema
 
 _OF_VALUES = {Tensor.item, Tensor.__bool__, Tensor.__int__, Tensor.__index__, Tensor.__float__, Tensor.tolist}
@@ -69,27 +70,6 @@ class Recording(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             sum(len([*parts([args, *kwargs.values()])]) for name, args, kwargs in graph.calls if name in _OF_LISTS)
             for graph in (self.training, self.evaluation)
         )
-
-    def references(self) -> int:
-        """How many values, weights and buffers its operations take: their order, too, could say what it knows."""
-        return sum(
-            kind in ("value", "held")
-            for graph in (self.training, self.evaluation)
-            for _, args, kwargs in graph.calls
-            for kind, _ in parts([args, *kwargs.values()])
-        )
-
-    def named(self) -> tuple[int, int]:
-        """How many numbers and truths its operations, its rules, and the sizes of what no file of weights holds name, and how many of them
-        are different.
-
-        A network that knows images by heart names many.
-        """
-        found = [number for held in self.held.values() for rule, numbers in held.initial if rule != "values" for number in numbers]
-        found += [size for held in self.held.values() if held.kind == "unsaved" for size in held.shape]
-        calls = [[args, *kwargs.values()] for graph in (self.training, self.evaluation) for _, args, kwargs in graph.calls]
-        found += [what for kind, what in parts(calls) if not kind and isinstance(what, int | float)]
-        return len(found), len({*found})
 
 
 class Unrecorded(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -148,6 +128,11 @@ class Recorded(nn.Module):
         return _decoded(graph.gives, values, where)
 
 
+def compressed(content: bytes) -> int:
+    """Into how many bytes `network.json` goes: whatever its names, shapes, order and numbers know by heart is in these."""
+    return len(zlib.compress(content, 9))
+
+
 def parts(given: Any) -> Iterator[tuple[str, Any]]:
     """What stands in encoded arguments, however deep: its kind and what that names, or a plain value, whose kind is ""."""
     if isinstance(given, list):
@@ -164,6 +149,7 @@ def parts(given: Any) -> Iterator[tuple[str, Any]]:
 
 def _initial(name: str, held: Held, seed: int | None) -> Tensor:
     values = fillings.drawn([(rule, tuple(numbers)) for rule, numbers in held.initial], seed, name, math.prod(held.shape))
+    copies.check_fits([values], DTYPES[held.dtype])
     tensor = values.view(held.shape).to(DTYPES[held.dtype])
     return nn.Parameter(tensor, held.kind == "weight") if held.kind in ("weight", "frozen") else tensor
 

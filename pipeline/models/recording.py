@@ -19,9 +19,14 @@ from pipeline.exact import initialisation, registry
 from pipeline.exact.arguments import tensors
 from pipeline.models import received
 from pipeline.models.bounds import MOST_CALLS
-from pipeline.models.recorded import DTYPES, LAYOUTS, NAMES, Graph, Held, Recording, Unrecorded
+from pipeline.models.recorded import DTYPES, LAYOUTS, NAMES, Graph, Held, Recorded, Recording, Unrecorded
+from pipeline.params import Model
 from pipeline.system import schema
+from pipeline.system.errors import UserError
+from pipeline.workers import ALONE
 
+LIKE = 1e-2
+"""How far gradients of PyTorch's own kernels may be from each other, by their length: they may add in another order each time."""
 MOST_VALUES = 2**18
 """Numbers of an initial value that no rule gives."""
 
@@ -119,6 +124,8 @@ def record(network: nn.Module, shape: tuple[int, int, int], numerics: Any, devic
         graphs = [_both(network, training, shape, numerics, device) for training in (True, False)]
         recording = Recording(1, _held(network, trained), *graphs)
         received.check(recording, shape)
+        if numerics.version == "native" and not trained:  # exact numerics are tried beside autograd (trial.py)
+            _check_learns(network, recording, shape, numerics, device)
         found: Recording | Unrecorded = recording
     except (Refused, ValueError) as reason:
         found = Unrecorded(1, str(reason)[:100])
@@ -134,9 +141,7 @@ def _both(network: nn.Module, training: bool, shape: tuple[int, int, int], numer
     graphs = []
     for count in (2, 3):
         watched = _Watched(copy.deepcopy(network)).train(training)
-        numbers = np.arange(count * math.prod(shape)) * 2654435761 % 2**32 >> 24
-        images = torch.from_numpy(numbers.astype(np.uint8).reshape(count, *shape)).to(device)
-        (numerics.heads if training else numerics.logits)(watched, images)
+        (numerics.heads if training else numerics.logits)(watched, _noise(count, shape, device))
         graphs.append(watched.graph)
     two, three = graphs
     if len(two.calls) != len(three.calls):
@@ -147,6 +152,48 @@ def _both(network: nn.Module, training: bool, shape: tuple[int, int, int], numer
             raise Refused(f"{name} of two images is {other} of three")
         calls.append((name, _alike(args, others[0], name), _alike(kwargs, others[1], name)))
     return Graph(calls, _alike(two.gives, three.gives, "what it gives"))
+
+
+def _noise(count: int, shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    numbers = np.arange(count * math.prod(shape)) * 2654435761 % 2**32 >> 24
+    return torch.from_numpy(numbers.astype(np.uint8).reshape(count, *shape)).to(device)
+
+
+def _check_learns(network: nn.Module, recording: Recording, shape: tuple[int, int, int], numerics: Any, device: torch.device) -> None:
+    """Raise Refused where a weight learns otherwise than by the operations: under no_grad, or by a way back of a function's own."""
+    again = Recorded(recording).to(device)
+    again.load_state_dict(network.state_dict())
+    images, labels = _noise(2, shape, device), torch.zeros(2, dtype=torch.int64, device=device)
+    found: list[dict[str, Tensor | None]] = []
+    for each in (copy.deepcopy(network), again):
+        names = [name for name, _ in each.named_parameters()]
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            gradients = numerics.loss_and_gradients(each.train(), images, labels, ALONE, 2)[1]
+        found.append(dict(zip(names, gradients, strict=True)))
+    for name, gradient in found[0].items():
+        other = found[1][name]
+        if (gradient is None) != (other is None) or (
+            gradient is not None and other is not None and not bool((gradient - other).norm() <= LIKE * gradient.norm())
+        ):
+            raise Refused(f"{name} learns otherwise than its operations say (no_grad, an autograd.Function)")
+
+
+def check_unchanged(
+    before: bytes, network: nn.Module, model: Model, shape: tuple[int, int, int], numerics: Any, device: torch.device
+) -> None:
+    """Raise UserError where a network that was recorded as `before` is now one of other operations: its evaluation would be another's."""
+    if received.is_refusal(before):
+        return
+    now = record(network, shape, numerics, device, trained=True)
+    if received.is_refusal(now) or _graphs(now) != _graphs(before):
+        raise UserError(f"model.name {model.name}: computes something else after the training than before it, by what it counts or keeps "
+                        "beside its weights and buffers, which nothing that is kept would say; do without")  # fmt: skip
+
+
+def _graphs(content: bytes) -> tuple[Graph, Graph]:
+    recording = msgspec.json.decode(content, type=Recording)
+    return recording.training, recording.evaluation
 
 
 def _alike(two: Any, three: Any, name: str) -> Any:

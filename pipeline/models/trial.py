@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.exact.masks import Draws
@@ -26,6 +27,9 @@ MANY = 7
 LIKE = 0.05
 """How far the logits of an image may be from PyTorch's, relative to the largest: float32 and grids of 19 bits are 1e-6 to 1e-3 apart, and
 a network that compares activations may be far apart for one image, but not for each."""
+LEARNS_LIKE, LEAST_GRADIENT = 0.5, 1e-3
+"""The same of the gradient of a weight, by its length, where that is not far smaller than the longest: what does not learn at all, or the
+other way round, is 1 or 2 apart, and what compares activations a little."""
 NUDGE = 2.0**-5
 """What is added to weights at most before images are tried apart: a weight that begins at 0 would hide what it is multiplied with."""
 
@@ -66,10 +70,10 @@ def try_out(
             nudged = _nudged(network)
             if model.is_own:
                 held = {name: buffer.clone() for name, buffer in nudged.named_buffers()}
-                learnt = step(nudged, ALONE)
+                learnt, kept = step(nudged, ALONE), _kept(nudged)
                 for name, buffer in held.items():
                     nudged.get_buffer(name).copy_(buffer)
-                if not _equal(learnt, step(nudged, ALONE)):
+                if not _equal(learnt, step(nudged, ALONE)) or _kept(nudged) != kept:
                     raise _mixed(model, "learns something else when it sees the same images again")
                 shares = together(Exchange(IMAGES + 1), lambda group: step(_nudged(network), group))  # and one of no images
                 if not all(_equal(learnt, each) for each in shares):
@@ -86,17 +90,59 @@ def try_out(
                 with torch.no_grad():
                     pytorchs = copy.deepcopy(nudged)(images.float() / 255)
                 _check_like(pytorchs, logits, model)
+                for training in (True, False):
+                    _check_learns_like(_nudged(network).train(training), images, labels, numerics, model)
     finally:
         torch.set_rng_state(state)
 
 
 def _check_like(pytorchs: Any, logits: Tensor, model: Model) -> None:
     """Raise UserError where each image's logits are far from those of what PyTorch gives: a form means something else."""
-    theirs = pytorchs if isinstance(pytorchs, Tensor) else next(each for each in pytorchs if each is not None)
-    apart = (logits - theirs).abs().amax(1) / theirs.abs().amax(1)
-    if (least := float(apart.min())) > LIKE:
+    theirs = _heads(pytorchs)[0].nan_to_num()
+    apart, largest = (logits.nan_to_num() - theirs).abs().amax(1), theirs.abs().amax(1)
+    far = apart > LIKE * largest
+    if bool(far.any()) and bool(far[largest > 0].all()):  # logits that are all 0 tell nothing
+        least = float((apart / largest)[far].min())
         raise UserError(f"model.name {model.name}: with exact numerics its logits are {least:.2g} of the largest away from PyTorch's; "
                         "set numerics: native, and report it with the network")  # fmt: skip
+
+
+def _heads(given: Any) -> list[Tensor]:
+    return [given] if isinstance(given, Tensor) else [each for each in given if each is not None]
+
+
+def _check_learns_like(network: nn.Module, images: Tensor, labels: Tensor, numerics: Numerics, model: Model) -> None:
+    """Raise UserError where a weight learns that does not with PyTorch's autograd, or far other than there.
+
+    That is what a network does with autograd itself: grad modes, functions with a way back of their own, hooks.
+    """
+    names = [name for name, _ in network.named_parameters()]
+    draws = Draws(0, torch.zeros(1, dtype=torch.int64, device=images.device), 0)
+    _, ours = numerics.loss_and_gradients(copy.deepcopy(network), images, labels, ALONE, IMAGES, draws=draws, auxiliary=1.0)
+    weights = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+    loss = sum((F.cross_entropy(logits, labels) for logits in _heads(network(images.float() / 255))), torch.zeros(()))
+    theirs = dict(zip(weights, torch.autograd.grad(loss, [*weights.values()], allow_unused=True), strict=True))
+    least = LEAST_GRADIENT * max(0.0, *(float(g.norm()) for g in (*ours, *theirs.values()) if g is not None))
+    for name, gradient in zip(names, ours, strict=True):
+        other = theirs.get(name)
+        if other is None and gradient is not None and float(gradient.norm()) > least:
+            how = "learns, and with PyTorch's autograd it does not"
+        elif gradient is None and other is not None and float(other.norm()) > least:
+            how = "does not learn, and with PyTorch's autograd it does"
+        elif gradient is None or other is None or network.training or float(other.norm()) <= least:
+            continue  # what is drawn, or comes of the mean of two images, is another, or nothing but roundings
+        elif (apart := float((gradient - other).norm() / other.norm())) > LEARNS_LIKE:
+            how = f"learns with a gradient {apart:.2g} of its length away from that of PyTorch's autograd"
+        else:
+            continue
+        raise UserError(f"model.name {model.name}: with exact numerics '{name}' {how}; use detach() for what shall not learn, or set "
+                        "numerics: native")  # fmt: skip
+
+
+def _kept(network: nn.Module) -> list[tuple[str, str, object]]:
+    """The plain values that its modules hold: what one counts there is no part of a state, or of a recording."""
+    return [(name, key, value) for name, module in network.named_modules() for key, value in vars(module).items()
+            if value is None or isinstance(value, bool | int | float | str)]  # fmt: skip
 
 
 @torch.no_grad()

@@ -17,6 +17,11 @@ from pipeline.exact.reductions import TERMS, Convolution
 from pipeline.exact.rows import GAP
 
 
+def places(x: Tensor) -> int:
+    """The numbers of a tensor, or the rows without any that it has: exact forms keep something of each row."""
+    return math.prod(max(1, size) for size in x.shape)
+
+
 def _of_split(x: Tensor, split_size_or_sections: Any, dim: int = 0, **other: Any) -> int:
     size = split_size_or_sections
     return -(-x.shape[dim] // max(1, size)) if isinstance(size, int) else len(size)
@@ -122,7 +127,15 @@ COMPOSED: dict[Any, Callable[..., int]] = {
     torch.einsum: _of_letters, torch.functional.einsum: _of_letters,
 }  # fmt: skip
 """Numbers that an operation which others compute gives on its way."""
+TIMES = {
+    **dict.fromkeys(("elu", "celu", "selu"), 15),
+    **dict.fromkeys(("softmax", "log_softmax", "layer_norm", "group_norm", "instance_norm"), 13),
+    **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d"), 11), "normalize": 7,
+}  # fmt: skip
+"""How many times the numbers that it gives the exact form of an operation takes, measured, where that is most."""
 COPIES: dict[Any, Callable[..., int]] = {
+    **{operation: lambda y, *args, times=times, **kwargs: times * places(y) for name, times in TIMES.items()
+       for operation in registry.FORMS[name][1]},
     torch.conv2d: _of_convolution, F.avg_pool2d: _of_mean_windows, F.adaptive_avg_pool2d: _of_adaptive_windows,
     **dict.fromkeys(registry.FORMS["matmul"][1], _of_product)
 }  # fmt: skip

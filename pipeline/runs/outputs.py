@@ -147,8 +147,8 @@ def model(path: Path, content: bytes | bytearray, network: bytes | None = None) 
     """
     read = _tensors(path, content)
     check_weights(read.tensors, f"{path}: damaged")
-    if "training" not in read.metadata:
-        raise UserError(f"{path}: does not say what trained it; run `dvc repro` with this version, which trains again")
+    if read.metadata.keys() != {"training"}:
+        raise UserError(f"{path}: does not say what trained it, and that alone; run `dvc repro` with this version, which trains again")
     metadata = schema.decode(_Metadata, read.metadata["training"].encode(), str(path))
     beside, named = path.parent / NETWORK, metadata.network or ""
     if network is None and named and metadata.provenance.network.is_own:

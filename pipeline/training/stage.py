@@ -108,7 +108,7 @@ def fit(
     and begins with the weights of `start`, if given.
 
     Raises:
-        UserError: the device failed, or the training diverged.
+        UserError: the device failed, the training diverged, or the network became another by it.
         Interrupted: a signal came; the state is saved.
     """
     with devices.failures_explained(device):
@@ -121,7 +121,11 @@ def fit(
         outputs.check_weights(trainer.named_weights(), "the network cannot be kept, so it is not trained")
         with models.mistakes_explained(described.network):  # of two images there are none, or they were said before
             network = recording.record(trainer.model, data.shape, chosen, device)  # before any step: with its initial values
-        return trainer, loop.train(trainer, unfinished, checkpoint_seconds), network
+        training = loop.train(trainer, unfinished, checkpoint_seconds)
+        if described.network.is_own and recorded is None:
+            with models.mistakes_explained(described.network):
+                recording.check_unchanged(network, trainer.model, described.network, data.shape, chosen, device)
+        return trainer, training, network
 
 
 def environment(training: Training, device: torch.device, name: str, group: Group = ALONE) -> Facts:

@@ -19,7 +19,7 @@ from pipeline.data.dataset import Dataset, Description
 from pipeline.evaluation import Evaluation
 from pipeline.models import checkpoints, of_runs
 from pipeline.models.checkpoints import Checkpoint
-from pipeline.models.recorded import Recording
+from pipeline.models.recorded import Recording, compressed
 from pipeline.numerics import Numerics
 from pipeline.params import SOURCES, Evaluate, Model, Train
 from pipeline.runs import kept, outputs, provenance
@@ -199,10 +199,10 @@ def announce(plan: Plan) -> None:
         here = of_runs.differs_here(plan.run.network or b"", identity.provenance.network, plan.data, plan.run.weights, plan.numerics)
         given = plan.recorded.given()
         begun = f"{given:,} of its numbers begin as given there" if given else ""
-        numbers, different = plan.recorded.named()
-        named = f"its operations and rules name {numbers:,} numbers, {different:,} of them different, "
-        named += f"and take {plan.recorded.references():,} values and weights, in {len(plan.run.network or b''):,} bytes"
-        say("; ".join(filter(None, (f"the network is the one that {outputs.NETWORK} of the run says", here, begun, named))))
+        labels = math.ceil(len(plan.data.test_labels) * math.log2(len(plan.data.classes)) / 8)
+        knows = f"it is described in {compressed(plan.run.network or b''):,} bytes, compressed, and can know no more by heart; "
+        knows += f"the test images' labels are {labels:,}"
+        say("; ".join(filter(None, (f"the network is the one that {outputs.NETWORK} of the run says", here, begun, knows))))
 
 
 def _differences(run: Run, ours: dict[str, Any]) -> Iterable[str]:

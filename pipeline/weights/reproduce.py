@@ -170,7 +170,8 @@ def _native(plan: Plan, again: Run) -> tuple[Verdict, str]:
     trained, reason = _compared(run, again)
     if trained != "equivalent":
         return trained, reason
-    if apart := native_evidence.history_apart(run.history, again.history):
+    same = run.identity.fingerprint == again.identity.fingerprint  # weights that are these to the bit have one history
+    if apart := (bits.first_step_apart if same else native_evidence.history_apart)(run.history, again.history):
         return "different", apart
     with devices.failures_explained(plan.device):
         apart = native_evidence.evaluation_apart(run, again, plan.data, partial(plan.evaluated, run.weights))
