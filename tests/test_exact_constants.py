@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipeline import numerics
 from pipeline.exact.errors import Unsupported
+from pipeline.exact.masks import Draws
 from pipeline.exact.registry import Forms
 from pipeline.exact.tape import Tape
 from pipeline.system.errors import UserError
@@ -70,6 +71,7 @@ def grid() -> Tensor:
         (lambda: BYTES**3.0, "an operation that gives torch.float32 of constants"),
         (lambda: several(torch.tensor([1, 5, 1])), "assignment of several numbers to one place"),
         (lambda: several([1, 5, -7]), "assignment of several numbers to one place"),
+        (lambda: several(((1, 5, 1),)), "assignment of several numbers to one place"),
         (lambda: grid().add_(torch.arange(4.0)), "add_ on what was expanded"),
         (lambda: grid().mul_(2.0), "mul_ on what was expanded"),
         (lambda: grid().clamp_(1.0), "copy_ on what was expanded"),
@@ -126,6 +128,16 @@ def test_what_is_written_into_memory_that_is_read_is_made_of_what_was_there_befo
 def test_what_an_operation_in_place_makes_of_whole_numbers_is_of_their_type_as_pytorch_says():
     with pytest.raises(RuntimeError, match="can't be cast"):
         exact(lambda: torch.arange(4).div_(3))
+
+
+def test_what_is_drawn_is_drawn_by_rule_whatever_its_type():
+    """A truth is no number that a tape knows; PyTorch's own generator has no part in it."""
+    drawn = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        with torch.inference_mode(), Forms(Tape(torch.zeros(2, 3), draws=Draws(0, torch.zeros(1, dtype=torch.int64), 0))):
+            drawn.append(torch.zeros(64, dtype=torch.bool).bernoulli_(0.5))
+    assert torch.equal(*drawn)
 
 
 class Putting(nn.Module):

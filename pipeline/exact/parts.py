@@ -192,9 +192,8 @@ def put(tape: Tape, x: Tensor, index: Any, value: Any) -> Tensor:
 def check_once(x: Tensor, index: Any, value: Any) -> None:
     """Raise Unsupported if x[index] = value puts several numbers to one place: which of them is last depends on threads."""
     parts = index if isinstance(index, tuple) else (index,)
-    if not (isinstance(value, Tensor) and value.numel() > 1 and any(isinstance(each, Tensor | list) for each in parts)):
-        return
-    if hardware.can_look_at(x):
+    plain = all(each is None or each is Ellipsis or isinstance(each, slice) or type(each) is int for each in parts)
+    if not plain and isinstance(value, Tensor) and value.numel() > 1 and hardware.can_look_at(x):
         marks = torch.zeros(x.shape, dtype=torch.uint8, device=x.device)
         marks[index] = 1
         if int(marks.count_nonzero()) != marks[index].numel():

@@ -240,7 +240,7 @@ class Forms(TorchFunctionMode):
                 except TypeError as error:
                     raise refusal(f"{NAME_OF[func]} with these arguments ({error})", "those that docs/exact-numerics.md lists") from None
                 raise
-            known = not isinstance(given, Tensor) or tape.value(given) is not None
+            known = not isinstance(given, Tensor) or tape.value(given) is not None or form.__module__ == masks.__name__  # or drawn by rule
             return given if known else constants.as_pytorch(func, args, kwargs, given)
         if func == Tensor.requires_grad.__get__ and tape.value(args[0]) is not None:  # type: ignore[attr-defined]
             return tape.learns_from(args[0])
