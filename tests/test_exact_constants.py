@@ -75,6 +75,7 @@ def grid() -> Tensor:
         (lambda: grid().add_(torch.arange(4.0)), "add_ on what was expanded"),
         (lambda: grid().mul_(2.0), "mul_ on what was expanded"),
         (lambda: grid().clamp_(1.0), "copy_ on what was expanded"),
+        (lambda: torch.logical_or(TRUTHS[1:], TRUTHS[:-1], out=TRUTHS[1:]), "logical_or with out"),
         (lambda: torch.tensor([1e30]).long(), "a conversion to torch.int64 of numbers that are none"),
         (lambda: torch.tensor([float("nan")]).int(), "a conversion to torch.int32 of numbers that are none"),
         (lambda: torch.tensor([3e9]).to(torch.int32), "a conversion to torch.int32 of numbers that are none"),
@@ -138,6 +139,16 @@ def test_what_is_drawn_is_drawn_by_rule_whatever_its_type():
         with torch.inference_mode(), Forms(Tape(torch.zeros(2, 3), draws=Draws(0, torch.zeros(1, dtype=torch.int64), 0))):
             drawn.append(torch.zeros(64, dtype=torch.bool).bernoulli_(0.5))
     assert torch.equal(*drawn)
+
+
+def test_what_was_changed_in_place_before_it_is_drawn_is_refused_and_what_nobody_filled_is_zeros():
+    images = torch.zeros(2, 3)
+    with torch.inference_mode(), Forms(Tape(images, draws=Draws(0, torch.zeros(1, dtype=torch.int64), 0))):
+        mask = torch.empty(images.shape[0], 1)
+        mask.zero_()
+        with pytest.raises(Unsupported, match="bernoulli_ with a tensor or a generator, or of an activation"):
+            mask.bernoulli_(0.5)
+        assert [torch.empty(8, dtype=dtype).tolist() for dtype in (torch.bool, torch.int64)] == [[0] * 8] * 2
 
 
 class Putting(nn.Module):

@@ -387,7 +387,7 @@ print(torch.compile(lambda x: torch.relu(x) + 1, backend="eager")(torch.ones(2))
 
 def test_the_memory_that_a_value_is_a_part_of_counts_once_and_in_training_as_long_as_its_way_back():
     def parts(count: int, training: bool) -> None:
-        seen = bounds.counting(torch.empty(2, 3, device="meta"), training)
+        seen = bounds.counting(torch.empty(2, 3, device="meta"), [("torch.zeros", [])] * 3 * count, training)
         for place in range(1, count + 1):
             whole = torch.empty(2**26, device="meta")
             seen(3 * place - 2, whole[:1], [])
@@ -400,6 +400,23 @@ def test_the_memory_that_a_value_is_a_part_of_counts_once_and_in_training_as_lon
     parts(63, training=True)
     with pytest.raises(ValueError, match=r"after call 190 it holds 42949[0-9]+ numbers for two images, and 4294967296 are the most"):
         parts(64, training=True)
+
+
+def test_what_is_expanded_counts_to_the_end_and_what_a_way_back_takes_as_often_as_it_is_taken():
+    ones = [call for i in range(0, 36, 3) for call in (
+        ["torch.ones", [[2**25]], {}], ["torch.Tensor.expand", [{"value": 13 + i}, 1, 2**25], {}],
+        ["torch.Tensor.select", [{"value": 14 + i}, 1, 0], {}])]  # fmt: skip
+    wide = [["torch.zeros", [[2, 2**24]], {}], ["torch.zeros", [[1, 2**24]], {}]]
+    products = [["torch.nn.functional.linear", [{"value": 13}, {"value": 14}], {}]] * 100
+    for graph, calls, said in (
+        ("evaluation", ones, "after call 34 it holds 2684[0-9]+ numbers"),
+        ("training", [*wide, *products], "after call 99 it holds 43[0-9]+ numbers"),
+    ):  # fmt: skip
+        network = built(SimpleCNN)
+        found = json.loads(recording.record(network, SHAPE, EXACT, CPU))
+        found[graph]["calls"] += calls
+        with pytest.raises(UserError, match=said):
+            read(json.dumps(found).encode(), network)
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ ALONE_OTHERS = (
     "gives an image other logits alone than with another: it computes with how many there are (len(x), x.shape[0], x.numel()), keeps"
 )
 SHARES_OTHERS = "learns something else of images together than of each in a share of its own: it computes with how many there"
+DRAWN = "draws random numbers that no rule gives (random, numpy, torch.rand)"
 AGAIN_OTHERS = "learns something else when it sees the same images again: it computes with how many there are"
 
 
@@ -62,7 +63,14 @@ AGAIN_OTHERS = "learns something else when it sees the same images again: it com
         ("pass", "h = h * max(len(x), 2) if not self.training else h", ALONE_OTHERS),
         ("self.seen = 0", "self.seen += 1; h = h * self.seen", AGAIN_OTHERS),
         ("self.seen = 0", "self.seen += self.training; h = h * (2 if self.seen > 9 else 1)", AGAIN_OTHERS),
-        ("pass", "h = h * random.random()", AGAIN_OTHERS),
+        (
+            "self.seen = {'steps': [0]}",
+            "self.seen['steps'][0] += self.training; h = h * (2 if self.seen['steps'][0] > 9 else 1)",
+            AGAIN_OTHERS,
+        ),
+        ("self.seen = torch.zeros(1)", "self.seen += self.training; h = h * (1 + (self.seen > 9).float())", AGAIN_OTHERS),
+        ("pass", "h = h * random.random()", DRAWN),
+        ("pass", "h = h if random.random() < 1e-9 else h * 1", DRAWN),
         ("self.register_buffer('seen', torch.zeros(()))", "self.seen += len(x) if self.training else 0", SHARES_OTHERS),
         (
             "self.last_one = torch.zeros(1, 5)",

@@ -73,6 +73,8 @@ def computed(operation: Any, args: Any, kwargs: Any) -> Any:
     """
     if operation in _SUMS and (len(args) > 2 or kwargs.get("alpha", 1) != 1):
         raise refusal(f"{operation.__name__} with alpha", "the product, and then the sum")
+    if kwargs.get("out") is not None:
+        raise refusal(f"{operation.__name__} with out", "the tensor that it gives")
     if operation in CHANGING:
         x, *others = args
         if any(step == 0 and size > 1 for step, size in zip(x.stride(), x.shape, strict=True)):

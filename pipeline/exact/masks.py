@@ -97,6 +97,7 @@ def empty(tape: Tape, *size: Any, **named: Any) -> Tensor:
 
 def bernoulli_(tape: Tape, x: Tensor, p: float = 0.5, generator: Any = None) -> Tensor:
     """The exact form of Tensor.bernoulli_ on a new tensor, as stochastic depth has it: 1 with probability p, by rule."""
+    x = tape.input(x, "bernoulli_")
     is_empty, axis = tape.value(x) is None or getattr(x, "is_empty", False), tape.axis(x)
     if isinstance(p, Tensor) or generator is not None or not is_empty or axis:
         raise refusal("bernoulli_ with a tensor or a generator, or of an activation", "a number, on a new tensor, the images first")

@@ -129,20 +129,30 @@ def without_compiler() -> Iterator[None]:
             del sys.modules[COMPILER]
 
 
-def counting(images: Tensor, training: bool = False) -> Callable[[int, Any, list[int]], None]:
+def counting(images: Tensor, calls: list[tuple[str, list[int]]], training: bool = False) -> Callable[[int, Any, list[int]], None]:
     """What `run` tells of its calls: raises ValueError where the values hold too much at a time, and in training all together.
 
-    A value holds the memory that it is a part of. What the way back of a training needs is not known, so there no value ends.
+    A value holds the memory that it is a part of. Of each of the `calls` there is its operation's name, and the values that it takes. What
+    the way back of a training needs is not known, so there no value ends, and each operation may keep a copy of what it takes. What is
+    expanded is held to the end, so that nobody changes it.
     """
     of_value = {0: _memory(0, images)}
     most, held = MOST_OF_TRAINING if training else MOST_NUMBERS, Counter(of_value[0].keys())
     total = sum(numbers for numbers, _ in of_value[0].values())
+    kept: list[dict[Any, tuple[int, Any]]] = []
 
     def seen(place: int, given: Any, ended: list[int]) -> None:
         nonlocal total
         of_value[place] = _memory(place, given)
         total += sum(numbers for memory, (numbers, _) in of_value[place].items() if not held[memory])
         held.update(of_value[place].keys())
+        name, takes = calls[place - 1]
+        if training:
+            total += sum(numbers for value in takes for numbers, _ in of_value[value].values())
+        elif ".expand" in name:
+            for value in takes:
+                held.update(of_value[value].keys())
+                kept.append(of_value[value])
         if total > most:
             raise ValueError(f"after call {place} it holds {total} numbers for two images, and {most} are the most")
         for value in () if training else ended:

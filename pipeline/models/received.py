@@ -89,7 +89,7 @@ def check(recording: Recording, shape: tuple[int, int, int], classes: int | None
 def _tried(module: Recorded, images: int, shape: tuple[int, int, int]) -> tuple[Any, list[list[list[int]]]]:
     """What it gives for so many images without memory, and of each call the shapes of the tensors that it gives."""
     shapes: list[list[list[int]]] = []
-    counted = bounds.counting(taken := torch.empty(images, *shape, device="meta"), module.training)
+    counted = bounds.counting(taken := torch.empty(images, *shape, device="meta"), module.taking(), module.training)
 
     def seen(place: int, given: Any, ended: list[int]) -> None:
         if given is NotImplemented:  # what an operator says of arguments that it does not take, where others raise an error

@@ -108,6 +108,11 @@ class Recorded(nn.Module):
         """As the network that was recorded."""
         return self.run(images, lambda place, given, ended: None)
 
+    def taking(self) -> list[tuple[str, list[int]]]:
+        """Of each call its operation's name, and the values that it takes."""
+        return [(name, [what[0] if isinstance(what, list) else what for kind, what in parts([args, *kwargs.values()]) if kind == "value"])
+                for name, args, kwargs in self._graphs[self.training].calls]  # fmt: skip
+
     def run(self, images: Tensor, seen: Callable[[int, Any, list[int]], None]) -> Any:
         """`forward`, which tells `seen` after each call its number, what it gives, and the values that nothing takes after it."""
         held = dict([*self.named_parameters(remove_duplicate=False), *self.named_buffers(remove_duplicate=False)])

@@ -56,7 +56,7 @@ def try_out(
         loss, gradients = numerics.loss_and_gradients(network, images[share], labels[share], group, count, draws=draws)
         return [loss, *(each for each in gradients if each is not None), *(buffer.clone() for buffer in network.buffers())]
 
-    state = torch.get_rng_state()
+    state, before = torch.get_rng_state(), _generators()
     try:
         with mistakes_explained(model):
             _check_logits(numerics.heads(copy.deepcopy(network), images), model, classes)
@@ -65,6 +65,9 @@ def try_out(
                 numerics.logits(copy.deepcopy(network).eval(), images)
                 return
             _refuse_hooks(network, model)
+            if model.is_own and _generators() != before:
+                raise UserError(f"model.name {model.name}: draws random numbers that no rule gives (random, numpy, torch.rand), so that no "
+                                "other machine trains it alike; use dropout or bernoulli_ of a new tensor")  # fmt: skip
             with torch.no_grad():
                 pytorchs = copy.deepcopy(network).eval()(images.float() / 255)  # which PyTorch itself may refuse
             nudged = _nudged(network)
@@ -139,10 +142,29 @@ def _check_learns_like(network: nn.Module, images: Tensor, labels: Tensor, numer
                         "numerics: native")  # fmt: skip
 
 
-def _kept(network: nn.Module) -> list[tuple[str, str, object]]:
-    """The plain values that its modules hold: what one counts there is no part of a state, or of a recording."""
-    return [(name, key, value) for name, module in network.named_modules() for key, value in vars(module).items()
-            if value is None or isinstance(value, bool | int | float | str)]  # fmt: skip
+def _kept(network: nn.Module) -> list[object]:
+    """What its modules hold besides weights, buffers and modules: what one counts there is no part of a state, or of a recording."""
+    own = ("_parameters", "_buffers", "_modules")
+    return [_plain({key: value for key, value in vars(module).items() if key not in own}, 12) for module in network.modules()]
+
+
+def _plain(value: Any, deep: int) -> object:
+    """The numbers, texts and tensors in a value, so deep."""
+    if isinstance(value, Tensor):
+        return str(value.dtype), value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tobytes()
+    if isinstance(value, dict) and deep:
+        return [_plain([*value.keys()], deep), _plain([*value.values()], deep - 1)]
+    if isinstance(value, list | tuple | set) and deep:
+        return [_plain(each, deep - 1) for each in value]
+    return value if isinstance(value, bool | int | float | str) else type(value).__name__
+
+
+def _generators() -> object:
+    """The states of the generators of random numbers that no rule of this project seeds."""
+    numpys = np.random.get_state(legacy=False)["state"]
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), numpys["key"].tobytes(), numpys["pos"]
 
 
 @torch.no_grad()
