@@ -82,6 +82,7 @@ def grid() -> Tensor:
         (lambda: torch.tensor([-1.0]).type(torch.uint8), "a conversion to torch.uint8 of numbers that are none"),
         (lambda: torch.tensor([256.0]).type_as(BYTES), "a conversion to torch.uint8 of numbers that are none"),
         (lambda: torch.zeros(1, dtype=torch.int32).copy_(torch.tensor([2.0**31])), "a conversion to torch.int32 of numbers that are none"),
+        (lambda: torch.tensor(torch.tensor([1e30]), dtype=torch.int64), "a conversion to torch.int64 of numbers that are none"),
         (lambda: torch.softmax(torch.ones(2, 3), 1, torch.float16), "softmax with dim=1, dtype=torch.float16"),
         (lambda: torch.ones(2, 3).log_softmax(1, torch.bfloat16), "log_softmax with dim=1, dtype=torch.bfloat16"),
     ],

@@ -222,7 +222,7 @@ def test_weights_that_begin_with_what_network_json_gives_are_said(received, monk
 
     reproduce.reproduce(claim(receiver / "theirs", tmp_path / "forged", network=smuggled), epochs=1)
     assert "the network is the one that network.json of the run says; " in (out := capsys.readouterr().out)
-    assert "; 10 of its numbers begin as given there; it is described in " in out
+    assert "; 10 of its numbers begin as given there; it and its settings are described in " in out
 
 
 def test_a_run_takes_no_state_and_no_worker_of_a_run_of_its_name_and_training_with_another_network_json(

@@ -128,6 +128,8 @@ def _as_float32(x: Operand, like: Tensor) -> Tensor:
     """`x` itself if it is a float32 tensor; a constant of another type, or a number, as one."""
     if not isinstance(x, Tensor):
         return torch.full((), x, dtype=torch.float32, device=like.device)
+    if not x.dim():  # kernels of a GPU may multiply by the reciprocal of a number in the CPU's memory
+        x = x.to(like.device)
     return x if x.dtype == torch.float32 else x.float()
 
 

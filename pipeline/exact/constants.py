@@ -132,6 +132,7 @@ def made(tape: Tape, operation: Any, args: Any, kwargs: Any) -> Tensor:
     if any(tape.of_images(each) for each in tensors([args[own:], [each for name, each in kwargs.items() if name != "input"]])):
         raise refusal(f"{operation.__name__} of what is made from the images", "the tensor itself, clone() and to(dtype)")
     y: Tensor = (_arange if operation is torch.arange else operation)(*args, **kwargs)
+    check_fits(tensors(args[own:]), y.dtype)
     if operation in _LIKE:
         like = args[0] if args else kwargs["input"]
         return tape.alike(y, tape.axis(like), like) if tape.of_images(like) else y

@@ -134,7 +134,7 @@ class Recorded(nn.Module):
 
 
 def compressed(content: bytes) -> int:
-    """Into how many bytes `network.json` goes: whatever its names, shapes, order and numbers know by heart is in these."""
+    """Into how many bytes a description goes: whatever its names, shapes, order and numbers know by heart is in these."""
     return len(zlib.compress(content, 9))
 
 

@@ -27,9 +27,9 @@ MANY = 7
 LIKE = 0.05
 """How far the logits of an image may be from PyTorch's, relative to the largest: float32 and grids of 19 bits are 1e-6 to 1e-3 apart, and
 a network that compares activations may be far apart for one image, but not for each."""
-LEARNS_LIKE, LEAST_GRADIENT = 0.5, 1e-3
-"""The same of the gradient of a weight, by its length, where that is not far smaller than the longest: what does not learn at all, or the
-other way round, is 1 or 2 apart, and what compares activations a little."""
+LEARNS_LIKE, LEAST_GRADIENT = 0.05, 1e-3
+"""The same of the gradient of a weight in evaluation, by its length, where that is not far smaller than the longest. Of ResNet-20, the
+small ViT and six of torchvision's they are 4e-6 to 2.4e-3 apart."""
 NUDGE = 2.0**-5
 """What is added to weights at most before images are tried apart: a weight that begins at 0 would hide what it is multiplied with."""
 

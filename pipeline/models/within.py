@@ -141,6 +141,7 @@ COPIES: dict[Any, Callable[..., int]] = {
 }  # fmt: skip
 """Numbers that the exact form of an operation copies, from what it gives and its arguments."""
 PARTS: dict[Any, Callable[..., int]] = {
+    **dict.fromkeys((torch.roll, Tensor.roll), lambda x, shifts, *dims, **named: len(shifts) if isinstance(shifts, tuple | list) else 1),
     torch.conv2d: lambda x, weight, *other, **named: weight.shape[2:].numel() if weight.shape[1] == 1 else 0,  # of channels
     **dict.fromkeys((torch.unbind, Tensor.unbind), lambda x, dim=0: x.shape[dim]),
     **dict.fromkeys((torch.chunk, Tensor.chunk), lambda x, chunks, dim=0: min(chunks, x.shape[dim])),

@@ -200,7 +200,8 @@ def announce(plan: Plan) -> None:
         given = plan.recorded.given()
         begun = f"{given:,} of its numbers begin as given there" if given else ""
         labels = math.ceil(len(plan.data.test_labels) * math.log2(len(plan.data.classes)) / 8)
-        knows = f"it is described in {compressed(plan.run.network or b''):,} bytes, compressed, and can know no more by heart; "
+        says = compressed((plan.run.network or b"") + msgspec.json.encode(identity.recipe))
+        knows = f"it and its settings are described in {says:,} bytes, compressed, and can know no more by heart; "
         knows += f"the test images' labels are {labels:,}"
         say("; ".join(filter(None, (f"the network is the one that {outputs.NETWORK} of the run says", here, begun, knows))))
 
