@@ -182,10 +182,14 @@ def _remedy(wanted: Description) -> str:
     )
 
 
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:180]}... ({len(text):,} characters)"
+
+
 def announce(plan: Plan) -> None:
     """Say what is going to be computed, and what differs here though it must not matter."""
     identity = plan.run.identity
-    trained = ", ".join(f"{key} {value!s:.200}" for key, value in provenance.chosen(identity.recipe).items())
+    trained = ", ".join(f"{key} {_short(str(value))}" for key, value in provenance.chosen(identity.recipe).items())
     network = [] if identity.network == Model() else [provenance.in_words(identity.network)]
     say(f"{plan.run.folder}: {', '.join([*network, identity.data.name, f'seed {identity.seed}', identity.numerics, trained])}")
     if not plan.whole:
@@ -201,7 +205,8 @@ def announce(plan: Plan) -> None:
         begun = f"{given:,} of its numbers begin as given there" if given else ""
         labels = math.ceil(len(plan.data.test_labels) * math.log2(len(plan.data.classes)) / 8)
         says = compressed((plan.run.network or b"") + msgspec.json.encode(identity.recipe))
-        knows = f"it and its settings are described in {says:,} bytes, compressed, and can know no more by heart; "
+        than = f" than these and {identity.network.weights}, with which it begins" if plan.start else ""
+        knows = f"it and its settings are described in {says:,} bytes, compressed, and can know no more by heart{than}; "
         knows += f"the test images' labels are {labels:,}"
         say("; ".join(filter(None, (f"the network is the one that {outputs.NETWORK} of the run says", here, begun, knows))))
 
