@@ -103,6 +103,7 @@ def test_a_network_that_keeps_or_counts_what_it_sees_is_refused_before_training(
         ("h = self.more(h.detach() + (0 * h if self.training else Turned.apply(h)))", "'last.weight' learns with a gradient 2 of its"),
         ("with torch.inference_mode():\n            t = self.last(x.flatten(1))\n        h = self.more(h + 0.3 * t.clone())",
          "'last.weight' learns with a gradient 0.3 of its length away from that of PyTorch's autograd"),
+        ("h = self.more(Turned.apply(h) if self.training else h)", "'last.weight' learns with a gradient 2 of its length away"),
         ("h = self.more(h.detach())", None),
         ("h = self.more(nn.functional.dropout(h, 0.5, self.training))", None),
     ],
