@@ -277,6 +277,7 @@ TAMPERED: dict[str, tuple[Callable[[Any], None], str]] = {
         calls=[*found["evaluation"]["calls"], ["torch.Tensor.long", [found["evaluation"]["gives"]], {}]], gives={"value": 13}),
         "gives torch.int64 [2, 10] for 2 images and 10 classes"),
     "a name of many parts": (lambda found: found["held"].update({".".join("a" * 600): {"shape": [1], "kind": "unsaved"}}), "in 600 parts"),
+    "numbers of 8 bytes": (added(["torch.ones", [[2**27 + 1]], {"dtype": {"dtype": "int64"}}]), "torch.ones gives 268435458 numbers"),
     "rows without a number": (added(["torch.zeros", [[2**31 - 1, 0]], {}]), "torch.zeros gives 2147483647 numbers"),
     "norms of rows without a number": (
         added(["torch.zeros", [[2**25, 0]], {}], ["torch.nn.functional.layer_norm", [{"value": 13}, [0]], {}]),

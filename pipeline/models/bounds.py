@@ -173,7 +173,7 @@ def _memory(place: int, given: Any) -> dict[Any, tuple[int, Any]]:
         memory = tensor.untyped_storage()
         numbers = memory.nbytes() // tensor.element_size()
         own = (place, number) if tensor.numel() > numbers else memory._cdata
-        held[own] = (max(LEAST, within.places(tensor), numbers), memory)
+        held[own] = (max(LEAST, within.places(tensor), numbers, memory.nbytes() // 4), memory)
     return held
 
 

@@ -18,8 +18,8 @@ from pipeline.exact.rows import GAP
 
 
 def places(x: Tensor) -> int:
-    """The numbers of a tensor, or the rows without any that it has: exact forms keep something of each row."""
-    return math.prod(max(1, size) for size in x.shape)
+    """The numbers of a tensor, each of 8 bytes as two, or the rows without any that it has: exact forms keep something of each row."""
+    return math.prod(max(1, size) for size in x.shape) * max(1, x.element_size() // 4)
 
 
 def _of_split(x: Tensor, split_size_or_sections: Any, dim: int = 0, **other: Any) -> int:
@@ -130,7 +130,7 @@ COMPOSED: dict[Any, Callable[..., int]] = {
 TIMES = {
     **dict.fromkeys(("elu", "celu", "selu"), 15),
     **dict.fromkeys(("softmax", "log_softmax", "layer_norm", "group_norm", "instance_norm"), 13),
-    **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d"), 11), "normalize": 7,
+    **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d", "bernoulli_"), 11), "normalize": 7,
 }  # fmt: skip
 """How many times the numbers that it gives the exact form of an operation takes, measured, where that is most."""
 COPIES: dict[Any, Callable[..., int]] = {
