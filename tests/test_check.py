@@ -89,7 +89,7 @@ def test_the_command_says_what_the_network_is_and_proves_it_with_the_oldest_inst
 
 
 def test_what_python_decides_in_a_network_is_found(own, monkeypatch):
-    with pytest.raises(UserError, match="learns something else when it sees the same images again"):
+    with pytest.raises(UserError, match="draws random numbers that no rule gives"):
         check.check(subject("networks/own.py:Random"), lambda line: None)
     monkeypatch.setattr(trial, "try_out", lambda *given: None)  # of what that trial does not see, such as of a third image
     said: list[str] = []
