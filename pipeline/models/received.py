@@ -21,7 +21,7 @@ from pipeline.system.errors import UserError, shown
 MOST_UNSAVED = 2**26
 """Numbers that the making of all buffers takes that no file of weights holds: the length of such a file bounds the others."""
 MOST_HEADS = 100
-"""Logits that a network gives beside each other: each takes a loss and a way back."""
+"""Heads, each of which gives logits for all classes: each takes a loss and a way back."""
 MOST_DRAWN, DRAWN_TAKES = 2, 32
 """How often the initial values of one may be drawn, and how many tensors of its size that takes."""
 _NOT_FINITE = ("inf", "-inf", "nan")
@@ -143,7 +143,7 @@ def _check(recording: Recording) -> None:
                 raise ValueError(f"call {place} takes the number of images otherwise than once, as a size")
         _check_encoded(graph.gives, len(graph.calls) + 1, before)
         if (heads := sum(kind in ("value", "held") for kind, _ in parts(graph.gives))) > MOST_HEADS:
-            raise ValueError(f"it gives {heads} logits, and {MOST_HEADS} are the most")
+            raise ValueError(f"it gives {heads} heads of logits, and {MOST_HEADS} are the most")
 
 
 def _steps(held: Held) -> int:

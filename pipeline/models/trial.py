@@ -129,7 +129,7 @@ def _check_learns_like(network: nn.Module, images: Tensor, numerics: Numerics, m
         return numerics.loss_and_gradients(copy.deepcopy(network), images, labels, ALONE, len(images), draws=draws, auxiliary=1.0)[1]
 
     ours = learnt(0)
-    draws = network.training and not _equal(*([each for each in learnt(seed) if each is not None] for seed in (0, 1)))
+    draws = network.training and not _equal(*([each for each in given if each is not None] for given in (ours, learnt(1))))
     weights = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
     loss = sum((F.cross_entropy(logits, labels) for logits in _heads(network(images.float() / 255))), torch.zeros(()))
     theirs = dict(zip(weights, torch.autograd.grad(loss, [*weights.values()], allow_unused=True), strict=True))
