@@ -286,7 +286,7 @@ TAMPERED: dict[str, tuple[Callable[[Any], None], str]] = {
         "it holds 134217728 rows without numbers"),
     "an activation within": (
         added(["torch.zeros", [[2**25]], {}], ["torch.nn.functional.elu", [{"value": 13}], {}]), "elu takes 503316480"),
-    "heads": (lambda found: found["training"].update(gives={"tuple": [found["training"]["gives"]] * 101}), "it gives 101 heads of logits, and 100"),
+    "heads": (lambda found: found["training"].update(gives={"tuple": [found["training"]["gives"]] * 101}), "it gives 101 heads"),
     "a number that is none": (lambda found: found["held"].update(b={
         "shape": [1], "dtype": "int32", "kind": "unsaved", "initial": [["plus", [3e9]]]}), "a conversion to torch.int32 of numbers"),
     "parts without a number": (added(["torch.zeros", [[2**27, 0]], {}], ["torch.unbind", [{"value": 13}], {}]), "unbind has 1342177"),
