@@ -29,7 +29,7 @@ from pipeline.system.errors import UserError
 from pipeline.system.tensors import fingerprint
 from pipeline.workers import ALONE
 from tests.conftest import ROOT
-from tests.networks import batch
+from tests.networks import Turned, batch
 from tests.steps import CPU
 
 SHAPE, CLASSES = (3, 32, 32), 10
@@ -153,15 +153,6 @@ def test_memory_that_nobody_filled_is_zeros_to_a_received_network_with_any_numer
 
 @pytest.mark.parametrize("how", ["no_grad", "inference_mode", "function"])
 def test_a_native_network_that_learns_otherwise_than_by_its_operations_is_not_recorded(how):
-    class Turned(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x * 1
-
-        @staticmethod
-        def backward(ctx, g):
-            return -g
-
     class Frozen(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -109,19 +109,8 @@ def test_a_network_that_keeps_or_counts_what_it_sees_is_refused_before_training(
     ],
 )  # fmt: skip
 def test_a_network_that_learns_otherwise_than_by_its_operations_is_refused_before_training(forward, said, monkeypatch, tmp_path):
-    turned = """
-
-class Turned(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x * 1
-
-    @staticmethod
-    def backward(ctx, g):
-        return -g
-"""
     monkeypatch.chdir(tmp_path)
-    model, shape = own(tmp_path, NET.format(made="self.more = nn.Linear(5, 5)", forward=forward) + turned)
+    model, shape = own(tmp_path, "from tests.networks import Turned\n" + NET.format(made="self.more = nn.Linear(5, 5)", forward=forward))
     device, exact = numerics.prepared("cpu", "exact")
     network = models.build(model, shape, CLASSES, 0)
     if said is None:

@@ -29,8 +29,8 @@ LIKE = 0.05
 a network that compares activations may be far apart for one image, but not for each."""
 LEARNS_LIKE, LEAST_GRADIENT = {False: 0.05, True: 0.5}, 1e-3
 """The same of the gradient of a weight, by its length, where that is not far smaller than the longest, in evaluation and in training, where
-norms of a few images take the difference of like numbers. Of two of one's own and seven of torchvision's they are 4e-6 to 2.4e-3 apart, and
-2e-5 to 0.16."""
+norms of a few images take the difference of like numbers. Of the three in networks/ and six of torchvision's they are 4e-6 to 2.4e-3 apart,
+and 2e-5 to 0.16."""
 NUDGE = 2.0**-5
 """What is added to weights at most before images are tried apart: a weight that begins at 0 would hide what it is multiplied with."""
 
