@@ -298,6 +298,8 @@ TAMPERED: dict[str, tuple[Callable[[Any], None], str]] = {
         "what no file of weights holds takes 134217728 numbers, and 67108864 are the most"),
     "drawn again and again": (lambda found: found["held"]["fc1.bias"].update(initial=[["normal", [0, 1]]] * 3),
         "'fc1.bias' is drawn 3 times, and 2 are the most"),
+    "a whole number that is drawn": (lambda found: found["held"].update(b={"shape": [2], "dtype": "int64", "kind": "unsaved",
+        "initial": [["uniform", [0, 1e30]]]}), "'b' is drawn, and is int64"),
     "a margin": (added(["torch.nn.functional.conv2d", [{"value": 0}, {"held": "conv1.weight"}, None, 1, 5500, 2750], {}]),
         "conv2d takes 730230144 numbers with their margins, and 268435456 are the most"),
     "a margin of its own size": (added(["torch.nn.functional.conv2d", [{"value": 0}, {"held": "conv1.weight"}, None, 1, "same", 2750], {}]),

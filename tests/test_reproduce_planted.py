@@ -130,6 +130,18 @@ def test_files_that_a_forger_planted_in_outputs_and_runs_are_neither_read_nor_ch
     assert {name: data for name, data in content(here).items() if "reproduce/" not in name} == before
 
 
+@pytest.mark.parametrize("at", [".", "work", "work/.cache", "work/runs"])
+def test_nothing_is_written_where_a_planted_link_leads(at, original, here):
+    run = forged(original, here)
+    (here / "elsewhere").mkdir()
+    place = reproduce.REPRODUCED / at.replace("work", run.name)
+    place.parent.mkdir(parents=True)
+    place.symlink_to(here / "elsewhere")
+    with pytest.raises(UserError, match=f"^{place}: is a link, and what is computed would be written where it leads; delete it$"):
+        reproduce.reproduce(run)
+    assert not list((here / "elsewhere").iterdir())
+
+
 @pytest.mark.parametrize(
     "name", ["networks/../x/n.py:N", "networks/a/../../x/n.py:N", "x/n.py:N", "./x/n.py:N", "/x/n.py:N", "networks.py:N"]
 )
@@ -138,10 +150,14 @@ def test_no_name_of_a_network_leads_out_of_the_folder_of_networks(name):
         models.build(params.Model(name=name), (3, 8, 8), 10)
 
 
+@pytest.mark.parametrize("recorded", [False, True], ids=["", "with network.json"])
 @pytest.mark.parametrize("words", [["reproduce"], ["evaluate", "--run"], ["predict"]], ids=lambda words: words[0])
-def test_no_program_that_came_with_a_run_is_started_for_its_network(words, original, here):
+def test_no_program_that_came_with_a_run_is_started_for_its_network(words, recorded, original, here):
     network = params.Model(name="networks/../forged/net.py:Net")
-    run = claim(original["exact"], here / "forged", provenance=lambda p: structs.replace(p, model=network))
+    run = claim(
+        original["exact"], here / "forged", provenance=lambda p: structs.replace(p, model=network),
+        network=lambda its: its if recorded else None,
+    )  # fmt: skip
     (here / "networks").mkdir()
     (run / "net.py").write_text("open('started', 'w')\nfrom pipeline.models.simple_cnn import SimpleCNN as Net\n")
     (here / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.data import dataset
 from pipeline.exact import arrays
 from pipeline.runs import outputs
 from pipeline.system import tensors
@@ -74,6 +77,24 @@ def test_a_spoilt_file_is_refused_or_read_as_the_library_reads_it(tmp_path_facto
 
 
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+def test_a_file_that_is_larger_than_memory_is_mapped_and_one_that_cannot_be_is_not_called_damaged(tmp_path, monkeypatch):
+    size = 2**42  # in a file without blocks
+    header = json.dumps({"x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    with open(tmp_path / "large", "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.seek(8 + len(header) + size - 1)
+        file.write(b"\7")
+    x = tensors.read(tmp_path / "large", mapped=True).tensors["x"]
+    assert (x.shape, x[0], x[-1], x.flags.writeable) == ((size,), 0, 7, True)
+
+    def full(*_):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(tensors.mmap, "mmap", full)
+    with pytest.raises(UserError, match=r"large: cannot be read: Cannot allocate memory$"):
+        dataset.load(tmp_path / "large")
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def load(path: Path = DATASET) -> Dataset:
     """Read a set that `Dataset.save` wrote; images of more than `paths.LARGEST_BYTES` stay in the file, which is mapped.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: it is missing or damaged, or cannot be read.
     """
     try:
         content, metadata = tensors.read(path, mapped=True)
@@ -166,6 +166,8 @@ def load(path: Path = DATASET) -> Dataset:
         )
     except FileNotFoundError:
         raise UserError(f"{path}: not found; {_remedy(path)}") from None
+    except tensors.Unreadable as error:
+        raise UserError(f"{path}: {error}") from None
     except (tensors.Damaged, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: damaged ({error}); {_remedy(path)}") from None
 

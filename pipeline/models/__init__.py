@@ -98,14 +98,20 @@ def _of_torchvision(name: str) -> Callable[..., Any]:
 
 def file_and_class(name: str) -> tuple[Path, str]:
     """The file that FILE.py:CLASS names, within `networks/`, and the name in it. Raises UserError: it is elsewhere, or not there."""
+    path, wanted = place(name)
+    if not path.is_file():
+        raise UserError(f"model.name is {shown(name)}; there is no such file")
+    return path, wanted
+
+
+def place(name: str) -> tuple[Path, str]:
+    """Where FILE.py:CLASS says that a network is, whether or not it is there. Raises UserError: it is not within `networks/`."""
     file, _, wanted = name.rpartition(":")
     path = Path(file)
     if NETWORKS not in path.parents or ".." in path.parts:  # a received run names a network too, and must not name what came with it
         raise UserError(
             f"model.name is {shown(name)}; a file of your own belongs into {NETWORKS}/, whose changes DVC sees: {NETWORKS}/{path.name}"
         )
-    if not path.is_file():
-        raise UserError(f"model.name is {shown(name)}; there is no such file")
     return path, wanted
 
 

@@ -95,8 +95,10 @@ def recorded_network(
     and the source is the one that trained.
 
     Raises:
-        UserError: the file is damaged, or does not fit the weights.
+        UserError: the file is damaged, or does not fit the weights; the network is said to be of a file elsewhere than in `networks/`.
     """
+    if model.is_own:
+        models.place(model.name)  # nothing is started, but no training here was of such a name
     found = None if network is None else received.read(network, weights, classes, shape, NETWORK)
     if found is None or not model.is_own:
         return None

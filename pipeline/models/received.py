@@ -125,6 +125,8 @@ def _check(recording: Recording) -> None:
             raise ValueError(f"a weight or buffer is called {shown(name[:40])}..., in {name.count('.') + 1} parts")
         if (drawn := sum(rule in fillings.DRAWN for rule, _ in held.initial)) > MOST_DRAWN:
             raise ValueError(f"{shown(name)} is drawn {drawn} times, and {MOST_DRAWN} are the most")
+        if drawn and held.dtype != "float32":  # PyTorch draws none of other types, so no recording has one
+            raise ValueError(f"{shown(name)} is drawn, and is {held.dtype}")
         before.add(name)
         fillings.drawn([(rule, tuple(numbers)) for rule, numbers in held.initial if rule != "values"], 0, name, 1)
     for graph in (recording.training, recording.evaluation):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -29,6 +31,15 @@ DTYPES = {
 
 class Damaged(Exception):
     """Why a file is not a whole safetensors file."""
+
+
+class Unreadable(Damaged):
+    """Why the system does not give a file's bytes."""
+
+
+_PRIVATE = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+"""How a file is mapped: writable, as PyTorch wants it, but never written, so that no memory is set aside for copies of its pages, which
+Linux does not have for a file larger than memory. Python has a name for the flag from 3.13 on; that of x86-64 and ARM64 is 0x4000."""
 
 
 class Content(NamedTuple):
@@ -106,17 +117,18 @@ def read(path: Path, *, mapped: bool = False) -> Content:
 
     Raises:
         FileNotFoundError: it is not there.
-        Damaged: it cannot be read, or is not a whole safetensors file.
+        Unreadable: the system does not let it be read, or mapped.
+        Damaged: it is not a whole safetensors file.
     """
     try:
         with paths.plain(path, None if mapped else paths.LARGEST_BYTES) as (file, size):
             if size > paths.LARGEST_BYTES:
-                return parse(np.asarray(np.memmap(file, np.uint8, "c")))  # private: writable for PyTorch
+                return parse(np.frombuffer(mmap.mmap(file.fileno(), size, _PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE), np.uint8))
         return parse(paths.read(path))
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise Damaged(f"cannot be read: {error.strerror}") from None
+        raise Unreadable(f"cannot be read: {error.strerror}") from None
 
 
 def parse(content: bytearray | np.ndarray) -> Content:

@@ -61,6 +61,9 @@ def reproduce(
     at = rank.here(count, run.identity.numerics, tuple(command))
     plan = plans.of(run, device_name, epochs, data_file, at)
     work = REPRODUCED / Path(os.path.realpath(folder)).name
+    for each in (REPRODUCED, work, work / CACHE, work / kept.RUNS):  # this command makes folders alone; a run may have been unpacked here
+        if each.is_symlink():
+            raise UserError(f"{each}: is a link, and what is computed would be written where it leads; delete it")
     if at.rank:
         _train(plan, work, checkpoint_seconds)
         return True  # worker 0 compares
