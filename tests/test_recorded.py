@@ -12,6 +12,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import symbolic_shapes
 from torchvision.models import DenseNet, MobileNetV2, VisionTransformer
 from torchvision.models.swin_transformer import SwinTransformer
 
@@ -19,7 +20,7 @@ from networks.my_net import Net
 from networks.resnet20 import ResNet20
 from pipeline import numerics
 from pipeline.exact.masks import Draws
-from pipeline.models import received, recorded, recording
+from pipeline.models import bounds, received, recorded, recording
 from pipeline.models.recorded import NAMES, OPERATIONS, Recorded
 from pipeline.models.simple_cnn import SimpleCNN
 from pipeline.system.tensors import fingerprint
@@ -200,7 +201,7 @@ from networks.my_net import Net
 from networks.resnet20 import ResNet20
 from pipeline import numerics
 from pipeline.exact.initialisation import initial_values
-from pipeline.models import received, recorded, recording
+from pipeline.models import bounds, received, recorded, recording
 from pipeline.models.simple_cnn import SimpleCNN
 device, shape = torch.device("cpu"), (3, 32, 32)
 for make in (SimpleCNN, ResNet20, lambda: Net(10)):
@@ -208,7 +209,8 @@ for make in (SimpleCNN, ResNet20, lambda: Net(10)):
         network = make()
     content = recording.record(network, shape, numerics.select("exact", device), device)
     received.read(content, {name: tensor.numpy() for name, tensor in network.state_dict().items()}, 10, shape, "network.json")
-assert "torch._dynamo" not in sys.modules  # torchvision, which is not imported here, imports it
+# torchvision, which is not imported here, imports them
+assert not {"torch._dynamo", "torch.fx.experimental.symbolic_shapes", "sympy"} & set(sys.modules)
 print(torch.compile(lambda x: torch.relu(x) + 1, backend="eager")(torch.ones(2)).tolist(), "torch._dynamo.eval_frame" in sys.modules)
 """
 
@@ -216,6 +218,16 @@ print(torch.compile(lambda x: torch.relu(x) + 1, backend="eager")(torch.ones(2))
 def test_pytorchs_compiler_which_takes_seconds_to_load_is_not_loaded_for_a_network_and_is_whole_afterwards():
     done = subprocess.run([sys.executable, "-c", WITHOUT_COMPILER], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "[2.0, 2.0] True\n"), done.stderr
+
+
+def test_what_stands_in_for_the_compiler_answers_as_it_does():
+    both = [(False,), (True,)]
+    of_sizes = {name: [(7,)] for name in ("guarding_hint_or_throw", "has_guarding_hint", "is_nested_int")}
+    of_sizes["sym_eq"] = [(3, 3), (3, 4), ((1, 2), [1, 2]), ([1], (1, 2)), ((), ())]
+    for name, stands_in in bounds.OF_COMPILER["torch.fx.experimental.symbolic_shapes"].items():
+        pairs = [(*a, *b) for a in both for b in both] if name.startswith("sym_") else []
+        for given in of_sizes.get(name, [*both, *pairs]):
+            assert stands_in(*given) == getattr(symbolic_shapes, name)(*given), (name, given)
 
 
 def test_a_buffer_of_integers_that_no_float32_is_is_not_recorded():

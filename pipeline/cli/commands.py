@@ -98,15 +98,11 @@ def compare(
     html: Annotated[Optional[Path], typer.Option(help="Write a page with plots that opens offline.", metavar="FILE")] = None,
 ) -> None:
     """Compare kept runs with the first one; exit code 0: identical or equivalent, 3: different or undecided, 2: bad input."""
-    import atexit
-    import gc
-
     from pipeline import params
     from pipeline.comparison import verdict
     from pipeline.comparison.report import AGREEING
     from pipeline.runs import keeping, kept
 
-    atexit.register(gc.freeze)  # nothing is left to be found; the search at the end took a tenth of this command's CPU time
     if json and markdown:
         raise UserError("--json and --markdown together: choose one")
     settings = params.load().compare

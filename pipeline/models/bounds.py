@@ -5,6 +5,7 @@ counted; one that its source makes is made of no more weights than came with it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import sys
@@ -43,8 +44,21 @@ MOST_OF_TRAINING = 2**32
 """Numbers of all the values of two images together: the way back of a training may need each."""
 LEAST = 2**8
 """Numbers that a tensor counts for: one without any takes memory too."""
-COMPILER = "torch._dynamo"
-"""The module that is PyTorch's compiler."""
+OF_COMPILER: dict[str, dict[str, Any]] = {
+    "sympy": {"Basic": type("Basic", (), {})},
+    "torch.fx.experimental.symbolic_shapes": {
+        **dict.fromkeys((
+            "expect_true", "guard_or_false", "guard_or_true", "guard_size_oblivious", "guarding_hint_or_throw", "statically_known_true",
+        ), lambda known: known),
+        "sym_and": lambda *known: all(known),
+        "sym_or": lambda *known: any(known),
+        "sym_eq": lambda a, b: a == b if isinstance(a, int) else list(a) == list(b),
+        "has_guarding_hint": lambda size: True,
+        "is_nested_int": lambda size: False,
+    },
+    "torch._dynamo": {"disable": lambda function, *_, **__: function},
+}  # fmt: skip
+"""Modules that PyTorch's compiler is made of, each after those that it imports, and what they say where all sizes are numbers."""
 
 
 class Larger(UserError):
@@ -110,23 +124,28 @@ def without_compiler() -> Iterator[None]:
 
     Here what they ask it for is done without it; whatever else is asked for is the compiler's own.
     """
-    if COMPILER in sys.modules:
-        yield
-        return
-    stand_in = types.ModuleType(COMPILER)
+    stand_ins = {name: types.ModuleType(name) for name in OF_COMPILER if name not in sys.modules}
 
-    def own(name: str) -> Any:
-        if sys.modules.get(COMPILER) is stand_in:
-            del sys.modules[COMPILER]
-        return getattr(importlib.import_module(COMPILER), name)
+    def give_way(last: str) -> None:
+        for name, stand_in in stand_ins.items():
+            if sys.modules.get(name) is stand_in:
+                del sys.modules[name]
+            if name == last:
+                return
 
-    stand_in.__dict__.update(disable=lambda function, *_, **__: function, __getattr__=own)
-    sys.modules[COMPILER] = stand_in
+    def own(name: str, wanted: str) -> Any:
+        if wanted.startswith("__"):  # what `from ... import` looks for first
+            raise AttributeError(wanted)
+        give_way(name)
+        return getattr(importlib.import_module(name), wanted)
+
+    for name, stand_in in stand_ins.items():
+        stand_in.__dict__.update(OF_COMPILER[name], __getattr__=functools.partial(own, name))
+    sys.modules.update(stand_ins)
     try:
         yield
     finally:
-        if sys.modules.get(COMPILER) is stand_in:
-            del sys.modules[COMPILER]
+        give_way("")
 
 
 def counting(images: Tensor, calls: list[tuple[str, list[int]]], training: bool = False) -> Callable[[int, Any, list[int]], None]:
