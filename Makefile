@@ -44,7 +44,7 @@ demo: $(READY) ## train and evaluate on the synthetic set and prove the claim, i
 repro: $(READY) ## run the stages with params.yaml (dvc repro)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro # dvc.yaml says `python`: this one
 
-test: $(READY) ## run all the tests that this machine can run, a file at a time on each CPU
+test: $(READY) ## run the tests that this machine can run (with PIPELINE_TEST_LONG=1 the long ones too), files side by side
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test-cuda: $(READY) ## run the tests that need a GPU

@@ -170,6 +170,13 @@ LONG = {f"test_{name}.py" for name in (
 """Files that take a minute or more."""
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are CPUs, for many tests wait: for a process that ends, a lock, an image that is built."""
+    from pipeline import device
+
+    return device.cpu_limit() + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with tests that take minutes come first, then those that take long: at the end one CPU would wait for the other's."""
     slow = {item.path for item in items if any(item.get_closest_marker(name) for name in SLOW)}
@@ -178,7 +185,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item):
-    """Skip a test that needs a GPU before a fixture trains for it in vain."""
+    """Skip a test that needs a GPU, or was not asked for, before a fixture trains for it in vain."""
+    if item.get_closest_marker("long") and os.environ.get("PIPELINE_TEST_LONG") != "1":
+        pytest.skip("takes long: PIPELINE_TEST_LONG=1 runs it")
     if item.get_closest_marker("cuda"):
         from pipeline import device
 

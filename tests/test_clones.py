@@ -38,6 +38,7 @@ def test_every_file_comes_out_of_any_clone_with_its_bytes_and_none_counts_as_cha
     assert {"params.yaml", "dvc.yaml", "Makefile", ".ci/run"} <= set(names)
     assert [name for name in names if (clone / name).read_bytes() != (origin / name).read_bytes()] == []
     assert git("status", "--porcelain", folder=clone) == ""
+    assert {"export PIPELINE_TEST_LONG=1", "required=(index long)"} <= set((clone / ".ci/run").read_text().splitlines())
     assert subprocess.run(["bash", "-n", ".ci/run"], cwd=clone).returncode == 0
     assert subprocess.run(["make", "--silent", "help"], cwd=clone, capture_output=True).returncode == 0
 

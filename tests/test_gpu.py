@@ -77,6 +77,7 @@ def test_the_kit_holds_the_projects_files_their_commit_and_the_packages(kit):
     assert sum(path.stat().st_size for path in kit.rglob("*")) < 60e6
 
 
+@pytest.mark.long
 @pytest.mark.index
 def test_the_rehearsal_in_a_bare_environment_leaves_runs_the_record_and_what_each_step_said(kit, bare_python, tmp_path):
     folders.write(tmp_path / "small", synthetic.make(60, 20))

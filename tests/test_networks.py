@@ -74,7 +74,7 @@ def test_six_networks_have_one_hash_over_all_ways_and_native_has_several():
     assert markers.read(ROOT / ways.PAGE, ways.NAME) == ways.table(seen)
 
 
-@pytest.mark.parametrize("name", ways.MODELS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name == "swin_t")) for name in ways.MODELS])
 def test_a_step_of_the_six_networks_has_one_hash_whatever_a_library_does_to_exact_sums(name):
     network = models.build(ways.MODELS[name], (3, ways.SIZE, ways.SIZE), 10, 0).train()
     images = torch.randint(0, 256, (3, 3, ways.SIZE, ways.SIZE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -109,7 +109,7 @@ def test_the_page_has_networks_of_torchvisions_and_every_miniature_each_with_its
     assert all(re.fullmatch("`[0-9a-f]{12}`", cells[6]) for cells in ROWS.values())
 
 
-@pytest.mark.parametrize("name", [*MINIATURES, *DOZEN])
+@pytest.mark.parametrize("name", [*MINIATURES, *DOZEN[:-1], pytest.param("swin_t", marks=pytest.mark.long)])
 def test_a_network_trains_to_the_hash_that_the_page_names(name):
     training, _ = check.trained(*networks.built(name))
     assert ROWS[name][6] == f"`{training:.12}`"

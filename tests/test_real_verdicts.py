@@ -12,6 +12,8 @@ from pipeline.data import dataset, synthetic
 from pipeline.machine import demo
 from tests.conftest import ROOT, command
 
+pytestmark = pytest.mark.long
+
 OLDEST = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "OMP_NUM_THREADS": "2"}
 
 

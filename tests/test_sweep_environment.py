@@ -126,6 +126,7 @@ def sweep(cases: list[tuple[list[str], str, dict[str, str], tuple[int, ...]]]) -
             assert code != 3, f"{told}: nothing here is different, exit code {code}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("state", STREAMS)
 def test_no_state_of_the_streams_gives_a_traceback_or_a_false_verdict(state, workspace):
     redirection, allowed = STREAMS[state]
@@ -133,6 +134,7 @@ def test_no_state_of_the_streams_gives_a_traceback_or_a_false_verdict(state, wor
     sweep([(words(command, {}), redirection, {}, allowed) for command in swept])
 
 
+@pytest.mark.long
 def test_no_nonsense_in_the_variables_gives_a_traceback_or_a_false_verdict_alone(workspace):
     """Those that PyTorch may die of one at a time, its others several at a time; what is not PyTorch's in turn on every command."""
     others = [name for name in NONSENSE if name not in OF_PYTORCH]
@@ -145,6 +147,7 @@ def test_no_nonsense_in_the_variables_gives_a_traceback_or_a_false_verdict_alone
     sweep(cases)
 
 
+@pytest.mark.long
 def test_no_nonsense_in_the_variables_gives_a_traceback_or_a_false_verdict_together(workspace):
     """Each command with one of the two, `train` with both."""
     harmless = {name: value for name, value in NONSENSE.items() if name not in DEADLY}

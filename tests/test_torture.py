@@ -20,6 +20,7 @@ def _one_thread(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # quicker for so little, and the same bits
 
 
+@pytest.mark.long
 @pytest.mark.fault(9)
 @pytest.mark.fault(13)
 @pytest.mark.fault(14)
@@ -91,6 +92,7 @@ def dead_pid() -> int:
     return child
 
 
+@pytest.mark.long
 @pytest.mark.fault(23)
 @pytest.mark.parametrize("state", STATES)
 def test_a_dvc_killed_while_it_wrote_its_own_files_goes_on_or_says_what_to_delete(state, workspace, finished):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from pipeline.data import synthetic
 from tests import folders, pages
 from tests.conftest import ROOT
 
 
+@pytest.mark.long
 def test_the_tutorials_commands_end_as_the_page_says(origin: Path, tmp_path: Path) -> None:
     clone = pages.clone(origin, tmp_path / "first")
     folders.write(clone / "photos", synthetic.make(400, 100, classes=4))

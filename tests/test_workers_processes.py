@@ -207,6 +207,7 @@ def test_two_nodes_give_the_weights_of_one_process(folder, fingerprint, monkeypa
     assert_trained(folder, fingerprint)
 
 
+@pytest.mark.long
 def test_the_scaling_table_times_collectives_where_there_are_several_workers_alone(folder):
     one, two = (scaling._step(folder, 16, workers, 1, 11) for workers in (1, 2))
     assert one.collectives == 0 < two.collectives < two.all
@@ -228,6 +229,7 @@ def test_a_node_with_other_parameters_is_refused_in_one_line_that_names_the_work
     assert not (folder / OUTPUTS).exists()
 
 
+@pytest.mark.long
 @pytest.mark.fault(43)
 def test_a_node_that_cannot_begin_is_told_by_worker_0_in_one_line(folder, tmp_path_factory, monkeypatch):
     other = tmp_path_factory.mktemp("other")
@@ -238,6 +240,7 @@ def test_a_node_that_cannot_begin_is_told_by_worker_0_in_one_line(folder, tmp_pa
     assert re.fullmatch(r"error: worker 1 of 2: data/dataset\.safetensors: not found; run .*", line)
 
 
+@pytest.mark.long
 def test_native_numerics_resume_with_no_other_number_of_workers_and_record_theirs(folder):
     set_params(folder, numerics="native")
     process, _ = paused(folder)
@@ -274,6 +277,7 @@ def test_workers_end_when_worker_0_is_killed_and_another_number_resumes(folder, 
     resumed(folder, 3, fingerprint)
 
 
+@pytest.mark.long
 @pytest.mark.fault(44)
 def test_a_worker_that_hangs_ends_the_training_after_the_time_out(folder, monkeypatch):
     monkeypatch.setenv("PIPELINE_WORKERS_TIMEOUT", "3")
@@ -311,6 +315,7 @@ def test_a_signal_to_any_worker_ends_all_after_the_same_step_with_a_state(number
     assert of_group(process.pid) == []
 
 
+@pytest.mark.long
 @pytest.mark.fault(43)
 def test_torchrun_starts_killed_workers_again_and_they_resume(folder, fingerprint):
     (folder / PAUSE).touch()
@@ -323,6 +328,7 @@ def test_torchrun_starts_killed_workers_again_and_they_resume(folder, fingerprin
     assert_resumed(process, folder, fingerprint)
 
 
+@pytest.mark.long
 @pytest.mark.fault(43)
 def test_torchrun_goes_on_with_one_node_when_the_other_is_lost(folder, fingerprint, monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
