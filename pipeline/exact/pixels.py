@@ -38,6 +38,11 @@ def seen(tape: Tape, given: Any) -> Any:
     return shown
 
 
+def is_seen(x: Tensor) -> bool:
+    """Whether `x` is what a network sees of bytes."""
+    return isinstance(Later.of(x), Pixels)
+
+
 def behind(given: Any) -> Any:
     """What a form takes for what a network sees: the bytes. Looks into lists, tuples, dictionaries and slices."""
     if isinstance(given, Tensor):

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import inspect
 import operator
-import os
 import sys
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -21,7 +18,7 @@ from pipeline.exact import activations, arithmetic, attention, constants, masks,
 from pipeline.exact.arguments import leaves, tensors
 from pipeline.exact.copies import as_type, clone, contiguous, detach, float32, to
 from pipeline.exact.errors import Unsupported, refusal
-from pipeline.exact.pixels import behind, seen
+from pipeline.exact.pixels import behind, is_seen, seen
 from pipeline.exact.tape import Tape
 from pipeline.exact.values import Images, Shape
 
@@ -202,15 +199,17 @@ class Forms(TorchFunctionMode):
         try:
             return self._computed(func, args, kwargs)
         except Unsupported as reason:
-            reason.at(user_line())
+            reason.at_the_users_line()
             raise
 
     def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
-        tape = self._tape
+        tape, operands = self._tape, []
         for each in leaves((args, kwargs)):
-            if isinstance(each, Tensor) and tape.is_of_another_pass(each):
-                raise refusal("what was computed in another pass", "what this pass computes, and buffers")
-            if isinstance(each, Images) and func not in SIZED:
+            if isinstance(each, Tensor):
+                if tape.is_of_another_pass(each):
+                    raise refusal("what was computed in another pass", "what this pass computes, and buffers")
+                operands.append(each)
+            elif isinstance(each, Images) and func not in SIZED:
                 raise refusal(
                     f"{NAME_OF.get(func) or resolve_name(func)} with the number of images", "numbers that do not depend on the batch"
                 )
@@ -220,18 +219,20 @@ class Forms(TorchFunctionMode):
             kwargs = {name: value for name, value in kwargs.items() if name != "inplace"}
         elif func is F.relu and len(args) == 2:
             inplace, args = args[1], args[:1]
-        if func in constants.OF_CONSTANTS and all(tape.value(x) is None for x in tensors((args, kwargs))):
+        if func in constants.OF_CONSTANTS and all(tape.value(x) is None for x in operands):
             if func in constants.CHANGING:
                 self._used.check(args[0])
             return constants.computed(func, args, kwargs)
         if inplace:
             return self._in_place(IN_PLACE.get(func, func), args, kwargs)
         if (form := FORM_OF.get(func)) is not None:
-            if func in IMAGES_FIRST and (x := next(tensors((args, kwargs)), None)) is not None:
-                tape.check_images_first(x, resolve_name(func).rpartition(".")[2])
-            taken, named = behind(args), behind(kwargs)
+            if func in IMAGES_FIRST and operands:
+                tape.check_images_first(operands[0], resolve_name(func).rpartition(".")[2])
+            taken, named = args, kwargs
+            if any(map(is_seen, operands)):
+                taken, named, operands = behind(args), behind(kwargs), list(map(behind, operands))
             if form not in (arithmetic.add, arithmetic.subtract, arithmetic.reverse_subtract):  # which keep no operand for the way back
-                self._used.note(tensors((taken, named)), form in (shapes.expand, shapes.expand_as))
+                self._used.note(operands, form in (shapes.expand, shapes.expand_as))
             try:
                 given = seen(tape, _uncompiled(form)(tape, *taken, **named))
             except TypeError:
@@ -284,17 +285,3 @@ class Forms(TorchFunctionMode):
         if isinstance(given, int):
             return Images(given) if dim is not None and dim % x.dim() == axis else given
         return Shape([*given[:axis], Images(given[axis]), *given[axis + 1 :]])
-
-
-_LIBRARIES = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parent}{os.sep}")
-
-
-def user_line() -> str:
-    """The line of a network that called, as FILE:LINE: the innermost one outside PyTorch and this package; empty if there is none."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith(_LIBRARIES) and not name.startswith("<"):
-            return f"{name}:{frame.f_lineno}"
-        frame = frame.f_back
-    return ""
