@@ -170,6 +170,7 @@ LONG = {f"test_{name}.py" for name in (
 """Files that take a minute or more."""
 
 
+@pytest.hookimpl(optionalhook=True)  # the kit for a GPU has no xdist
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are CPUs, for many tests wait: for a process that ends, a lock, an image that is built."""
     from pipeline import device
